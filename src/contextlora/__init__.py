@@ -1,0 +1,1 @@
+"""ContextLoRA: train one language model on many related tasks, guided by a task dependency graph."""
