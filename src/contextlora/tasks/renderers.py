@@ -30,6 +30,8 @@ WEATHERS = ("clear", "rain", "fog", "night", "snow")
 PATTERNS = ("steady", "pulsing", "rising", "falling", "burst")
 _DARK = np.array((25, 25, 30), dtype=np.float32)
 _MAX_SHIFT = 5  # pixels between an object's centre and its cell's centre: stays clearly inside the 16-pixel cell
+_MARGIN = 7  # pixels: half a bitmap, so that none is cut at the border
+_MIN_DISTANCE = 11  # pixels between two centres in x or in y: neighbours overlap by 3 pixels at most
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,18 @@ class Sprite:
     y: int
 
 
-def jitter(rng: np.random.Generator, column: int, row: int) -> tuple[int, int]:
-    """Draws a centre (x, y) in pixels, off the grid but clearly inside the cell (column, row), both 0..3."""
-    shift_x, shift_y = rng.integers(-_MAX_SHIFT, _MAX_SHIFT + 1, size=2)
-    # Bitmaps are 14 pixels wide: nearer than 7 pixels to the border they would be cut.
-    centre = (column * CELL + CELL // 2 + shift_x, row * CELL + CELL // 2 + shift_y)
-    return tuple(int(min(max(value, 7), IMAGE_SIZE - 7)) for value in centre)
+def scatter(rng: np.random.Generator, cells: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Draws one centre (x, y), in pixels, for each of the distinct cells (column, row), 0..3.
+
+    Centres lie off the grid but clearly inside their cell, and far enough apart that no object hides another.
+    """
+    while True:
+        shifts = rng.integers(-_MAX_SHIFT, _MAX_SHIFT + 1, size=(len(cells), 2))
+        centres = np.asarray(cells).reshape(-1, 2) * CELL + CELL // 2 + shifts
+        centres = centres.clip(_MARGIN, IMAGE_SIZE - _MARGIN)
+        distance = np.abs(centres[:, None] - centres[None]).max(-1) + IMAGE_SIZE * np.eye(len(cells), dtype=int)
+        if not len(cells) or distance.min() >= _MIN_DISTANCE:
+            return [(int(x), int(y)) for x, y in centres]
 
 
 def draw_scene(sprites: Sequence[Sprite], weather: str, rng: np.random.Generator) -> np.ndarray:
