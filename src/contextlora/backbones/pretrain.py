@@ -14,6 +14,9 @@ from contextlora.backbones.batches import NUM_PATCHES, Batch, make_batch
 from contextlora.backbones.vocabulary import IMAGE, WORDS
 
 
+_SKILL_SEEDS = {"validation": 2**40, "test": 2**41}
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Settings of one build; the defaults make the bundled checkpoint.
@@ -125,9 +128,7 @@ def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Op
         if parameter.requires_grad:
             in_block = parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "position"))
             (matrices if in_block else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices, lr=config.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
@@ -146,12 +147,15 @@ def _rate(config: PretrainConfig):
 
 
 @torch.inference_mode()
-def skill_test(model: LlavaForConditionalGeneration, *, num_batches: int = 30, held_out: bool = True) -> dict[str, dict]:
+def skill_test(
+    model: LlavaForConditionalGeneration, *, split: str = "test", num_batches: int = 30, held_out: bool = True
+) -> dict[str, dict]:
     """Accuracy per skill and form on scenes and texts never trained on; greedy over the whole vocabulary.
 
     Args:
         model: the backbone.
-        num_batches: 36-row batches, about 170 questions each.
+        split: "validation" or "test": two fixed sets of scenes and texts.
+        num_batches: 42-row batches, about 170 questions each.
         held_out: ask in wordings that never occur in pretraining.
 
     Returns:
@@ -161,8 +165,10 @@ def skill_test(model: LlavaForConditionalGeneration, *, num_batches: int = 30, h
     tallies: dict[str, dict[str, list[bool]]] = {}
     image = WORDS.index(IMAGE)
     for index in range(num_batches):
-        batch = make_batch(2**40 + index, num_image_rows=21, num_text_rows=15, length=112, held_out=held_out)
-        assert (batch.input_ids[:21, :NUM_PATCHES] == image).all()
+        batch = make_batch(
+            _SKILL_SEEDS[split] + index, num_image_rows=24, num_text_rows=18, length=96, held_out=held_out
+        )
+        assert (batch.input_ids[:24, :NUM_PATCHES] == image).all()
         with torch.autocast("cpu", torch.bfloat16):
             hidden = skill_model(batch.input_ids, normalise(batch.pixels))
             predicted = model.lm_head(hidden).argmax(-1)

@@ -90,7 +90,15 @@ class _CameraAsker:
     wordings: Mapping[str, tuple[str, ...]]
 
     def askers(self) -> tuple[Callable[[], Question | None], ...]:
-        common = [self.name_cell, self.name_column, self.name_column, self.name_extreme, self.colour, self.locate, self.locate]
+        common = [
+            self.name_cell,
+            self.name_column,
+            self.name_column,
+            self.name_extreme,
+            self.colour,
+            self.locate,
+            self.locate,
+        ]
         common += [self.count_all, self.count_kind, self.exist, self.relation, self.relation, self.say_weather]
         if self.pointer:
             common += [self.name_pointer] * 5
@@ -153,7 +161,9 @@ class _CameraAsker:
         return Question("count", self._text("count_all"), str(len(self.things)), _COUNTS)
 
     def count_kind(self) -> Question:
-        kind = self.rng.choice((self.rng.choice(self.things).kind, self.rng.choice(self.things).kind, self.rng.choice(OBJECTS)))
+        kind = self.rng.choice(
+            (self.rng.choice(self.things).kind, self.rng.choice(self.things).kind, self.rng.choice(OBJECTS))
+        )
         number = sum(thing.kind == kind for thing in self.things)
         return Question("count", self._text("count_kind", k=kind), str(number), _COUNTS)
 
@@ -215,4 +225,6 @@ def spectrogram_scene(rng: Random, drawing: np.random.Generator, wordings: Mappi
         pattern = rng.choice(PATTERNS)
         return Question("tone_exist", text("exist", k=pattern), _YES_NO[pattern not in counts], _YES_NO)
 
-    return Scene(draw_spectrogram(tuple(tones.items()), drawing), "", (tone_row, tone_row, row_tone, row_tone, count, exist))
+    return Scene(
+        draw_spectrogram(tuple(tones.items()), drawing), "", (tone_row, tone_row, row_tone, row_tone, count, exist)
+    )

@@ -22,8 +22,14 @@ _PARTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "name_pointer": (_ASK_THING, ("in {p}", "on {p}", "at {p}", "in the {p}", "on the {p}")),
     "name_extreme": (_ASK, ("{e}", "the {e}", "the {e} thing", "{e} thing", "{e} here")),
     "colour_cell": (_ASK, tuple(f"the colour {cell}" for cell in _CELL)),
-    "colour_kind": (_ASK, ("colour of {k}", "the colour of {k}", "{k} colour", "the {k} colour", "the colour of the {k}")),
-    "locate_column": (_ASK, ("the column of {k}", "column of {k}", "{k} column", "the {k} column", "the column of the {k}")),
+    "colour_kind": (
+        _ASK,
+        ("colour of {k}", "the colour of {k}", "{k} colour", "the {k} colour", "the colour of the {k}"),
+    ),
+    "locate_column": (
+        _ASK,
+        ("the column of {k}", "column of {k}", "{k} column", "the {k} column", "the column of the {k}"),
+    ),
     "locate_row": (_ASK, ("the row of {k}", "row of {k}", "{k} row", "the {k} row", "the row of the {k}")),
     "count_all": (_HOW_MANY, tuple(f"things {seen}" for seen in _SEEN)),
     "count_kind": (_HOW_MANY, tuple(f"{{k}} {seen}" for seen in _SEEN)),
@@ -34,7 +40,10 @@ _PARTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "weather": (_ASK, ("the weather", "weather", "weather here", "the weather in the image", "the sky")),
     "class_cell": (("what class is", "class of thing", "which class is", "tell the class", "the kind of thing"), _CELL),
-    "class_column": (("what class is", "class of thing", "which class is", "tell the class", "the kind of thing"), _COLUMN),
+    "class_column": (
+        ("what class is", "class of thing", "which class is", "tell the class", "the kind of thing"),
+        _COLUMN,
+    ),
     "tone_row": (_ASK, ("the pattern in {r}", "pattern at {r}", "the tone at {r}", "tone in row {r}", "{r} pattern")),
     "row_tone": (_ASK, ("the row of {k}", "row of {k}", "{k} row", "the {k} row", "the row of the {k}")),
     "count_tone": (_HOW_MANY, tuple(f"tones {seen}" for seen in _SEEN)),
@@ -77,5 +86,13 @@ def _combine(parts: tuple[tuple[str, ...], ...], held_out: bool) -> tuple[str, .
 TRAIN: dict[str, tuple[str, ...]] = {name: _combine(parts, held_out=False) for name, parts in _PARTS.items()}
 HELD_OUT: dict[str, tuple[str, ...]] = {name: _combine(parts, held_out=True) for name, parts in _PARTS.items()}
 GLUE: tuple[str, ...] = tuple(
-    sorted({word for phrases in (*TRAIN.values(), *HELD_OUT.values()) for p in phrases for word in p.split() if "{" not in word})
+    sorted(
+        {
+            word
+            for phrases in (*TRAIN.values(), *HELD_OUT.values())
+            for p in phrases
+            for word in p.split()
+            if "{" not in word
+        }
+    )
 )
