@@ -104,7 +104,7 @@ def test_batch_size_must_be_positive(make):
 
 
 class Recorder(lightning.LightningModule):
-    """Changes the interval at each epoch's start and notes which tasks come."""
+    """Changes the interval at the start of the fit and of each epoch; notes which tasks come."""
 
     def __init__(self, intervals):
         super().__init__()
@@ -113,6 +113,9 @@ class Recorder(lightning.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_fit_start(self):
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self):
         self.trainer.datamodule.set_interval(*self.intervals[self.current_epoch])
