@@ -80,7 +80,7 @@ def test_checkpoint_without_a_head(backbone, tmp_path):
     loaded = backbone("qwen2")
     loaded.model.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="lacks 1 weights of Qwen2ForCausalLM, lm_head"):
+    with pytest.raises(BackboneError, match="cannot be loaded: it lacks 1 weights of Qwen2ForCausalLM, lm_head"):
         load_backbone(str(tmp_path))
 
 
