@@ -1,0 +1,67 @@
+"""Scores the options of an item by their log-likelihood given the prompt, as lm-evaluation-harness does.
+
+    score(option) = sum_l log p(token_l | prompt, token_1 .. token_{l-1})
+
+The prompt is read once; only options of several tokens need a second forward, which continues from the prompt's keys
+and values with one row an option. Only positions that predict option tokens get logits, so that a wide vocabulary costs
+little. Shapes: B prompts, K options, T prompt and L option tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from contextlora.backbones.encoding import OptionBatch, encode
+from contextlora.backbones.load import BackboneError
+
+__all__ = ["OptionBatch", "encode", "option_scores"]
+
+
+def option_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
+    """Log-likelihood of every option; differentiable, so that their cross-entropy is the training loss.
+
+    Args:
+        model: a Hugging Face model, on the batch's device.
+        batch: encoded prompts.
+
+    Returns:
+        (B, K) float32, -inf where an item has fewer than K options.
+
+    Raises:
+        BackboneError: options of several tokens, and a model without a key-value cache.
+    """
+    several = batch.option_ids.shape[-1] > 1
+    read = model(**batch.inputs, logits_to_keep=1, use_cache=several)
+    scores = F.log_softmax(read.logits[:, -1].float(), dim=-1).gather(1, batch.option_ids[..., 0])
+    if several:
+        cache = getattr(read, "past_key_values", None)
+        if cache is None:
+            raise BackboneError(
+                f"{type(model).__name__} keeps no keys and values, which options of several tokens need; "
+                "use answer_format=letter"
+            )
+        scores = scores + _continue_options(model, batch, cache)
+    return scores.masked_fill(~batch.option_mask[..., 0], -torch.inf)
+
+
+def _continue_options(model: nn.Module, batch: OptionBatch, cache: object) -> torch.Tensor:
+    """(B, K) log-likelihoods of every option's tokens after its first, given prompt and first token."""
+    num_options = batch.option_ids.shape[1]
+    ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)  # (B K, L)
+    given, is_given = ids[:, :-1], mask[:, :-1].long()
+    cache.batch_repeat_interleave(num_options)
+    inputs = {}
+    for name, value in batch.inputs.items():
+        if value.shape != batch.inputs["input_ids"].shape:
+            continue  # of the image, which the keys and values hold already
+        if name == "input_ids":
+            inputs[name] = given
+        elif name == "attention_mask":
+            inputs[name] = torch.cat([value.repeat_interleave(num_options, dim=0), is_given], dim=1)
+        elif name == "position_ids":
+            inputs[name] = value[:, -1:].repeat_interleave(num_options, dim=0) + is_given.cumsum(dim=1)
+        else:
+            inputs[name] = torch.zeros_like(given)  # token types and the like: 0 for text
+    logits = model(**inputs, past_key_values=cache, use_cache=True).logits
+    token_scores = F.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+    return (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, num_options))
