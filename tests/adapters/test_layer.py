@@ -62,6 +62,8 @@ def test_gates_multiply_their_prerequisite_only():
     gates = dict.fromkeys(COLUMNS["a"], gate_a) | dict.fromkeys(COLUMNS["b"], gate_b) | dict.fromkeys(COLUMNS["c"], 1)
     activate(layer, USE, "c")
     torch.testing.assert_close(layer(x), dense(layer, x, gates, gates), rtol=1e-6, atol=1e-6)
+    activate(layer, SliceUse(("c", "a", "b")), "c")  # the same ranks, none of them as a prerequisite
+    torch.testing.assert_close(layer(x), dense(layer, x, gates), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("edges", [(), EDGES])

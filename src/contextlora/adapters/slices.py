@@ -111,8 +111,8 @@ class RankSlices(nn.Module):
         stage_task = self._stage.get(task)
         if stage_task is not None and stage_task.use == use:
             return self._stage_factors(stage_task, dtype)
-        # Constants: kept from forward to forward, unless they train now (a fused optimizer leaves no trace of its writes).
-        key = (use.active, task, dtype)
+        # Constants: kept from forward to forward, unless they train now (a fused optimizer's writes leave no trace).
+        key = (use.own, tuple(use.prerequisites), task, dtype)
         if self._kept is None or self._kept[0] != key or task in self._stage or self._trains_any_of(use):
             A, B = self.compose(use, task)
             self._kept = (key, A.to(dtype), (B * self.scale).to(dtype))
