@@ -22,7 +22,7 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what its workflow takes: the configuration, a run's folder (`run` says which by default), or both."""
+    """A command and what its workflow takes: the configuration, the folder of a run (which one by default), or both."""
 
     text: str
     settings: bool = True
