@@ -15,6 +15,8 @@ from contextlora.tasks.renderers import GRID, IMAGE_SIZE, MAX_SHIFT, OBJECTS, PA
 NUM_PATCHES = GRID * GRID
 _IDS = {word: index for index, word in enumerate(WORDS)}
 _IGNORE = -100
+_FORMS = ("open", "words", "words", "letters")
+_PLAIN_FORMS = ("open", "open", "open", "words")
 _PATCH_WORDS = (".", *OBJECTS, *PATTERNS)
 PATCH_WORD_IDS = [_IDS[word] for word in _PATCH_WORDS]
 
@@ -97,7 +99,7 @@ def _image_row(
         scene = scene_skills.camera_scene(rng, drawing, words, max_shift)
     document = Document(length, [IMAGE] * NUM_PATCHES)
     document.say(scene.preamble)
-    _ask_until_full(document, scene.askers, rng)
+    _ask_until_full(document, scene.askers, rng, _PLAIN_FORMS if words is wordings.PLAIN else _FORMS)
     return scene, document
 
 
@@ -115,13 +117,12 @@ def _text_row(rng: Random, words: Mapping[str, tuple[str, ...]], length: int, co
     make_text = text_skills.lookups if rng.random() < copying else rng.choice(kinds)
     text = make_text(rng, words)
     document.say(text.preamble)
-    _ask_until_full(document, text.askers, rng)
+    _ask_until_full(document, text.askers, rng, _PLAIN_FORMS if words is wordings.PLAIN else _FORMS)
     return document
 
 
-def _ask_until_full(document: Document, askers: tuple, rng: Random) -> None:
+def _ask_until_full(document: Document, askers: tuple, rng: Random, forms: tuple[str, ...]) -> None:
     failures = 0
     while failures < 4:
         question = rng.choice(askers)()
-        form = rng.choice(("open", "words", "words", "letters"))
-        failures += question is None or not document.ask(question, form, rng)
+        failures += question is None or not document.ask(question, rng.choice(forms), rng)

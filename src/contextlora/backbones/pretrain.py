@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration
 
-from contextlora.backbones.architecture import build_model, make_config
+from contextlora.backbones.architecture import HIDDEN, build_model, make_config
 from contextlora.backbones.batches import NUM_PATCHES, PATCH_WORD_IDS, Batch, make_batch
 from contextlora.backbones.vocabulary import IMAGE, WORDS
 
@@ -44,7 +44,7 @@ class PretrainConfig:
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     constant_share: float = 0.4
-    copying_share: float = 0.06
+    copying_share: float = 0.1
     easy_share: float = 0.25
 
 
@@ -132,13 +132,16 @@ def pretrain(config: PretrainConfig, *, num_layers: int = 7, compile_model: bool
 
 
 def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices, embeddings, others = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_block = parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "position"))
-            (matrices if in_block else others).append(parameter)
+            embedding = "embed_tokens" in name or "position_embedding" in name
+            in_block = parameter.ndim == 2 and not embedding and "lm_head" not in name
+            (embeddings if embedding else matrices if in_block else others).append(parameter)
     muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    # Embeddings have deviation 1 where head and norms' inputs have 1/sqrt(d): their steps are larger by the same factor.
+    groups = [{"params": others}, {"params": embeddings, "lr": config.learning_rate * math.sqrt(HIDDEN)}]
+    return [muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def _rate(config: PretrainConfig):
