@@ -22,7 +22,7 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what its workflow takes: the configuration, the folder of a run (which one by default), or both."""
+    """A command and what its workflow takes: the configuration, a run (which one by default), or both."""
 
     text: str
     settings: bool = True
@@ -33,7 +33,7 @@ COMMANDS = {
     "train": Command("train a task set with a method, evaluate it and print the results"),
     "evaluate": Command("evaluate a finished run again, with its own settings unless others are given", run="latest"),
     "compare": Command("compare the finished runs of a task set over methods and seeds"),
-    "export": Command("write each trained task of a run as an ordinary PEFT adapter", settings=False, run="latest"),
+    "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
@@ -119,17 +119,17 @@ def _call_workflow(options: argparse.Namespace, settings: list[str]) -> object:
     config_dir = getattr(options, "config_dir", None)
     # A mistake in the settings is found before the import below, which takes seconds.
     config = load_config(settings, config_dir)
-    path = None
+    run = None
     if command.run:
         run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
-        path, config = run.path, load_config(settings, config_dir, saved=run.config_file)
+        config = load_config(settings, config_dir, saved=run.config_file)
 
     from contextlora import workflows
 
     workflow = getattr(workflows, options.command.replace("-", "_"))
     if options.command == "train":
         return workflow(config, dry_run=options.dry_run)
-    return workflow(*([config] if command.settings else []), *([path] if path else []))
+    return workflow(*([config] if command.settings else []), *([run] if run else []))
 
 
 def _default_run(which: str, runs_dir: str) -> RunFolder:
