@@ -67,11 +67,6 @@ def test_a_finished_run_brings_its_own_settings(calls, tmp_path, command):
     assert (config.seed, config.method.name, config.evaluation.split) == (8, "joint", "validation")
 
 
-def test_a_check_that_fails_ends_with_1(calls, monkeypatch):
-    monkeypatch.setattr(contextlora.workflows, "data_check", lambda config: False)
-    assert main(["data-check"]) == 1
-
-
 def test_resume_takes_the_newest_unfinished_run_or_the_named_one(calls, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["resume"]) == 2
