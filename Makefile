@@ -37,7 +37,7 @@ compare: setup ## compare the finished runs of a TASKSET over methods and seeds
 	@$(CONTEXTLORA) compare $(SETTINGS)
 
 export: setup ## write each trained task of RUN as an ordinary PEFT adapter (default: runs/latest)
-	@$(CONTEXTLORA) export $(RUN_OPTION)
+	@$(CONTEXTLORA) export $(RUN_OPTION) $(SETTINGS)
 
 resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one)
 	@$(CONTEXTLORA) resume $(RUN_OPTION)

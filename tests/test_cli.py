@@ -56,25 +56,15 @@ def make_run(runs_dir, *settings):
     return RunFolder.create(runs_dir, "iov", "joint", seed=0, config=config)
 
 
-def test_evaluate_takes_the_settings_of_the_newest_finished_run(calls, tmp_path):
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_finished_run_brings_its_own_settings(calls, tmp_path, command):
     make_run(tmp_path, "seed=9", "method=joint").finish({})
     newest = make_run(tmp_path, "seed=8", "method=joint")
     newest.finish({})
-    assert main(["evaluate", f"runs_dir={tmp_path}", "evaluation.split=validation"]) == 0
-    [(name, (config, path), _)] = calls
-    assert (name, path) == ("evaluate", newest.path)
+    assert main([command, f"runs_dir={tmp_path}", "evaluation.split=validation"]) == 0
+    [(name, (config, run), _)] = calls
+    assert (name, run.path) == (command, newest.path)
     assert (config.seed, config.method.name, config.evaluation.split) == (8, "joint", "validation")
-
-
-def test_export_takes_the_named_run(calls, tmp_path):
-    run = make_run(tmp_path)
-    assert main(["export", "--run", str(run.path)]) == 0
-    assert calls == [("export", (run.path,), {})]
-
-
-def test_a_check_that_fails_ends_with_1(calls, monkeypatch):
-    monkeypatch.setattr(contextlora.workflows, "data_check", lambda config: False)
-    assert main(["data-check"]) == 1
 
 
 def test_resume_takes_the_newest_unfinished_run_or_the_named_one(calls, tmp_path, monkeypatch, capsys):
@@ -86,7 +76,7 @@ def test_resume_takes_the_newest_unfinished_run_or_the_named_one(calls, tmp_path
     (run.path / "status.json").unlink()
     assert main(["resume"]) == 0
     assert main(["resume", "--run", str(run.path)]) == 0
-    assert [(name, args[0].resolve()) for name, args, _ in calls] == [("resume", run.path.resolve())] * 2
+    assert [(name, args[0].path.resolve()) for name, args, _ in calls] == [("resume", run.path.resolve())] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The command line: arguments become a RunConfig and one call of a workflow, errors become a line and an exit code.
 
-Exit codes: 0 done, 1 a failed check or a failure that is not the user's, 2 a mistake the user can mend, 130 Ctrl-C.
+Exit codes: 0 done, 1 a failure that is not the user's, 2 a mistake the user can mend, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what its workflow takes: the configuration, the folder of a run (which one by default), or both."""
+    """A command and what its workflow takes: the configuration, a run (which one by default), or both."""
 
     text: str
     settings: bool = True
@@ -33,7 +33,7 @@ COMMANDS = {
     "train": Command("train a task set with a method, evaluate it and print the results"),
     "evaluate": Command("evaluate a finished run again, with its own settings unless others are given", run="latest"),
     "compare": Command("compare the finished runs of a task set over methods and seeds"),
-    "export": Command("write each trained task of a run as an ordinary PEFT adapter", settings=False, run="latest"),
+    "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        passed = _call_workflow(options, settings) is not False
+        _call_workflow(options, settings)
     except KeyboardInterrupt as error:
         return _report(error, "interrupted", 130, options.debug)
     except UserError as error:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(error, str(error), 1, options.debug)
         # Nobody expected this one: its traceback is what a bug report needs.
         return _report(error, "this is probably a bug in contextlora", 1, debug=True)
-    return 0 if passed else 1
+    return 0
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -114,22 +114,23 @@ def _settings_help() -> Iterator[str]:
         yield textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * 58)
 
 
-def _call_workflow(options: argparse.Namespace, settings: list[str]) -> object:
+def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
     command = COMMANDS[options.command]
     config_dir = getattr(options, "config_dir", None)
     # A mistake in the settings is found before the import below, which takes seconds.
     config = load_config(settings, config_dir)
-    path = None
+    run = None
     if command.run:
         run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
-        path, config = run.path, load_config(settings, config_dir, saved=run.config_file)
+        config = load_config(settings, config_dir, saved=run.config_file)
 
     from contextlora import workflows
 
     workflow = getattr(workflows, options.command.replace("-", "_"))
     if options.command == "train":
-        return workflow(config, dry_run=options.dry_run)
-    return workflow(*([config] if command.settings else []), *([path] if path else []))
+        workflow(config, dry_run=options.dry_run)
+    else:
+        workflow(*([config] if command.settings else []), *([run] if run else []))
 
 
 def _default_run(which: str, runs_dir: str) -> RunFolder:
