@@ -54,6 +54,17 @@ def test_a_rank_frozen_for_one_task_gets_no_gradient_from_its_batches(slices):
         torch.testing.assert_close((B.double() @ A.double()), 2.0 * composed_B.double() @ composed_A.double())
 
 
+def test_a_slice_may_be_owned_by_one_task_and_needed_by_another_of_the_stage(slices):
+    own = SliceUse(("a",))
+    slices.begin_stage({"a": own, "c": C}, ORDER)
+    assert all(leaf.is_own for leaf in slices.leaves)
+    for use, task, expected in ((C, "c", {6, 7, 2, 4}), (own, "a", {2, 3, 4, 5})):
+        for parameter in slices.parameters():
+            parameter.grad = None
+        factors(slices, use, task)[0].sum().backward()
+        assert {i for leaf in slices.leaves if leaf.A.grad is not None for i in leaf.ranks.tolist()} == expected
+
+
 def test_masked_slices_are_neither_copied_nor_composed(slices):
     slices.begin_stage({"c": C}, ORDER)
     assert sum(leaf.A.shape[0] for leaf in slices.leaves) == 4  # two own, two open
@@ -84,6 +95,21 @@ def test_forwards_without_gradients_see_every_optimizer_step(settings, use, task
     expected_A, expected_B = slices.compose(use, task)
     assert not torch.equal(A, before[0])
     torch.testing.assert_close(B @ A, 2.0 * expected_B @ expected_A)
+
+
+def test_other_uses_see_the_gates_of_their_own_task_and_every_step_of_them():
+    """As when a root's items are evaluated together with the gated slices of a child in training."""
+    edges = [("a", "c"), ("x", "c"), ("a", "d")]
+    slices = RankSlices(5, 6, RankPartition({"x": 2, "a": 4, "c": 2}), edges, 2.0, ActiveUse(), torch.device("cpu"))
+    slices.B.fill_(1.0)
+    slices.gates.copy_(torch.tensor([0.5, 0.25, 3.0]))
+    slices.begin_stage({"c": SliceUse(("c",), {"a": 1.0, "x": 1.0})}, {})
+    other = SliceUse(("x",), {"a": 1.0})
+    for task, gate in (("c", 0.5), ("d", 3.0), ("c", 0.5)):
+        assert factors(slices, other, task)[1][0].tolist() == [2.0] * 2 + [2.0 * gate] * 4
+    with torch.no_grad():
+        slices.gate_parameters()[0].copy_(torch.tensor([0.75, 0.0]))
+    assert factors(slices, other, "c")[1][0].tolist() == [2.0] * 2 + [1.5] * 4
 
 
 def test_constants_are_kept_from_forward_to_forward(slices):
