@@ -13,7 +13,6 @@ from contextlora.backbones.architecture import HIDDEN, build_model, make_config
 from contextlora.backbones.batches import NUM_PATCHES, PATCH_WORD_IDS, Batch, make_batch
 from contextlora.backbones.vocabulary import IMAGE, WORDS
 
-
 _SKILL_SEEDS = {"validation": 2**40, "test": 2**41}
 
 
@@ -77,7 +76,7 @@ class SkillModel(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows, length) int64, (image rows, 3, 64, 64) float -> hidden states (rows, length, d), patches (.., 16, d)."""
+        """(rows, length), (image rows, 3, 64, 64) -> hidden states (rows, length, d), patches (image rows, 16, d)."""
         inner = self.model.model
         embedded = inner.language_model.embed_tokens(input_ids)
         patches = inner.multi_modal_projector(inner.vision_tower(pixels).last_hidden_state[:, 1:])
@@ -139,7 +138,7 @@ def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Op
             in_block = parameter.ndim == 2 and not embedding and "lm_head" not in name
             (embeddings if embedding else matrices if in_block else others).append(parameter)
     muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    # Embeddings have deviation 1 where head and norms' inputs have 1/sqrt(d): their steps are larger by the same factor.
+    # Embeddings have deviation 1 where the head has 1/sqrt(d): their steps are larger by the same factor.
     groups = [{"params": others}, {"params": embeddings, "lr": config.learning_rate * math.sqrt(HIDDEN)}]
     return [muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 

@@ -1,4 +1,4 @@
-"""Generic questions about an image: naming, locating, counting, comparing what is drawn (camera scene or spectrogram)."""
+"""Generic questions about an image: naming, locating, counting, comparing what is drawn (scene or spectrogram)."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """Draws the synthetic images of the task sets: camera scenes and sensor spectrograms.
 
 Every image is 64 x 64 pixels, RGB, uint8, and is divided into a 4 x 4 grid whose cells are named `c1`..`c4` (left to
-right) and `r1`..`r4` (top to bottom); a vision tower with 16-pixel patches sees one cell a patch. Objects are bitmaps of
-14 x 14 pixels in one colour with dark details, placed at any pixel, so that most of them straddle two to four patches.
+right) and `r1`..`r4` (top to bottom); a vision tower with 16-pixel patches sees one cell a patch. Objects are bitmaps
+of 14 x 14 pixels in one colour with dark details, placed at any pixel: most of them straddle two to four patches.
 """
 
 from collections.abc import Sequence
