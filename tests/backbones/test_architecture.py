@@ -31,8 +31,17 @@ def test_layer_0_looks_one_two_and_three_tokens_back(model):
 def test_the_fixed_heads_do_not_train():
     torch.manual_seed(0)
     built, fixed = build_model(make_config(num_layers=1, num_vision_layers=1))
-    assert len(fixed) == 6 and not any(parameter.requires_grad for parameter in fixed)
+    assert len(fixed) == 4 and not any(parameter.requires_grad for parameter in fixed)
     assert sum(parameter.requires_grad for parameter in built.parameters()) > 20
+
+
+@torch.inference_mode()
+def test_induction_heads_work_from_the_start(model):
+    """A sequence said twice: at its second saying, head 0 of layer 1 looks at what followed the first saying."""
+    said = torch.stack([torch.randperm(len(WORDS) - 10)[:20] + 10 for _ in range(8)])
+    attention = model(input_ids=torch.cat((said, said), dim=1), output_attentions=True).attentions[1][:, 0]
+    followed = attention[:, 20:39].diagonal(offset=1, dim1=-2, dim2=-1)  # from 20 + i to 1 + i
+    assert followed.mean() > 0.5  # uniform attention would give 1/30
 
 
 def test_patch_positions_are_spoken_in_words(model):

@@ -1,11 +1,14 @@
-"""The bundled backbone's architecture: LLaVA form, CLIP vision tower + Qwen3 text model, all shipped by transformers.
+"""The bundled backbone's architecture: LLaVA form, CLIP vision tower + SmolLM3 text model, all shipped by transformers.
 
-Two initialisations make a model of a few million parameters learn in minutes what takes far longer from a random start:
+Three initialisations make a model of a few million parameters learn in minutes what takes far longer from a random start:
 
 * Layer 0's heads are fixed previous-token heads: every position sees the tokens at distance 1, 2 and 3. Query and key
   are constants (zero weights, biases only), turned by RoPE; with q = (1, 0) and k = (cos d f_i, sin d f_i) on the four
   highest RoPE frequencies f_i, the attention logit is sum_i cos((distance - d) f_i) and peaks at distance d. They stay
   frozen; values and outputs are learned.
+* Layer 1 begins with two induction heads, and the output head begins as the embeddings, so that looking up and copying,
+  which every skill needs, work from the first step. No layer but the first has positions (NoPE): contents match at any
+  distance.
 * Patch positions are spoken in words: the position embedding of the patch in column i and row j starts as the sum of
   the word embeddings of `c<i>` and `r<j>`, and the projector starts as the identity.
 """
@@ -14,7 +17,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, SmolLM3Config
 
 from contextlora.backbones.vocabulary import END, IMAGE, PAD, WORDS
 from contextlora.tasks.renderers import CELL, COLUMNS, GRID, IMAGE_SIZE, ROWS
@@ -24,9 +27,10 @@ _HEAD_DIM = 32
 _PREVIOUS_TOKENS = (1, 1, 2, 2, 3, 3)  # distance that each head of layer 0 looks back
 _SHARPNESS = 70.0  # attention logit at the peak; the neighbouring positions then get less than 1e-4 of the weight
 _NUM_FREQUENCIES = 4
+_MATCHING = 2.0  # of layer 1's queries and keys: a match then has a logit near 10
 
 
-def make_config(num_layers: int = 7, num_vision_layers: int = 2) -> LlavaConfig:
+def make_config(num_layers: int = 6, num_vision_layers: int = 2) -> LlavaConfig:
     """Configuration of the bundled backbone."""
     ids = {word: index for index, word in enumerate(WORDS)}
     vision = CLIPVisionConfig(
@@ -38,7 +42,7 @@ def make_config(num_layers: int = 7, num_vision_layers: int = 2) -> LlavaConfig:
         num_attention_heads=HIDDEN // _HEAD_DIM,
         hidden_act="gelu",
     )
-    text = Qwen3Config(
+    text = SmolLM3Config(
         vocab_size=len(WORDS),
         hidden_size=HIDDEN,
         intermediate_size=512,
@@ -47,6 +51,7 @@ def make_config(num_layers: int = 7, num_vision_layers: int = 2) -> LlavaConfig:
         num_key_value_heads=len(_PREVIOUS_TOKENS),
         head_dim=_HEAD_DIM,
         attention_bias=True,
+        no_rope_layers=[1] + [0] * (num_layers - 1),  # 1: rotary positions, 0: none
         max_position_embeddings=512,
         tie_word_embeddings=False,
         pad_token_id=ids[PAD],
@@ -88,7 +93,8 @@ def build_model(config: LlavaConfig) -> tuple[LlavaForConditionalGeneration, lis
             layer.self_attn.o_proj.weight.mul_(0.5)
             layer.mlp.down_proj.weight.mul_(0.5)
         fixed = _fix_previous_token_heads(language.layers[0].self_attn, config)
-        language.layers[0].self_attn.o_proj.weight.mul_(2.0)
+        if len(language.layers) > 1:
+            _start_induction_heads(language.layers[0].self_attn, language.layers[1].self_attn)
         _name_patch_positions(model)
         for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
             linear.weight.copy_(torch.eye(width))
@@ -102,22 +108,37 @@ def _fix_previous_token_heads(attention: nn.Module, config: LlavaConfig) -> list
     half = text.head_dim // 2
     frequencies = theta ** (-torch.arange(_NUM_FREQUENCIES) / half)
     query, key = (torch.zeros(text.num_attention_heads, text.head_dim) for _ in range(2))
-    query[:, :_NUM_FREQUENCIES] = 1.0
+    # The peak logit is scale^2 x number of frequencies / sqrt(head_dim).
+    scale = math.sqrt(_SHARPNESS * math.sqrt(text.head_dim) / _NUM_FREQUENCIES)
+    query[:, :_NUM_FREQUENCIES] = scale
     for head, distance in enumerate(_PREVIOUS_TOKENS):
-        key[head, :_NUM_FREQUENCIES] = torch.cos(distance * frequencies)
-        key[head, half : half + _NUM_FREQUENCIES] = torch.sin(distance * frequencies)
+        key[head, :_NUM_FREQUENCIES] = scale * torch.cos(distance * frequencies)
+        key[head, half : half + _NUM_FREQUENCIES] = scale * torch.sin(distance * frequencies)
     for projection, bias in ((attention.q_proj, query), (attention.k_proj, key)):
         projection.weight.zero_()
         projection.bias.copy_(bias.flatten())
-    # RMS normalisation gives q and k length sqrt(head_dim): the peak logit is sqrt(head_dim) x both norms' weights.
-    scale = math.sqrt(_SHARPNESS / math.sqrt(text.head_dim))
-    for norm in (attention.q_norm, attention.k_norm):
-        norm.weight.fill_(scale)
-    modules = (attention.q_proj, attention.k_proj, attention.q_norm, attention.k_norm)
+    modules = (attention.q_proj, attention.k_proj)
     fixed = [parameter for module in modules for parameter in module.parameters()]
     for parameter in fixed:
         parameter.requires_grad_(False)
     return fixed
+
+
+def _start_induction_heads(first: nn.Module, second: nn.Module) -> None:
+    """Heads 0 and 1 of layer 1 start out copying what followed the last occurrence of the present token.
+
+    With three orthogonal subspaces p, q, r of the residual stream: layer 0's heads of distance 1 read p of the previous
+    token and write it to q; layer 1 matches p of the present token with q of every token, and copies r.
+    """
+    width = 2 * _HEAD_DIM
+    basis = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q
+    p, q, r = basis[:width], basis[width : 2 * width], basis[2 * width : 3 * width]
+    first.v_proj.weight[:width] = p
+    first.o_proj.weight[:, :width] = q.T
+    second.q_proj.weight[:width] = _MATCHING * p
+    second.k_proj.weight[:width] = _MATCHING * q
+    second.v_proj.weight[:width] = r
+    second.o_proj.weight[:, :width] = 2.0 * r.T
 
 
 def _name_patch_positions(model: LlavaForConditionalGeneration) -> None:

@@ -35,7 +35,7 @@ class PretrainConfig:
     """
 
     seed: int = 0
-    num_steps: int = 5000
+    num_steps: int = 4500
     num_image_rows: int = 24
     num_text_rows: int = 18
     length: int = 96
@@ -43,8 +43,8 @@ class PretrainConfig:
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     constant_share: float = 0.4
-    copying_share: float = 0.1
-    easy_share: float = 0.25
+    copying_share: float = 0.03
+    easy_share: float = 0.2
 
 
 class _Batches(Dataset):
@@ -103,7 +103,7 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255.0 - 0.5) / 0.25
 
 
-def pretrain(config: PretrainConfig, *, num_layers: int = 7, compile_model: bool = True) -> Iterator[dict]:
+def pretrain(config: PretrainConfig, *, num_layers: int = 6, compile_model: bool = True) -> Iterator[dict]:
     """Builds and trains a backbone.
 
     Yields:
