@@ -1,6 +1,6 @@
 """The bundled backbone's architecture: LLaVA form, CLIP vision tower + SmolLM3 text model, all shipped by transformers.
 
-Three initialisations make a model of a few million parameters learn in minutes what takes far longer from a random start:
+Three initialisations let a model of a few million parameters learn in minutes what else takes far longer:
 
 * Layer 0's heads are fixed previous-token heads: every position sees the tokens at distance 1, 2 and 3. Query and key
   are constants (zero weights, biases only), turned by RoPE; with q = (1, 0) and k = (cos d f_i, sin d f_i) on the four
