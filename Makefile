@@ -1,0 +1,79 @@
+# `make` alone lists the targets. Every target first sets up .venv where that has not been done.
+#
+#   make train TASKSET=iov METHOD=joint SEED=1 ARGS="training.learning_rate=1e-3 model.dtype=float32"
+#
+# Variables that are not given keep the value of configs/; `.venv/bin/contextlora train --help` lists every key.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+CONTEXTLORA := $(PY) -m contextlora
+STAMP := $(VENV)/.ready
+# Tried in this order for one that is new enough; PYTHON=/path/to/python goes first.
+PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14
+
+# Make variable -> configuration key; an empty variable adds nothing.
+SETTINGS = $(if $(TASKSET),'taskset=$(TASKSET)') $(if $(METHOD),'method=$(METHOD)') $(if $(MODEL),'model=$(MODEL)') \
+	$(if $(DELTA),'method.delta=$(DELTA)') $(if $(SEED),'seed=$(SEED)') \
+	$(if $(DEVICES),'training.devices=$(DEVICES)') $(if $(STRATEGY),'training.strategy=$(STRATEGY)') $(ARGS)
+RUN_OPTION = $(if $(RUN),--run '$(RUN)')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train evaluate compare export resume data data-check backbone bench test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'variables: TASKSET METHOD MODEL DELTA SEED DEVICES STRATEGY RUN ARGS="dotted.key=value ..."'
+
+setup: $(STAMP) ## create .venv and install what is needed (once)
+
+train: setup ## train TASKSET with METHOD, evaluate it and print the results
+	@$(CONTEXTLORA) train $(SETTINGS)
+
+evaluate: setup ## evaluate a finished RUN again (default: runs/latest)
+	@$(CONTEXTLORA) evaluate $(RUN_OPTION) $(SETTINGS)
+
+compare: setup ## compare the finished runs of a TASKSET over methods and seeds
+	@$(CONTEXTLORA) compare $(SETTINGS)
+
+export: setup ## write each trained task of RUN as an ordinary PEFT adapter (default: runs/latest)
+	@$(CONTEXTLORA) export $(RUN_OPTION) $(SETTINGS)
+
+resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one)
+	@$(CONTEXTLORA) resume $(RUN_OPTION)
+
+data: setup ## build TASKSET under data/
+	@$(CONTEXTLORA) data $(SETTINGS)
+
+data-check: setup ## probe TASKSET for shortcuts; fails where one is found
+	@$(CONTEXTLORA) data-check $(SETTINGS)
+
+backbone: setup ## rebuild the bundled backbone from scratch
+	@$(CONTEXTLORA) backbone $(SETTINGS)
+
+bench: setup ## measure time, memory and accuracy of the default command
+	@$(CONTEXTLORA) bench $(SETTINGS)
+
+test: setup ## run the test suite
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## check style and formatting
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+clean: ## remove caches and build leftovers; keeps runs/, data/ and .venv
+	@rm -rf build .pytest_cache .ruff_cache src/*.egg-info
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and by exact version: an open requirement may pull a build with several GB of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	@for python in $(PYTHONS); do \
+		$$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+		python=; \
+	done; \
+	test -n "$$python" || { echo "No Python >= 3.11 with the venv module found: install one or add PYTHON=/path/to/python" >&2; exit 2; }; \
+	echo "Setting up $(VENV) with $$($$python --version): a minute or two with a warm package cache, longer the first time"; \
+	$(PY) -c '' 2>/dev/null || $$python -m venv --clear $(VENV)
+	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@

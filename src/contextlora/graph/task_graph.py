@@ -1,0 +1,128 @@
+"""Task graph: which task needs which, and the order in which that lets them be trained.
+
+    hazard ---+
+              +--> risk ---+
+    grip -----+            +--> route        S_1 = (hazard, grip, traffic)   S_2 = (risk,)   S_3 = (route,)
+    traffic ---------------+
+
+An edge u -> v says that v needs u: u is a prerequisite of v. A generation S_k holds the tasks whose prerequisites all
+lie in S_1 .. S_{k-1}, so the tasks of one generation may be trained together. Paper: arXiv 2507.21199, Eq. (2)-(4).
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Literal
+
+from contextlora.errors import UserError
+
+# A task names folders, tensors and configuration keys: no separator of any of these may occur in it.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+class GraphError(UserError):
+    """A task graph, or a plan made from one, that cannot be trained as written."""
+
+
+class TaskGraph:
+    """A directed acyclic graph of tasks, sorted into generations.
+
+    Args:
+        prerequisites: task -> its direct prerequisites, as a mapping or (like `dict`) as pairs; the order of
+            declaration breaks ties in every order below.
+
+    Attributes:
+        tasks: every task in topological order: by generation, then by declaration.
+        generations: S_1 .. S_l of Eq. (2)-(4).
+        edges: (u, v) for "v needs u", by v and then u in topological order.
+
+    Raises:
+        GraphError: for an empty graph, an unusable name, a duplicate, an unknown prerequisite, a self-loop or a cycle.
+    """
+
+    def __init__(self, prerequisites: Mapping[str, Sequence[str]] | Iterable[tuple[str, Sequence[str]]]):
+        self._direct = _checked(prerequisites)
+        self.generations = _generations(self._direct)
+        self.tasks = tuple(task for generation in self.generations for task in generation)
+        self._position = {task: position for position, task in enumerate(self.tasks)}
+        self._direct = {task: self._sorted(self._direct[task]) for task in self.tasks}
+        self.edges = tuple((needed, task) for task, direct in self._direct.items() for needed in direct)
+
+    def prerequisites(self, task: str, scope: Literal["direct", "ancestors"] = "direct") -> tuple[str, ...]:
+        """P(v) in topological order: the direct prerequisites, or with scope "ancestors" theirs too, and so on.
+
+        Raises:
+            GraphError: for a task that is not in the graph, or another scope.
+        """
+        if task not in self._direct:
+            raise GraphError(f"unknown task {task!r}{_suggestion(task, self.tasks)}")
+        if scope == "direct":
+            return self._direct[task]
+        if scope != "ancestors":
+            raise GraphError(f"scope is 'direct' or 'ancestors', got {scope!r}")
+        found, to_visit = set(), list(self._direct[task])
+        while to_visit:
+            ancestor = to_visit.pop()
+            if ancestor not in found:
+                found.add(ancestor)
+                to_visit.extend(self._direct[ancestor])
+        return self._sorted(found)
+
+    def _sorted(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(tasks, key=self._position.__getitem__))
+
+    def __repr__(self) -> str:
+        return f"TaskGraph({self._direct})"
+
+
+def _checked(prerequisites: Mapping | Iterable) -> dict[str, tuple[str, ...]]:
+    """The declaration as a dict, every rule but acyclicity checked."""
+    pairs = prerequisites.items() if isinstance(prerequisites, Mapping) else prerequisites
+    direct: dict[str, tuple[str, ...]] = {}
+    for task, needed in pairs:
+        if not isinstance(task, str) or not _NAME.fullmatch(task):
+            raise GraphError(f"a task's name is made of letters, digits, '_' and '-', got {task!r}")
+        if task in direct:
+            raise GraphError(f"task {task!r} is declared twice: give each task one entry")
+        if isinstance(needed, str) or not isinstance(needed, Iterable):
+            raise GraphError(f"the prerequisites of {task!r} are a list of tasks, got {needed!r}: write [{needed}]")
+        direct[task] = tuple(needed)
+    if not direct:
+        raise GraphError("the task graph is empty: declare at least one task")
+    for task, needed in direct.items():
+        _check_prerequisites(task, needed, direct)
+    return direct
+
+
+def _check_prerequisites(task: str, needed: tuple[str, ...], known: Mapping) -> None:
+    if task in needed:
+        raise GraphError(f"task {task!r} is its own prerequisite: remove it from its list")
+    for name in needed:
+        if name not in known:
+            raise GraphError(f"task {task!r} needs unknown task {name!r}{_suggestion(name, known)}")
+    if len(set(needed)) != len(needed):
+        twice = next(name for name in needed if needed.count(name) > 1)
+        raise GraphError(f"task {task!r} lists prerequisite {twice!r} twice: keep one")
+
+
+def _generations(direct: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Eq. (2)-(4): take away the tasks that need nothing any more, again and again."""
+    declared = {task: position for position, task in enumerate(direct)}
+    sorter = TopologicalSorter(direct)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        cycle = " -> ".join(error.args[1])  # each needs the one before it, the first closes the circle
+        raise GraphError(f"the task graph has a cycle, {cycle}: remove one of these edges") from None
+    generations = []
+    while sorter.is_active():
+        ready = sorter.get_ready()
+        sorter.done(*ready)
+        generations.append(tuple(sorted(ready, key=declared.__getitem__)))
+    return tuple(generations)
+
+
+def _suggestion(name: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f": did you mean {close[0]!r}?" if close else f": the tasks are {', '.join(list(known)[:20])}"
