@@ -1,3 +1,4 @@
+import itertools
 import random
 import time
 
@@ -79,7 +80,7 @@ def test_names_the_cycle():
     named = str(caught.value).split(", ")[1].split(":")[0].split(" -> ")
     assert set(named) == {"a", "b", "c"} and named[0] == named[-1] and len(named) == 4
     edges = {("a", "b"), ("b", "c"), ("c", "a")}
-    assert set(zip(named, named[1:], strict=False)) == edges
+    assert set(itertools.pairwise(named)) == edges
 
 
 def test_unknown_task_or_scope():
@@ -93,7 +94,7 @@ def test_ten_thousand_tasks_in_under_a_second():
     direct = random_dag(10_000, 50_000, seed=0)
     start = time.process_time()
     graph = TaskGraph(direct)
-    partition = RankPartition({task: 8 for task in graph.tasks})
+    partition = RankPartition(dict.fromkeys(graph.tasks, 8))
     ends = [partition.indices(task).stop for task in graph.tasks]
     assert time.process_time() - start < 1
     assert ends[-1] == 80_000 and len(graph.edges) == 50_000
