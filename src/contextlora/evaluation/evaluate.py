@@ -15,7 +15,7 @@ from contextlora.adapters.model import AdaptedModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.tasks.task import Item
-from contextlora.tasks.tasksets import TaskSet
+from contextlora.tasks.taskset import TaskSet
 
 
 class PromptEncoder(Protocol):
@@ -84,59 +84,63 @@ class Evaluator:
         self.batch_size, self.max_items = batch_size, max_items
         self._remembered: dict[tuple, tuple[str, Prediction]] = {}
 
-    def items(self, task: str, split: str) -> list[Item]:
+    def items(self, task: str, split: str) -> Sequence[Item]:
         items = self.taskset.items(task, split)
         return items if self.max_items is None else items[: self.max_items]
 
-    def predict(
-        self,
-        task: str,
-        items: Sequence[Item],
-        context: str,
-        use: SliceUse | None | str = PLANNED,
-    ) -> Prediction:
-        """Answers items of one task.
+    def predict(self, task: str, split: str, context: str, use: SliceUse | None | str = PLANNED) -> Prediction:
+        """Answers the items of one task and split.
 
         Args:
-            task: the task of all items.
-            items: items of one split.
+            task: the task.
+            split: "train", "validation" or "test".
             context: "none", "gold" (right prerequisite answers in the prompt) or "predicted" (each prerequisite is
                 answered first, on the item of the same scene, itself with predicted prerequisites).
             use: slices in force for this task; None for the base model alone. Prerequisites in the chain always use
                 the slices of the plan.
         """
-        slices = self.plan.uses[task] if use == PLANNED else use
-        # Rows must not depend on what is remembered, so a list of items is answered whole or not at all: another
-        # batch composition may change the last bits, and a resumed run would differ.
-        key = (task, context, slices, tuple((item.scene, item.id) for item in items))
-        state = self._weights_behind(task, slices, context)
-        held = self._remembered.get(key)
-        if held is None or held[0] != state:
-            held = state, self._answer(task, items, self._contexts(task, items, context), slices)
-            self._remembered[key] = held
-        return held[1]
+        return self._predict(task, split, self.items(task, split), context, use)
 
     def chain_answers(self, tasks: Sequence[str], split: str) -> dict[tuple[str, str], str]:
         """Predicted answers of the direct prerequisites of every item of these tasks: (task, scene) -> word."""
         answers: dict[tuple[str, str], str] = {}
         for task in tasks:
-            items = self.taskset.items(task, split)
             for prerequisite in self.taskset.graph.prerequisites(task):
-                prediction = self._prerequisite(prerequisite, items, "predicted")
-                answers |= {(prerequisite, scene): word for scene, word in zip(prediction.scenes, prediction.words)}
+                words = self.predicted_words(prerequisite, split, self.taskset.items(task, split))
+                answers |= {(prerequisite, scene): word for scene, word in words.items()}
         return answers
 
-    def _prerequisite(self, prerequisite: str, items: Sequence[Item], context: str) -> Prediction:
-        return self.predict(prerequisite, [self.taskset.scene_item(prerequisite, i.scene) for i in items], context)
+    def _predict(
+        self, task: str, split: str, items: Sequence[Item], context: str, use: SliceUse | None | str
+    ) -> Prediction:
+        slices = self.plan.uses[task] if use == PLANNED else use
+        if not self.taskset.graph.prerequisites(task):
+            context = "none"  # all modes are one for a root
+        # Rows must not depend on what is remembered, so a list of items is answered whole or not at all: another
+        # batch composition may change the last bits, and a resumed run would differ.
+        key = (task, split, context, slices and slices.active, tuple(item.id for item in items))
+        state = self._weights_behind(task, slices, context)
+        held = self._remembered.get(key)
+        if held is None or held[0] != state:
+            held = state, self._answer(task, items, self._contexts(task, split, items, context), slices)
+            self._remembered[key] = held
+        return held[1]
 
-    def _contexts(self, task: str, items: Sequence[Item], context: str) -> list[dict[str, str]] | None:
+    def predicted_words(self, prerequisite: str, split: str, items: Sequence[Item]) -> dict[str, str]:
+        """Predicted answer of a prerequisite for the scene of each item, where the prerequisite has an item on it."""
+        same_scene = [self.taskset.item(prerequisite, split, item.scene) for item in items]
+        asked = [item for item in same_scene if item is not None]
+        prediction = self._predict(prerequisite, split, asked, "predicted", PLANNED)
+        return dict(zip(prediction.scenes, prediction.words, strict=True))
+
+    def _contexts(self, task: str, split: str, items: Sequence[Item], context: str) -> list[dict[str, str]] | None:
         if context == "none":
             return None
-        prerequisites = self.taskset.graph.prerequisites(task)
+        names = self.taskset.graph.prerequisites(task)
         if context == "gold":
-            return [{name: item.prerequisites[name] for name in prerequisites} for item in items]
-        words = {name: self._prerequisite(name, items, "predicted").words for name in prerequisites}
-        return [{name: words[name][i] for name in prerequisites} for i in range(len(items))]
+            return [{name: item.prerequisites[name] for name in names if name in item.prerequisites} for item in items]
+        words = {name: self.predicted_words(name, split, items) for name in names}
+        return [{name: words[name][item.scene] for name in names if item.scene in words[name]} for item in items]
 
     @torch.inference_mode()
     def _answer(
