@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 
@@ -48,7 +49,8 @@ def test_a_use_is_a_value():
     deltas = {"a": 1.0}
     use = SliceUse(["c"], deltas)
     deltas["a"] = 0.0
-    assert use == SliceUse(("c",), {"a": 1.0}) and use.prerequisites["a"] == 1.0
+    assert use == SliceUse(("c",), {"a": 1.0}) == pickle.loads(pickle.dumps(use))
+    assert len({use, SliceUse(("c",), {"a": 1.0})}) == 1
 
 
 @pytest.mark.parametrize(

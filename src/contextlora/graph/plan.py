@@ -9,7 +9,6 @@ Status of every rank of every slice while the tasks of one stage train (paper: a
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from contextlora.graph.partition import RankPartition, num_frozen
 from contextlora.graph.task_graph import GraphError
@@ -25,11 +24,11 @@ class SliceUse:
     """
 
     own: tuple[str, ...]
-    prerequisites: Mapping[str, float] = field(default_factory=dict)
+    prerequisites: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         object.__setattr__(self, "own", tuple(self.own))
-        object.__setattr__(self, "prerequisites", MappingProxyType(dict(self.prerequisites)))
+        object.__setattr__(self, "prerequisites", dict(self.prerequisites))
         if len(set(self.active)) != len(self.active) or not self.active:
             raise GraphError(f"a task uses at least one slice, and each once, got {self.active}")
         for delta in self.prerequisites.values():

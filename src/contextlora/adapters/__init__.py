@@ -1,0 +1,8 @@
+"""Rank slices of one LoRA on any Hugging Face model; the only importer of peft."""
+
+from contextlora.adapters.config import AdapterConfig, AdapterError
+from contextlora.adapters.export import export_adapter
+from contextlora.adapters.model import AdaptedModel
+from contextlora.adapters.slices_file import load_slices, save_slices
+
+__all__ = ["AdaptedModel", "AdapterConfig", "AdapterError", "export_adapter", "load_slices", "save_slices"]

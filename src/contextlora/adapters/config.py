@@ -1,0 +1,83 @@
+"""Adapter settings, and the one place that touches the part of PEFT's API that is still experimental."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from contextlora.errors import UserError
+
+LANGUAGE_LINEAR = "language-linear"
+FrozenPolicy = Literal["largest", "first", "random"]
+
+
+class AdapterError(UserError):
+    """An adapter setting, file or state that does not fit the model at hand."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What all slices of an adapter share, whatever their ranks.
+
+    Attributes:
+        alpha: numerator of the scale s.
+        r_reference: denominator of the scale s: the rank of one task's slice, the same for all slices. Never the total
+            rank or the number of active ranks, or activating a task would rescale the others.
+        dropout: probability that an input of the low-rank path is dropped in training mode, as in PEFT.
+        target_modules: the linear layers that are adapted: "language-linear" (every linear layer in the language model's
+            transformer blocks) or a regular expression that matches whole module names, as PEFT reads it.
+        gated: each prerequisite's slice enters a task's forward times a learned scalar per edge and layer.
+        gate_init: where these scalars start.
+        frozen_policy: which ranks of a prerequisite's slice stay frozen: those with the "largest" ||B[:, i]|| ||A[i, :]||,
+            the "first" ones or "random" ones.
+        seed: of the slices' initial values and of the random policy.
+
+    Raises:
+        AdapterError: for a setting out of range.
+    """
+
+    alpha: float = 16.0
+    r_reference: int = 8
+    dropout: float = 0.0
+    target_modules: str = LANGUAGE_LINEAR
+    gated: bool = False
+    gate_init: float = 0.05
+    frozen_policy: FrozenPolicy = "largest"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise AdapterError(f"alpha is a number > 0, got {self.alpha!r}: set method.alpha")
+        if self.r_reference < 1:
+            raise AdapterError(f"the reference rank is a whole number >= 1, got {self.r_reference!r}: set method.rank")
+        if not 0 <= self.dropout < 1:
+            raise AdapterError(f"dropout is a probability in [0, 1), got {self.dropout!r}: set method.dropout")
+        if self.frozen_policy not in get_args(FrozenPolicy):
+            names = ", ".join(get_args(FrozenPolicy))
+            raise AdapterError(f"frozen_policy is one of {names}, got {self.frozen_policy!r}: set method.frozen_policy")
+
+    @property
+    def scale(self) -> float:
+        """s = alpha / r, the one factor of every slice."""
+        return self.alpha / self.r_reference
+
+
+def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable[..., nn.Module]) -> None:
+    """Lets PEFT put `build(base_layer, name)` in the place of every linear layer that `target_modules` matches.
+
+    PEFT itself resolves the regular expression, so an exported adapter that carries the same one lands on exactly the same
+    modules. `_register_custom_module` and the keyword arguments that PEFT hands to the layer are experimental, which is why
+    the supported range of PEFT is pinned in pyproject.toml.
+    """
+
+    def build_layer(base_layer: nn.Module, _adapter_name: str, *, target_name: str, **_peft_settings) -> nn.Module:
+        return build(base_layer, target_name)
+
+    config = LoraConfig(target_modules=target_modules, r=1)
+    config._register_custom_module({nn.Linear: build_layer, Conv1D: build_layer})
+    inject_adapter_in_model(config, model)
