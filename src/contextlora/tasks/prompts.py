@@ -1,0 +1,157 @@
+"""Turns an item into the text a model reads and the continuations it chooses from.
+
+The default template is word-level: lower-case words and punctuation separated by spaces, as the bundled backbone reads
+them. Parts that are empty for an item drop out together with the space behind them:
+
+    <image> lane c2 . grip c1 34 , c2 81 . route ? given : hazard heavy . options : main , bridge . answer :
+    {image} {question}                             {context}              options : {options} . answer :
+
+Letter format writes `options : a main , b bridge` and the continuations are the letters.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_lowercase
+
+from contextlora.tasks.task import Item, Task, TaskSetError
+
+DEFAULT_TEMPLATE = "{image} {question} {context} options : {options} . answer :"
+IMAGE_PLACEHOLDER = "<image>"  # encoding replaces it by the model's own
+TEMPLATE_FIELDS = ("image", "question", "context", "options")
+CONTEXT_MODES = ("none", "gold", "predicted")
+ANSWER_FORMATS = ("word", "letter")
+_FIELD = re.compile(r"\{(\w*)\} ?")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question as a model gets it.
+
+    Attributes:
+        task: name of the task.
+        text: everything before the answer, with at most one `IMAGE_PLACEHOLDER`, without a space at the end.
+        image_path: the image for the placeholder, or None.
+        continuations: what may follow, one for each option.
+        answer: index of the right continuation.
+    """
+
+    task: str
+    text: str
+    image_path: Path | None
+    continuations: tuple[str, ...]
+    answer: int
+
+
+def check_template(template: str, where: str) -> None:
+    """Raises `TaskSetError` unless the template holds `{options}` and nothing unknown."""
+    used = _FIELD.findall(template)
+    unknown = [name for name in used if name not in TEMPLATE_FIELDS]
+    if unknown or "options" not in used:
+        problem = f"unknown field {{{unknown[0]}}}" if unknown else "no {options}"
+        raise TaskSetError(f"{where}: the prompt template has {problem}; its fields: {', '.join(TEMPLATE_FIELDS)}")
+
+
+def resolve_image_view(setting: str, sees_images: bool) -> str:
+    """Settles `auto`: the image itself for a model that sees, else its text view. Returns `image` or `text`."""
+    if setting not in ("auto", "image", "text"):
+        raise TaskSetError(f"image must be auto, image or text, got {setting!r}")
+    if setting == "image" and not sees_images:
+        raise TaskSetError("image must be text or auto for a model that cannot see, got 'image'")
+    return ("image" if sees_images else "text") if setting == "auto" else setting
+
+
+def context_of(
+    item: Item,
+    prerequisites: Sequence[str],
+    mode: str,
+    predicted: Mapping[tuple[str, str], str],
+) -> dict[str, str]:
+    """Answers of the prerequisites to be written into the prompt.
+
+    Args:
+        item: whose prompt it is.
+        prerequisites: tasks to take, in the order in which the prompt names them; those without an item of this scene
+            (no entry in `item.prerequisites`) are left out.
+        mode: one of `CONTEXT_MODES`.
+        predicted: a model's answer words for each (task, scene), read in mode `predicted`.
+
+    Raises:
+        TaskSetError: unknown mode, or a predicted answer is missing.
+    """
+    if mode not in CONTEXT_MODES:
+        raise TaskSetError(f"context must be one of {', '.join(CONTEXT_MODES)}, got {mode!r}")
+    if mode == "none":
+        return {}
+    known = [task for task in prerequisites if task in item.prerequisites]
+    if mode == "gold":
+        return {task: item.prerequisites[task] for task in known}
+    try:
+        return {task: predicted[task, item.scene] for task in known}
+    except KeyError as error:
+        task, scene = error.args[0]
+        raise TaskSetError(
+            f"context predicted needs an answer of task {task} for scene {scene}; predict {task} first"
+        ) from None
+
+
+def render(
+    item: Item,
+    task: Task,
+    context: Mapping[str, str] | None = None,
+    *,
+    template: str = DEFAULT_TEMPLATE,
+    image: str = "image",
+    answer_format: str = "word",
+    folder: Path = Path(),
+) -> Prompt:
+    """Writes an item's prompt.
+
+    Args:
+        item: the question.
+        task: its task.
+        context: answers of prerequisites, see `context_of`.
+        template: see the module's head.
+        image: `image` or `text` (the item's text view in place of the image).
+        answer_format: `word` or `letter`.
+        folder: the task set's, which `item.image` is relative to.
+
+    Raises:
+        TaskSetError: the item has no text view where one is needed, or more options than letters.
+    """
+    if answer_format not in ANSWER_FORMATS:
+        raise TaskSetError(f"answer_format must be one of {', '.join(ANSWER_FORMATS)}, got {answer_format!r}")
+    if image == "text" and item.image and item.image_text is None:
+        raise TaskSetError(f"item {item.id} of task {task.name} has no image_text, which a model that cannot see needs")
+    shows_image = image == "image" and item.image is not None
+    continuations, listed = item.options, item.options
+    if answer_format == "letter":
+        if len(item.options) > len(ascii_lowercase):
+            raise TaskSetError(f"item {item.id} has more options than letters; use answer_format=word")
+        continuations = tuple(ascii_lowercase[: len(item.options)])
+        listed = tuple(f"{letter} {word}" for letter, word in zip(continuations, item.options, strict=True))
+    fields = {
+        "image": IMAGE_PLACEHOLDER if shows_image else item.image_text or "",
+        "question": item.question,
+        "context": _given(context or {}),
+        "options": " , ".join(listed),
+    }
+    text = _FIELD.sub(lambda match: _part(match, fields), template).rstrip()
+    return Prompt(
+        task.name,
+        text,
+        folder / item.image if shows_image else None,
+        continuations,
+        item.answer,
+    )
+
+
+def _given(context: Mapping[str, str]) -> str:
+    return f"given : {' , '.join(f'{task} {word}' for task, word in context.items())} ." if context else ""
+
+
+def _part(match: re.Match[str], fields: Mapping[str, str]) -> str:
+    """The field's value with the space that stood behind it, or nothing at all."""
+    value = fields[match[1]]
+    return value + match[0][len(match[1]) + 2 :] if value else ""

@@ -1,0 +1,99 @@
+"""The shipped task sets, generated on first use, and the way from a configured name to a `TaskSet`."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from tempfile import mkdtemp
+
+from contextlora.tasks.generators import iov
+from contextlora.tasks.task import TaskSetError
+from contextlora.tasks.taskset import DESCRIPTION_FILE, TaskSet
+
+# Raise it when any generator or renderer writes something else for the same seed: older folders are then made anew.
+GENERATOR_VERSION = 1
+TASKSETS: dict[str, Callable[[Path, int, Mapping[str, int]], None]] = {"iov": iov.build}
+REGIMES = {  # scenes in each split
+    "low": {"train": 400, "validation": 200, "test": 500},
+    "full": {"train": 4000, "validation": 500, "test": 1000},
+}
+_MANIFEST = "manifest.json"
+
+
+def resolve_taskset(
+    name_or_folder: str,
+    data_dir: str | Path = "data",
+    seed: int = 0,
+    regime: str = "low",
+) -> TaskSet:
+    """Loads a task set by name (generated where it is not there yet) or from a folder of the user's.
+
+    Args:
+        name_or_folder: a key of `TASKSETS`, or a folder with a `taskset.yaml`.
+        data_dir: generated sets go to `<data_dir>/<name>/<regime>-<seed>`.
+        seed: of the generator, 0 or more.
+        regime: a key of `REGIMES`.
+
+    Raises:
+        TaskSetError: unknown name or regime, or the folder cannot be written or breaks the format.
+    """
+    if name_or_folder in TASKSETS:
+        return TaskSet.load(_generated(name_or_folder, Path(data_dir), seed, regime))
+    if (Path(name_or_folder) / DESCRIPTION_FILE).is_file():
+        return TaskSet.load(name_or_folder)
+    if Path(name_or_folder).is_dir():
+        raise TaskSetError(f"task set folder {name_or_folder} holds no {DESCRIPTION_FILE}")
+    close = get_close_matches(name_or_folder, TASKSETS, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise TaskSetError(
+        f"taskset must be one of {', '.join(TASKSETS)} or a folder with a {DESCRIPTION_FILE}, "
+        f"got {name_or_folder!r}{hint}"
+    )
+
+
+def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
+    if regime not in REGIMES:
+        raise TaskSetError(f"taskset regime must be one of {', '.join(REGIMES)}, got {regime!r}")
+    if seed < 0:
+        raise TaskSetError(f"taskset seed must be 0 or more, got {seed}")
+    folder = data_dir / name / f"{regime}-{seed}"
+    manifest = {
+        "generator_version": GENERATOR_VERSION,
+        "seed": seed,
+        "scenes": REGIMES[regime],
+    }
+    if _is_current(folder, manifest):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            TASKSETS[name](unfinished, seed, REGIMES[regime])
+            (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            unfinished.chmod(0o755)  # mkdtemp keeps it private
+            _put_in_place(unfinished, folder, manifest)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise TaskSetError(f"cannot write task set {name} to {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _is_current(folder: Path, manifest: Mapping[str, object]) -> bool:
+    try:
+        return json.loads((folder / _MANIFEST).read_text(encoding="utf-8")) == manifest
+    except (OSError, ValueError):
+        return False
+
+
+def _put_in_place(unfinished: Path, folder: Path, manifest: Mapping[str, object]) -> None:
+    """Renames the finished folder, so that a half-written set is never taken for a whole one."""
+    if _is_current(folder, manifest):  # another process was faster
+        return
+    if folder.exists():
+        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.replace(folder, old)
+        shutil.rmtree(old, ignore_errors=True)
+    os.replace(unfinished, folder)
