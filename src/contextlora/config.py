@@ -30,10 +30,8 @@ GROUPS = ("taskset", "method", "model")
 
 def setting(default: Any, text: str, **limits: float) -> Any:
     """A dataclass field with its documentation; `minimum` and `maximum` also hold for the values of a dict."""
-    metadata = {"text": text, **limits}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    value = {"default_factory": dict} if default == {} else {"default": default}
+    return field(**value, metadata={"text": text, **limits})
 
 
 @dataclass
@@ -48,7 +46,7 @@ class TasksetConfig:
         "none", "prerequisites' answers in the prompts while training; the evaluation is also end to end in any case"
     )
     answer_format: Literal["word", "letter"] = setting("word", "score the option words or the option letters")
-    image: Literal["auto", "image", "text"] = setting("auto", "show the image or its text view; auto: what the model takes")
+    image: Literal["auto", "image", "text"] = setting("auto", "show the image or its text view; auto: as the model can")
 
 
 @dataclass
@@ -62,7 +60,9 @@ class MethodConfig:
     delta: float = setting(
         1.0, "share of each prerequisite's ranks that stays frozen while a task trains", minimum=0, maximum=1
     )
-    edge_delta: dict[str, float] = setting({}, "delta of single edges, as {'u->v': 0.5}", minimum=0, maximum=1)
+    edge_delta: dict[str, float] = setting(  # noqa: RUF009 - it makes a field
+        {}, "delta of single edges, as {'u->v': 0.5}", minimum=0, maximum=1
+    )
     scope: Literal["direct", "ancestors"] = setting("direct", "prerequisites: direct parents, or all ancestors")
     variant: Literal["gated", "paper"] = setting(
         "gated", "how prerequisite slices enter the forward pass: times a learned gate, or simply added"
@@ -79,11 +79,12 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "type of the frozen weights; auto: bfloat16 where the processor computes it natively"
     )
-    attn_implementation: str = setting("eager", "attention of transformers; eager is the fastest on CPU at short lengths")
+    attn_implementation: str = setting("eager", "attention of transformers; eager is fastest on CPU at short lengths")
     target_modules: str = setting(
-        "language-linear", "what gets LoRA: every linear layer of the language model's blocks, or a regex of module names"
+        "language-linear",
+        "what gets LoRA: all linear layers of the language model's blocks, or a regex of module names",
     )
-    chat_template: Literal["auto", "off"] = setting("auto", "wrap prompts in the model's chat template where it has one")
+    chat_template: Literal["auto", "off"] = setting("auto", "wrap prompts in the model's chat template if it has one")
 
 
 @dataclass
@@ -156,9 +157,9 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
     name = choices.pop("experiment", None)
     experiment = _read(_choose(config_dir, "experiment", name)) if name else {}
     choices = _pop_choices(base) | _pop_choices(experiment) | choices
-    layers = [base, *(layer for item in choices.items() for layer in _group_layers(config_dir, *item)), experiment, dotted]
+    groups = [layer for item in choices.items() for layer in _group_layers(config_dir, *item)]
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig()), *layers)
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig()), base, *groups, experiment, dotted)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
@@ -172,7 +173,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def describe_settings(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield (key, default or section's docstring, documentation); a section's row ends in '.' and has no documentation."""
+    """Yield (key, default, documentation) of each setting, after ("section.", documentation, "") of its section."""
     hints = get_type_hints(cls)
     # Plain values first: after a section's rows they would read as part of it.
     for entry in sorted(fields(cls), key=lambda entry: is_dataclass(hints[entry.name])):

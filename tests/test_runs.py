@@ -1,0 +1,156 @@
+"""Run folders: a run counts as finished only after its last write, and a dead process is told from a live one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from contextlora.errors import UserError
+from contextlora.runs import RunFolder, find_runs, latest_run, write_atomically
+
+RESULTS = {"taskset": "iov", "tasks": {}}
+
+
+def create(runs_dir, method="joint", **settings):
+    return RunFolder.create(runs_dir, "iov", method, **({"seed": 0, "config": "seed: 0\n"} | settings))
+
+
+def test_a_new_run_lies_under_its_taskset_and_method(tmp_path):
+    run = create(tmp_path, seed=7)
+    assert run.path.parent == tmp_path / "iov" / "joint"
+    assert run.path.name.endswith("-seed7")
+    assert run.config_file.read_text() == "seed: 0\n"
+    assert run.state == "running"
+
+
+def test_a_taskset_folder_counts_by_its_last_part(tmp_path):
+    run = RunFolder.create(tmp_path, "../my sets/traffic/", "joint", 0, "")
+    assert run.path.parent == tmp_path / "traffic" / "joint"
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
+    assert len({create(tmp_path).path for _ in range(5)}) == 5
+
+
+def test_latest_is_a_relative_link_to_the_run_that_finished_last(tmp_path):
+    first, second, third = create(tmp_path), create(tmp_path, "per_task"), create(tmp_path)
+    first.finish(RESULTS)
+    second.finish(RESULTS)
+    assert latest_run(tmp_path).path == second.path
+    assert not os.path.isabs(os.readlink(tmp_path / "latest"))
+    assert third.state == "running"
+    tmp_path.rename(moved := tmp_path.with_name("moved"))
+    assert latest_run(moved).results == RESULTS
+
+
+def test_results_of_an_unfinished_run_are_refused(tmp_path):
+    run = create(tmp_path)
+    write_atomically(run.results_file, json.dumps(RESULTS))  # as after a kill between the two writes of finish()
+    with pytest.raises(UserError, match="not finished"):
+        _ = run.results
+    with pytest.raises(UserError, match="no finished run"):
+        latest_run(tmp_path)
+
+
+def test_a_killed_run_is_found_and_claimed_but_a_live_one_is_refused(tmp_path):
+    code = (
+        "import sys, time; from contextlora.runs import RunFolder;"
+        "print(RunFolder.create(sys.argv[1], 'iov', 'joint', 0, '').path, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    run = RunFolder.open(process.stdout.readline().strip())
+    assert run.state == "running"
+    assert find_runs(tmp_path, finished=False) == []
+    with pytest.raises(UserError, match=f"still running .process {process.pid} "):
+        run.claim()
+    process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while run.state == "running" and time.monotonic() < deadline:  # seen before the parent reaps it, too
+        time.sleep(0.01)
+    assert run.state == "interrupted"
+    process.communicate()
+    assert [found.path for found in find_runs(tmp_path, finished=False)] == [run.path]
+    run.claim()
+    assert run.state == "running"
+
+
+@pytest.mark.parametrize(("key", "value"), [("started", "1"), ("boot", "another boot")])
+def test_a_later_process_with_the_same_number_is_not_the_run(tmp_path, key, value):
+    run = create(tmp_path)
+    status = json.loads((run.path / "status.json").read_text())
+    (run.path / "status.json").write_text(json.dumps(status | {key: value}))
+    assert run.state == "interrupted"
+
+
+def test_a_run_of_another_host_is_refused_with_the_way_out(tmp_path):
+    run = create(tmp_path)
+    status = json.loads((run.path / "status.json").read_text())
+    (run.path / "status.json").write_text(json.dumps(status | {"host": socket.gethostname() + "2"}))
+    with pytest.raises(UserError, match=r"delete .*status\.json"):
+        run.claim()
+    (run.path / "status.json").unlink()
+    run.claim()
+
+
+def test_a_finished_run_is_not_resumed(tmp_path):
+    run = create(tmp_path)
+    run.finish(RESULTS)
+    with pytest.raises(UserError, match="nothing to resume"):
+        run.claim()
+    assert find_runs(tmp_path, finished=False) == []
+    assert [found.path for found in find_runs(tmp_path, "iov", finished=True)] == [run.path]
+
+
+def ctrl_c():
+    raise KeyboardInterrupt
+
+
+def ctrl_c_as_lightning_passes_it_on():
+    try:
+        ctrl_c()
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def crash():
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize(
+    ("work", "leaves", "state"),
+    [
+        (ctrl_c, KeyboardInterrupt, "interrupted"),
+        (ctrl_c_as_lightning_passes_it_on, KeyboardInterrupt, "interrupted"),
+        (crash, RuntimeError, "failed"),
+    ],
+)
+def test_how_the_work_ends_is_recorded_and_the_error_says_how_to_resume(tmp_path, work, leaves, state):
+    run = create(tmp_path)
+    with pytest.raises(leaves) as caught, run.recording():
+        work()
+    assert run.state == state
+    assert caught.value.__notes__ == [f"continue it with: make resume RUN={os.path.relpath(run.path)}"]
+    assert find_runs(tmp_path, finished=False)[0].path == run.path
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "file", "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        RunFolder.open(tmp_path)
