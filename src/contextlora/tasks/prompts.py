@@ -63,10 +63,7 @@ def resolve_image_view(setting: str, sees_images: bool) -> str:
 
 
 def context_of(
-    item: Item,
-    prerequisites: Sequence[str],
-    mode: str,
-    predicted: Mapping[tuple[str, str], str],
+    item: Item, prerequisites: Sequence[str], mode: str, predicted: Mapping[tuple[str, str], str]
 ) -> dict[str, str]:
     """Answers of the prerequisites to be written into the prompt.
 
@@ -138,13 +135,7 @@ def render(
         "options": " , ".join(listed),
     }
     text = _FIELD.sub(lambda match: _part(match, fields), template).rstrip()
-    return Prompt(
-        task.name,
-        text,
-        folder / item.image if shows_image else None,
-        continuations,
-        item.answer,
-    )
+    return Prompt(task.name, text, folder / item.image if shows_image else None, continuations, item.answer)
 
 
 def _given(context: Mapping[str, str]) -> str:

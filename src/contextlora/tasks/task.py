@@ -57,14 +57,7 @@ class Item:
         if missing or unknown:
             problem = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown)}"
             raise TaskSetError(f"item {record.get('id', '?')} {problem}; keys of an item: {', '.join(known)}")
-        return cls(
-            **{
-                **record,
-                "id": str(record["id"]),
-                "scene": str(record["scene"]),
-                "options": _options(record),
-            }
-        )
+        return cls(**{**record, "id": str(record["id"]), "scene": str(record["scene"]), "options": _options(record)})
 
 
 def _options(record: dict[str, Any]) -> tuple[str, ...]:
@@ -111,20 +104,11 @@ class Task:
         if not isinstance(prerequisites, list):
             raise TaskSetError(f"task {name}: prerequisites must be a list of task names, got {prerequisites!r}")
         rule = _rule(name, prerequisites, config["rule"]) if config.get("rule") else None
-        return cls(
-            name,
-            tuple(prerequisites),
-            num_options,
-            str(config.get("description", "")),
-            rule,
-        )
+        return cls(name, tuple(prerequisites), num_options, str(config.get("description", "")), rule)
 
     def to_config(self) -> dict[str, Any]:
         """The inverse of `from_config`, without the name."""
-        config: dict[str, Any] = {
-            "prerequisites": list(self.prerequisites),
-            "num_options": self.num_options,
-        }
+        config: dict[str, Any] = {"prerequisites": list(self.prerequisites), "num_options": self.num_options}
         if self.description:
             config["description"] = self.description
         if self.rule:

@@ -78,11 +78,7 @@ class TaskSet:
 
 
 def write_taskset(
-    folder: Path,
-    name: str,
-    tasks: Iterable[Task],
-    items: Mapping[tuple[str, str], Iterable[Item]],
-    template: str = "",
+    folder: Path, name: str, tasks: Iterable[Task], items: Mapping[tuple[str, str], Iterable[Item]], template: str = ""
 ) -> None:
     """Writes `taskset.yaml` and one JSONL a task and split; the images are the caller's."""
     description = {"name": name} | ({"template": template} if template else {})
@@ -124,11 +120,7 @@ def _read_description(folder: Path) -> tuple[str, dict[str, Task], str]:
 
 
 def _read_items(
-    folder: Path,
-    task: Task,
-    split: str,
-    ancestors: set[str],
-    split_of_scene: dict[str, str],
+    folder: Path, task: Task, split: str, ancestors: set[str], split_of_scene: dict[str, str]
 ) -> tuple[Item, ...]:
     path = folder / split / f"{task.name}.jsonl"
     try:

@@ -22,12 +22,7 @@ REGIMES = {  # scenes in each split
 _MANIFEST = "manifest.json"
 
 
-def resolve_taskset(
-    name_or_folder: str,
-    data_dir: str | Path = "data",
-    seed: int = 0,
-    regime: str = "low",
-) -> TaskSet:
+def resolve_taskset(name_or_folder: str, data_dir: str | Path = "data", seed: int = 0, regime: str = "low") -> TaskSet:
     """Loads a task set by name (generated where it is not there yet) or from a folder of the user's.
 
     Args:
@@ -59,11 +54,7 @@ def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
     if seed < 0:
         raise TaskSetError(f"taskset seed must be 0 or more, got {seed}")
     folder = data_dir / name / f"{regime}-{seed}"
-    manifest = {
-        "generator_version": GENERATOR_VERSION,
-        "seed": seed,
-        "scenes": REGIMES[regime],
-    }
+    manifest = {"generator_version": GENERATOR_VERSION, "seed": seed, "scenes": REGIMES[regime]}
     if _is_current(folder, manifest):
         return folder
     try:

@@ -31,15 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from contextlora.tasks.renderers import (
-    COLOURS,
-    COLUMNS,
-    ROWS,
-    WEATHERS,
-    Sprite,
-    draw_scene,
-    scatter,
-)
+from contextlora.tasks.renderers import COLOURS, COLUMNS, ROWS, WEATHERS, Sprite, draw_scene, scatter
 from contextlora.tasks.task import Item, Task
 from contextlora.tasks.taskset import write_taskset
 
@@ -49,12 +41,7 @@ HAZARDS = {
     "agile": ("car", "dog", "deer"),  # may change course at once
     "fixed": ("barrier", "sign", "tree"),  # never moves
 }
-GRIPS = {
-    "slick": (2, 22),
-    "damp": (27, 47),
-    "fair": (52, 72),
-    "dry": (77, 97),
-}  # percent, both ends included
+GRIPS = {"slick": (2, 22), "damp": (27, 47), "fair": (52, 72), "dry": (77, 97)}  # percent, both ends included
 MANOEUVRES = {
     "fragile": {"slick": "brake", "damp": "yield", "fair": "follow", "dry": "pass"},
     "massive": {"slick": "yield", "damp": "brake", "fair": "pass", "dry": "follow"},
@@ -62,18 +49,8 @@ MANOEUVRES = {
     "fixed": {"slick": "pass", "damp": "follow", "fair": "yield", "dry": "brake"},
 }
 ROUTES = {
-    "fragile": {
-        "brake": "main",
-        "yield": "bypass",
-        "follow": "bridge",
-        "pass": "tunnel",
-    },
-    "massive": {
-        "brake": "bridge",
-        "yield": "tunnel",
-        "follow": "main",
-        "pass": "bypass",
-    },
+    "fragile": {"brake": "main", "yield": "bypass", "follow": "bridge", "pass": "tunnel"},
+    "massive": {"brake": "bridge", "yield": "tunnel", "follow": "main", "pass": "bypass"},
     "agile": {"brake": "tunnel", "yield": "bridge", "follow": "bypass", "pass": "main"},
     "fixed": {"brake": "bypass", "yield": "main", "follow": "tunnel", "pass": "bridge"},
 }
@@ -107,12 +84,7 @@ _NUMBERS = range(100)
 def words() -> tuple[str, ...]:
     """Every word that a prompt of this set can hold with the default template, punctuation and letters included."""
     prompt = (*".,:?abcd", "<image>", "camera", "weather", "lane", "given", "options", "answer")
-    inputs = [
-        *COLUMNS,
-        *ROWS,
-        *WEATHERS,
-        *(kind for kinds in HAZARDS.values() for kind in kinds),
-    ]
+    inputs = [*COLUMNS, *ROWS, *WEATHERS, *(kind for kinds in HAZARDS.values() for kind in kinds)]
     answers = [word for task, options in ANSWERS.items() for word in (task, *options)]
     readings = [str(number) for number in _NUMBERS if any(low <= number <= high for low, high in GRIPS.values())]
     return tuple(dict.fromkeys((*prompt, *inputs, *answers, *readings)))
@@ -176,18 +148,8 @@ def _items(scene_id: str, image: str, scene: Mapping[str, str], rng: np.random.G
     lane = scene["lane"]
     hazard, grip = scene[f"class_{lane}"], scene[f"band_{lane}"]
     manoeuvre = MANOEUVRES[hazard][grip]
-    answers = {
-        "hazard": hazard,
-        "grip": grip,
-        "manoeuvre": manoeuvre,
-        "route": ROUTES[hazard][manoeuvre],
-    }
-    needs = {
-        "hazard": (),
-        "grip": (),
-        "manoeuvre": ("hazard", "grip"),
-        "route": ("hazard", "grip", "manoeuvre"),
-    }
+    answers = {"hazard": hazard, "grip": grip, "manoeuvre": manoeuvre, "route": ROUTES[hazard][manoeuvre]}
+    needs = {"hazard": (), "grip": (), "manoeuvre": ("hazard", "grip"), "route": ("hazard", "grip", "manoeuvre")}
     readings = " , ".join(f"{name} {scene[f'reading_{name}']}" for name in COLUMNS)
     objects = " , ".join(f"{scene[f'object_{name}']} {name} {scene[f'row_{name}']}" for name in COLUMNS)
     items = {}
