@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             "Resume it with the version that wrote it."
         )
     return checkpoint
+
+
+def check_identity(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Compares what a checkpoint was made with to what is here.
+
+    Raises:
+        CheckpointError: names the first part that differs.
+    """
+    for part, value in expected.items():
+        if found.get(part) != value:
+            raise CheckpointError(
+                f"A checkpoint must be resumed with the {part} that it was made with: it has {found.get(part)}, "
+                f"here it is {value}. Restore the {part} or train again."
+            )

@@ -8,9 +8,8 @@ One `Trainer.fit` runs all stages, and one Lightning epoch is one interval of on
                  checkpoint (after a stage change, so that a resume starts in the new stage)
 """
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from contextlora.adapters.model import AdaptedModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.graph.plan import TrainingPlan
-from contextlora.training.checkpoint import FORMAT, KEY, CheckpointError
+from contextlora.training.checkpoint import FORMAT, KEY, check_identity
 from contextlora.training.optimizer import OptimizerSettings, build_optimizer
 from contextlora.training.stages import Progress, Schedule
 
@@ -58,9 +57,11 @@ class ContextLoraModule(lightning.LightningModule):
         self.progress = Progress()
         self.best_state: dict[str, torch.Tensor] = {}
         self.ended_stage: int | None = None  # the stage that the last interval closed, if it closed one
-        self._stage_state: dict[str, Any] | None = None
-        self._validation: dict[str, list[tuple[int, float, float]]] = {}
-        self._interval_began = time.monotonic()
+        self.answers: Answers = {}  # the snapshot: predicted answers in the train prompts of this stage
+        self._stage_is_ready = False
+        self._train_losses: list[torch.Tensor] = []
+        self._sums: dict[str, list[float]] = {}  # validation: items, right ones, summed loss of each task
+        self._epoch_began = 0.0
 
     @property
     def finished(self) -> bool:
@@ -72,47 +73,62 @@ class ContextLoraModule(lightning.LightningModule):
 
     # ---- stages
 
-    def begin_stage(self, state: dict[str, Any] | None = None) -> None:
-        """Makes the stage's trainable leaves; `state` is the frozen selection of a stage that is being resumed."""
-        uses = {task: self.plan.uses[task] for task in self.stage_tasks}
-        self.adapted.begin_stage(uses, state=state)
-        self._stage_state = self.adapted.stage_state()
+    def begin_stage(self) -> None:
+        """Makes the stage's trainable leaves and takes the snapshot of the prerequisites' answers."""
+        self.adapted.begin_stage({task: self.plan.uses[task] for task in self.stage_tasks})
+        self.best_state = {}
+        self.answers = self.predict_answers(self.stage_tasks, "train") if self.predict_answers else {}
 
-    def _close_interval(self) -> None:
-        """Enters the validation, and moves on to the next stage when this one is over."""
-        per_task = {task: _mean(rows) for task, rows in self._validation.items()}
-        accuracy = sum(row[0] for row in per_task.values()) / len(per_task)
-        loss = sum(row[1] for row in per_task.values()) / len(per_task)
-        steps = self.schedule.interval_steps(self.stage_tasks, self.progress.interval)
-        if self.progress.record(steps, accuracy, loss):
+    def _enter_validation(self, rows: Mapping[str, tuple[float, float]]) -> None:
+        """Adds a validation to the progress, and keeps the weights if it is the stage's best."""
+        accuracy, loss = (sum(row[k] for row in rows.values()) / len(rows) for k in (0, 1))
+        progress, stage = self.progress, self.progress.stage
+        steps = self.schedule.interval_steps(self.stage_tasks, progress.interval)
+        if progress.record(steps, accuracy, loss):
             self.best_state = self.adapted.adapter_state()
-        row = {"stage": self.progress.stage, "interval": self.progress.interval, "step": self.progress.total_steps}
-        row |= {"accuracy": accuracy, "loss": loss}
-        row |= {f"accuracy/{task}": value[0] for task, value in per_task.items()}
-        row |= {f"loss/{task}": value[1] for task, value in per_task.items()}
-        self.progress.history.append(row)
-        self.progress.seconds += time.monotonic() - self._interval_began
-        self._interval_began = time.monotonic()
+        row = {"stage": stage, "interval": progress.interval, "step": progress.total_steps}
+        row |= {"train_loss": float(torch.stack(self._train_losses).mean()), "accuracy": accuracy, "loss": loss}
+        row |= {f"accuracy/{task}": value[0] for task, value in rows.items()}
+        row |= {f"loss/{task}": value[1] for task, value in rows.items()}
+        progress.history.append(row)
 
     def _end_stage(self) -> None:
         self.adapted.load_adapter_state(self.best_state)
         self.adapted.end_stage()
         self.ended_stage = self.progress.stage
         self.progress.next_stage()
-        self.best_state = {}
+        self.best_state, self.answers = {}, {}
 
-    # ---- Lightning hooks
+    # ---- Lightning hooks, in the order in which they run
 
-    def configure_optimizers(self) -> Any:
-        if self._stage_state is None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint[KEY]
+        check_identity(ours["identity"], self.identity)
+        self.progress = Progress(**ours["progress"])
+        self.best_state, self.answers = ours["best_state"], ours["answers"]
+        if not self.finished:
+            uses = {task: self.plan.uses[task] for task in self.stage_tasks}
+            self.adapted.begin_stage(uses, state=ours["stage_state"])
+        self._stage_is_ready = True
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *_: Any, **__: Any) -> None:
+        self.adapted.load_adapter_state(state_dict)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        return self.adapted.adapter_state()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        if not self._stage_is_ready:
             self.begin_stage()
+            self._stage_is_ready = True
         groups = self.adapted.parameter_groups()
-        optimizer, schedule = build_optimizer(groups, self.optimizer_settings, self.schedule.budget(self.stage_tasks))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer, rates = build_optimizer(groups, self.optimizer_settings, self.schedule.budget(self.stage_tasks))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
         self.ended_stage = None
-        self._interval_began = time.monotonic()
+        self._train_losses = []
+        self._epoch_began = time.monotonic()
 
     def on_train_batch_start(self, batch: OptionBatch, batch_idx: int) -> None:
         # Seeded for each step: what else draws random numbers (a DataLoader does when it starts) differs on a resume.
@@ -120,38 +136,41 @@ class ContextLoraModule(lightning.LightningModule):
 
     def training_step(self, batch: OptionBatch, batch_idx: int) -> torch.Tensor:
         loss = F.cross_entropy(self._scores(batch), batch.answer)
-        self.log("train_loss", loss, batch_size=len(batch.answer))
+        self._train_losses.append(loss.detach())
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._validation = {task: [] for task in self.stage_tasks}
+        self._sums = {task: [0.0, 0.0, 0.0] for task in self.stage_tasks}
 
     def validation_step(self, batch: OptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         scores = self._scores(batch)
-        correct = float((scores.argmax(dim=-1) == batch.answer).sum())
-        loss = float(F.cross_entropy(scores, batch.answer, reduction="sum"))
-        self._validation[batch.task].append((len(batch.answer), correct, loss))
+        sums = self._sums[batch.task]
+        sums[0] += len(batch.answer)
+        sums[1] += float((scores.argmax(dim=-1) == batch.answer).sum())
+        sums[2] += float(F.cross_entropy(scores, batch.answer, reduction="sum"))
 
     def on_train_epoch_end(self) -> None:
-        self._close_interval()
-        if not self.progress.stage_is_over(self.schedule, self.stage_tasks):
-            return
-        self._end_stage()
-        if self.finished:
-            self.trainer.should_stop = True
-            return
-        self.begin_stage()
-        self.trainer.strategy.setup_optimizers(self.trainer)
+        self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in self._sums.items()})
+        if self.progress.stage_is_over(self.schedule, self.stage_tasks):
+            self._end_stage()
+            if self.finished:
+                self.trainer.should_stop = True
+            else:
+                self.begin_stage()
+                self.trainer.strategy.setup_optimizers(self.trainer)
+        self.progress.seconds += time.monotonic() - self._epoch_began
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "progress": self.progress.to_dict(),
+            "stage_state": self.adapted.stage_state(),
+            "best_state": self.best_state,
+            "answers": self.answers,
+        }
 
     def _scores(self, batch: OptionBatch) -> torch.Tensor:
         """(B, K) option log-likelihoods with the slices of the batch's task."""
         with self.adapted.active(self.plan.uses[batch.task], batch.task):
             return option_scores(self.adapted.model, batch)
-
-
-def _mean(rows: list[tuple[int, float, float]]) -> tuple[float, float]:
-    """(accuracy, loss) from (items, number correct, summed loss) of each batch."""
-    num_items = sum(row[0] for row in rows)
-    if not num_items:
-        return 0.0, math.inf
-    return sum(row[1] for row in rows) / num_items, sum(row[2] for row in rows) / num_items

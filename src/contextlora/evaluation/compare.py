@@ -1,0 +1,136 @@
+"""Compares finished runs over methods, settings and seeds.
+
+Runs that differ in nothing but their seed form a group. A group is called by its method and by those settings in which
+the groups of the comparison differ.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from contextlora.evaluation.metrics import mean_interval, paired_difference
+
+# Settings that cannot change a result.
+NEUTRAL = ("seed", "runs_dir", "tracking.", "training.progress", "taskset.data_dir")
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One run: its flat configuration ("section.key" -> value) and its results.json."""
+
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+
+@dataclass
+class Group:
+    """Runs that differ only in their seed."""
+
+    name: str
+    by_seed: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def accuracies(self, task: str, key: str = "end_to_end") -> dict[int, float]:
+        """seed -> accuracy of a task; of the mean over tasks for task "mean"."""
+        return {seed: _accuracy(results, task, key) for seed, results in self.by_seed.items()}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"method": {"rank": 8}} -> {"method.rank": 8}; dictionaries of free keys stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inside = isinstance(value, Mapping) and key != "edge_delta"
+        flat |= flatten(value, f"{prefix}{key}.") if inside else {prefix + key: value}
+    return flat
+
+
+def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run without its seed and those that change no result."""
+    return {key: value for key, value in settings.items() if not key.startswith(NEUTRAL)}
+
+
+def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
+    """Groups in the order of their first run; of two runs with one seed the later one counts."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(repr(sorted(settings_that_matter(run.settings).items())), []).append(run)
+    settings = [settings_that_matter(members[0].settings) for members in groups.values()]
+    named = []
+    for own, members in zip(settings, groups.values(), strict=True):
+        rivals = [other for other in settings if other["method.name"] == own["method.name"]]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in rivals)]
+        details = ", ".join(f"{key.split('.')[-1]} {own[key]}" for key in differing)
+        name = own["method.name"] + (f" ({details})" if details else "")
+        named.append(Group(name, {run.settings["seed"]: run.results for run in members}))
+    return named
+
+
+def accuracy_rows(groups: Sequence[Group], tasks: Sequence[str], key: str = "end_to_end") -> tuple[Row, list[Row]]:
+    """Mean accuracy over seeds with its 95 % interval, per group and task, and over the tasks' mean."""
+    rows = []
+    for group in groups:
+        cells = [with_interval(*mean_interval(list(group.accuracies(t, key).values()))) for t in (*tasks, "mean")]
+        steps = sorted({results["gradient_steps"]["total"] for results in group.by_seed.values()})
+        size = sorted({results["trainable_parameters"] for results in group.by_seed.values()})
+        rows.append((group.name, str(len(group.by_seed)), _span(steps), _span(size), *cells))
+    return ("method", "seeds", "steps", "parameters", *tasks, "mean"), rows
+
+
+def difference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+    """Ours minus each other group, paired by seed, with the 95 % interval of the mean difference, in points."""
+    rows = []
+    for group in groups:
+        if group is ours:
+            continue
+        cells = []
+        for task in (*tasks, "mean"):
+            *difference, num_pairs = paired_difference(ours.accuracies(task), group.accuracies(task))
+            cells.append(with_interval(*difference, sign="+"))
+        rows.append((f"{ours.name} - {group.name}", str(num_pairs), *cells))
+    return ("paired difference", "pairs", *tasks, "mean"), rows
+
+
+def reference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+    """Majority, best single prerequisite and symbolic composition, averaged over our group's seeds."""
+    held = [results["references"] for results in ours.by_seed.values()]
+    rows = []
+    for name, label in (
+        ("majority", "majority answer"),
+        ("single_prerequisite", "best single prerequisite, right answers"),
+        ("symbolic", f"symbolic composition of {ours.name}'s root answers"),
+    ):
+        cells = []
+        for task in tasks:
+            values = [_reference(references[task][name]) for references in held]
+            cells.append("-" if None in values else with_interval(*mean_interval(values)))
+        rows.append((label, *cells))
+    return ("reference", *tasks), rows
+
+
+def pick_ours(groups: Sequence[Group]) -> Group:
+    """The group that the others are compared to: the ContextLoRA one with most seeds, else the first."""
+    candidates = [group for group in groups if group.name.split(" ")[0] == "contextlora"] or list(groups)
+    return max(candidates, key=lambda group: len(group.by_seed))
+
+
+def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:
+    """93.1 [92.0, 94.2], in percent; without brackets where a single seed gives no interval."""
+    if math.isnan(mean):
+        return "-"
+    text = f"{100 * mean:{sign}.1f}"
+    return text if math.isnan(low) else f"{text} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def _accuracy(results: Mapping[str, Any], task: str, key: str) -> float:
+    if task == "mean":
+        return sum(row[key] for row in results["tasks"].values()) / len(results["tasks"])
+    return results["tasks"][task][key]
+
+
+def _reference(value: float | Mapping[str, float]) -> float | None:
+    return max(value.values(), default=None) if isinstance(value, Mapping) else value
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
