@@ -1,16 +1,21 @@
 """Words of the bundled backbone: a word-level vocabulary, lower case, numbers 0 to 99 as single words."""
 
+from contextlora.backbones import wordings
 from contextlora.tasks.renderers import COLOURS, COLUMNS, OBJECTS, PATTERNS, ROWS, WEATHERS
 
 PAD, UNKNOWN, END, IMAGE = "<pad>", "<unk>", "<end>", "<image>"
 NUMBERS = tuple(str(number) for number in range(100))
 LETTERS = tuple("abcdefgh")
+_GLUE = """
+. , : ? given options answer yes no true or and than over under above below left right leftmost rightmost highest
+lowest larger smaller largest smallest more less least most camera sound lane image levels level rules rule gives
+classes class lookup repeat same as one does equal to by it this that all not only first last up down telemetry sensor
+sensors choose word must you should i we do next best can be will has have was when where who why now question task
+ahead behind near far what which is are the of at in on there thing things column row cell place name tell say how
+many number find colour pattern weather see seen show shown reading value read then if with for kind count total here
+sky any between from
+""".split()
 
-_GLUE = """. , : ? given options answer what which is are the of at in on there thing things column row cell place name tell
-say how many number find yes no true or and than over under above below left right leftmost rightmost highest lowest larger
-smaller largest smallest more less least most colour pattern weather see seen show shown image camera sound lane
-reading value read level levels rule rules gives when then if with for word choose class classes kind count total here sky
-repeat same as one any does equal between from to by next it this that all not only first last up down""".split()
 
 # Nouns and names of sensors, classes and actions for which the base has no meaning of its own: any of them can be a key,
 # a value, a class or an option in the generic skills, so that a task set can use them for its own concepts.
@@ -42,6 +47,7 @@ WORDS: tuple[str, ...] = tuple(
             *(PAD, UNKNOWN, END, IMAGE),
             *NUMBERS,
             *_GLUE,
+            *wordings.GLUE,
             *LETTERS,
             *OBJECTS,
             *COLOURS,

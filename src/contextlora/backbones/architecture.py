@@ -1,0 +1,131 @@
+"""The bundled backbone's architecture: LLaVA form, CLIP vision tower + Qwen3 text model, all shipped by transformers.
+
+Two initialisations make a model of a few million parameters learn in minutes what takes far longer from a random start:
+
+* Layer 0's heads are fixed previous-token heads: every position sees the tokens at distance 1, 2 and 3. Query and key are
+  constants (zero weights, biases only), turned by RoPE; with q = (1, 0) and k = (cos d f_i, sin d f_i) on the four highest
+  RoPE frequencies f_i, the attention logit is sum_i cos((distance - d) f_i) and peaks at distance d. They stay frozen;
+  values and outputs are learned.
+* Patch positions are spoken in words: the position embedding of the patch in column i and row j starts as the sum of the
+  word embeddings of `c<i>` and `r<j>`, and the projector starts as the identity.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
+
+from contextlora.backbones.vocabulary import END, IMAGE, PAD, WORDS
+from contextlora.tasks.renderers import CELL, COLUMNS, GRID, IMAGE_SIZE, ROWS
+
+HIDDEN = 192
+_HEAD_DIM = 32
+_PREVIOUS_TOKENS = (1, 1, 2, 2, 3, 3)  # distance that each head of layer 0 looks back
+_SHARPNESS = 70.0  # attention logit at the peak; the neighbouring positions then get less than 1e-4 of the weight
+_NUM_FREQUENCIES = 4
+
+
+def make_config(num_layers: int = 7, num_vision_layers: int = 2) -> LlavaConfig:
+    """Configuration of the bundled backbone."""
+    ids = {word: index for index, word in enumerate(WORDS)}
+    vision = CLIPVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=CELL,
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=num_vision_layers,
+        num_attention_heads=HIDDEN // _HEAD_DIM,
+        hidden_act="gelu",
+    )
+    text = Qwen3Config(
+        vocab_size=len(WORDS),
+        hidden_size=HIDDEN,
+        intermediate_size=512,
+        num_hidden_layers=num_layers,
+        num_attention_heads=len(_PREVIOUS_TOKENS),
+        num_key_value_heads=len(_PREVIOUS_TOKENS),
+        head_dim=_HEAD_DIM,
+        attention_bias=True,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=ids[PAD],
+        eos_token_id=ids[END],
+        bos_token_id=None,
+        use_cache=False,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=ids[IMAGE],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=GRID * GRID,
+        projector_hidden_act="linear",
+        tie_word_embeddings=False,
+        pad_token_id=ids[PAD],
+        eos_token_id=ids[END],
+    )
+
+
+def build_model(config: LlavaConfig) -> tuple[LlavaForConditionalGeneration, list[nn.Parameter]]:
+    """Makes an initialised model (from torch's global random state) in float32.
+
+    Returns:
+        The model, and its fixed parameters (layer 0's queries and keys), which must not be trained.
+    """
+    model = LlavaForConditionalGeneration(config)
+    language, width = model.model.language_model, config.text_config.hidden_size
+    with torch.no_grad():
+        language.embed_tokens.weight.normal_()
+        model.lm_head.weight.normal_(std=1 / math.sqrt(width))
+        for module in (*language.layers.modules(), *model.model.vision_tower.modules()):
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=1 / math.sqrt(module.in_features))
+                if module.bias is not None:
+                    module.bias.zero_()
+        for layer in language.layers:  # residual branches start small
+            layer.self_attn.o_proj.weight.mul_(0.5)
+            layer.mlp.down_proj.weight.mul_(0.5)
+        fixed = _fix_previous_token_heads(language.layers[0].self_attn, config)
+        language.layers[0].self_attn.o_proj.weight.mul_(2.0)
+        _name_patch_positions(model)
+        for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+            linear.weight.copy_(torch.eye(width))
+            linear.bias.zero_()
+    return model, fixed
+
+
+def _fix_previous_token_heads(attention: nn.Module, config: LlavaConfig) -> list[nn.Parameter]:
+    text = config.text_config
+    theta = text.rope_parameters["rope_theta"]
+    half = text.head_dim // 2
+    frequencies = theta ** (-torch.arange(_NUM_FREQUENCIES) / half)
+    query, key = (torch.zeros(text.num_attention_heads, text.head_dim) for _ in range(2))
+    query[:, :_NUM_FREQUENCIES] = 1.0
+    for head, distance in enumerate(_PREVIOUS_TOKENS):
+        key[head, :_NUM_FREQUENCIES] = torch.cos(distance * frequencies)
+        key[head, half : half + _NUM_FREQUENCIES] = torch.sin(distance * frequencies)
+    for projection, bias in ((attention.q_proj, query), (attention.k_proj, key)):
+        projection.weight.zero_()
+        projection.bias.copy_(bias.flatten())
+    # RMS normalisation scales q and k to length sqrt(head_dim), so the peak logit is sqrt(head_dim) x both norms' weights.
+    scale = math.sqrt(_SHARPNESS / math.sqrt(text.head_dim))
+    for norm in (attention.q_norm, attention.k_norm):
+        norm.weight.fill_(scale)
+    modules = (attention.q_proj, attention.k_proj, attention.q_norm, attention.k_norm)
+    fixed = [parameter for module in modules for parameter in module.parameters()]
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+    return fixed
+
+
+def _name_patch_positions(model: LlavaForConditionalGeneration) -> None:
+    words = model.model.language_model.embed_tokens.weight
+    embeddings = model.model.vision_tower.embeddings
+    embeddings.patch_embedding.weight.normal_(std=1 / math.sqrt(embeddings.patch_embedding.weight[0].numel()))
+    embeddings.position_embedding.weight[0].normal_()
+    for row, row_word in enumerate(ROWS):
+        for column, column_word in enumerate(COLUMNS):
+            position = words[WORDS.index(column_word)] + words[WORDS.index(row_word)]
+            embeddings.position_embedding.weight[1 + row * GRID + column] = position

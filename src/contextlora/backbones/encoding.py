@@ -1,0 +1,251 @@
+"""Turns prompts into tensors: token ids, processed images, and the ids of every option.
+
+Letters of the shapes: B prompts, K options at most, T tokens of the longest prompt, L tokens of the longest option.
+
+Prompts are tokenised and images processed once and then remembered by the backbone. A batch is padded on the left to
+its own longest prompt, so that the answer comes right after the last column for every row:
+
+    input_ids   pad pad  <image> <image> lane c2 ... answer :      | option_ids (K, L)   dry | damp | fair | slick
+                pad <image> <image> grip c1 34 ...   answer :      |
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from contextlora.backbones.load import Backbone, BackboneError
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
+
+_IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
+
+
+@dataclass(frozen=True)
+class OptionBatch:
+    """Encoded prompts of one task.
+
+    Attributes:
+        inputs: arguments of the model's forward; `input_ids` and `attention_mask` are (B, T), padded on the left.
+        option_ids: (B, K, L) token ids of the options, 0 where there is none.
+        option_mask: (B, K, L) bool, True where there is a token.
+        answer: (B,) index of the right option.
+        task: name of the task.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    option_ids: torch.Tensor
+    option_mask: torch.Tensor
+    answer: torch.Tensor
+    task: str
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
+        """The same batch on another device."""
+        return replace(
+            self,
+            inputs={name: tensor.to(device, **kwargs) for name, tensor in self.inputs.items()},
+            option_ids=self.option_ids.to(device, **kwargs),
+            option_mask=self.option_mask.to(device, **kwargs),
+            answer=self.answer.to(device, **kwargs),
+        )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One prompt's token ids, those of each option behind it, and which of the prompt's ids stand for the image."""
+
+    ids: list[int]
+    options: list[list[int]]
+    image_start: int | None
+
+
+@dataclass(frozen=True)
+class _SeenImage:
+    """What the processor makes of one image: ids that stand for it in the prompt and tensors for the vision tower.
+
+    `per_token` holds further features of these ids (such as token types), each as long as `ids`.
+    """
+
+    ids: list[int]
+    per_token: dict[str, list[int]]
+    features: dict[str, torch.Tensor]
+
+
+def encode(backbone: Backbone, prompts: Sequence[Prompt]) -> OptionBatch:
+    """Encodes prompts of one task.
+
+    Args:
+        backbone: which reads them.
+        prompts: at least one.
+
+    Raises:
+        BackboneError: a prompt does not fit the backbone: an image for a text-only model, more tokens than positions,
+            options whose tokens are the same or cannot be told from the prompt's.
+    """
+    _tokenise_new(backbone, prompts)
+    encoded = [backbone.encodings.prompts[_key(prompt)] for prompt in prompts]
+    images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
+    num_options = max(len(row.options) for row in encoded)
+    length = max(len(option) for row in encoded for option in row.options)
+    option_ids = torch.zeros(len(prompts), num_options, length, dtype=torch.long)
+    option_mask = torch.zeros(len(prompts), num_options, length, dtype=torch.bool)
+    for b, row in enumerate(encoded):
+        for k, option in enumerate(row.options):
+            option_ids[b, k, : len(option)] = torch.tensor(option)
+            option_mask[b, k, : len(option)] = True
+    inputs = _pad_prompts(backbone, encoded, images)
+    _check_length(backbone, inputs["input_ids"].shape[1] + length - 1)
+    answer = torch.tensor([prompt.answer for prompt in prompts])
+    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task)
+
+
+def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:
+    return prompt.text, prompt.image_path, prompt.continuations
+
+
+def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+    """Tokenises, in one call, the prompts that the backbone has not met yet."""
+    known = backbone.encodings.prompts
+    new = list({_key(prompt): prompt for prompt in prompts if _key(prompt) not in known}.values())
+    if not new:
+        return
+    texts = []
+    for prompt in new:
+        text = _model_text(backbone, prompt)
+        separator = "" if text[-1:].isspace() else " "
+        texts += [text, *(text + separator + option for option in prompt.continuations)]
+    # A chat template writes the special tokens itself.
+    ids = iter(backbone.tokenizer(texts, add_special_tokens=not backbone.chat_template)["input_ids"])
+    for prompt in new:
+        prompt_ids = list(next(ids))
+        options = [_continuation(backbone, prompt, word, prompt_ids, next(ids)) for word in prompt.continuations]
+        if len({tuple(option) for option in options}) < len(options):
+            raise BackboneError(
+                f"the tokenizer of model {backbone.name} gives the same tokens to different options of "
+                f"{', '.join(prompt.continuations)} (task {prompt.task}); it lacks these words"
+            )
+        known[_key(prompt)] = _with_image(backbone, prompt, prompt_ids, options)
+
+
+def _model_text(backbone: Backbone, prompt: Prompt) -> str:
+    """The prompt with the model's own image token and, where the backbone wants it, its chat template."""
+    if prompt.image_path and not backbone.is_multimodal:
+        raise BackboneError(f"model {backbone.name} takes no images; set image=text or auto")
+    if not backbone.chat_template:
+        return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) if prompt.image_path else prompt.text
+    writer = backbone.processor or backbone.tokenizer
+    content: Any = prompt.text
+    if backbone.is_multimodal:
+        words = {"type": "text", "text": prompt.text.replace(IMAGE_PLACEHOLDER, "").strip()}
+        content = [{"type": "image"}, words] if prompt.image_path else [words]
+    turn = [{"role": "user", "content": content}]
+    return writer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+def _continuation(
+    backbone: Backbone, prompt: Prompt, option: str, prompt_ids: list[int], whole: Sequence[int]
+) -> list[int]:
+    """Ids of the option: what follows the prompt's when both are encoded together, as in lm-evaluation-harness."""
+    start = len(prompt_ids)
+    if len(whole) <= start or list(whole[:start]) != prompt_ids:
+        raise BackboneError(
+            f"the tokenizer of model {backbone.name} does not keep the prompt's end {prompt.text[-20:]!r} apart from "
+            f"the option {option!r} behind it; end the prompt template differently"
+        )
+    return list(whole[start:])
+
+
+def _with_image(backbone: Backbone, prompt: Prompt, ids: list[int], options: list[list[int]]) -> _Encoded:
+    """Puts the ids that stand for the image in the place of the one image token."""
+    if not backbone.is_multimodal:
+        return _Encoded(ids, options, None)
+    token_id = backbone.tokenizer.convert_tokens_to_ids(backbone.image_token)
+    if ids.count(token_id) != (1 if prompt.image_path else 0):
+        raise BackboneError(
+            f"a prompt of task {prompt.task} holds {ids.count(token_id)} image tokens {backbone.image_token!r}, "
+            f"but has {'one image' if prompt.image_path else 'no image'}"
+        )
+    if not prompt.image_path:
+        return _Encoded(ids, options, None)
+    start = ids.index(token_id)
+    return _Encoded(ids[:start] + _seen_image(backbone, prompt.image_path).ids + ids[start + 1 :], options, start)
+
+
+def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
+    """Opens and processes an image, once."""
+    cache = backbone.encodings
+    if path in cache.images:
+        return cache.images[path]
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise BackboneError(f"image {path} cannot be read: {error.strerror or error}") from error
+    made = backbone.processor(
+        text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
+    )
+    shape = made["input_ids"].shape
+    per_token = {
+        name: made[name][0].tolist()
+        for name in made
+        if made[name].shape == shape and name not in ("input_ids", "attention_mask")
+    }
+    dtype = backbone.model.dtype
+    features = {
+        name: made[name].to(dtype) if made[name].is_floating_point() else made[name]
+        for name in made
+        if made[name].shape != shape
+    }
+    seen = _SeenImage(made["input_ids"][0].tolist(), per_token, features)
+    size = sum(tensor.nbytes for tensor in features.values())
+    if cache.image_bytes + size <= _IMAGE_CACHE_BYTES:
+        cache.image_bytes += size
+        cache.images[path] = seen
+    return seen
+
+
+def _pad_prompts(
+    backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[_SeenImage | None]
+) -> dict[str, torch.Tensor]:
+    """Arguments of the model's forward. Padded columns are masked, so that any id will do in them."""
+    width = max(len(row.ids) for row in encoded)
+    inputs = {
+        "input_ids": torch.zeros(len(encoded), width, dtype=torch.long),
+        "attention_mask": torch.zeros(len(encoded), width, dtype=torch.long),
+    }
+    for name in {name for image in images if image for name in image.per_token}:
+        inputs[name] = torch.zeros_like(inputs["input_ids"])
+    for b, (row, image) in enumerate(zip(encoded, images, strict=True)):
+        first = width - len(row.ids)
+        inputs["input_ids"][b, first:] = torch.tensor(row.ids)
+        inputs["attention_mask"][b, first:] = 1
+        for name, values in image.per_token.items() if image else ():
+            at = first + row.image_start
+            inputs[name][b, at : at + len(values)] = torch.tensor(values)
+    if _takes_position_ids(backbone):
+        # Absolute positions must count from the first real token, not from the padding.
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    shown = [image.features for image in images if image]
+    for name in shown[0] if shown else ():
+        inputs[name] = torch.cat([features[name] for features in shown])
+    return inputs
+
+
+def _takes_position_ids(backbone: Backbone) -> bool:
+    """Whether positions are one number a token; models with several (M-RoPE) derive them from the mask themselves."""
+    inner = getattr(backbone.model, "model", None)
+    if any(hasattr(module, "get_rope_index") for module in (backbone.model, inner)):
+        return False
+    return "position_ids" in inspect.signature(backbone.model.forward).parameters
+
+
+def _check_length(backbone: Backbone, length: int) -> None:
+    most = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
+    if most and length > most:
+        raise BackboneError(
+            f"a prompt takes {length} tokens, model {backbone.name} at most {most}; "
+            "shorten the template or questions, or take a model with a longer context"
+        )

@@ -1,0 +1,192 @@
+"""One way to load every backbone: a folder or hub name in Hugging Face form, text-only or image-and-text."""
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import logging as hf_logging
+
+from contextlora.errors import UserError
+
+BUNDLED = Path(__file__).parent / "bundled"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class BackboneError(UserError):
+    """A backbone cannot be found, loaded, or fed with a prompt."""
+
+
+@dataclass
+class Encodings:
+    """What `contextlora.backbones.encoding` has prepared so far: prompts by their text and options, images by path."""
+
+    prompts: dict[Hashable, Any] = field(default_factory=dict)
+    images: dict[Path, Any] = field(default_factory=dict)
+    image_bytes: int = 0
+
+
+@dataclass
+class Backbone:
+    """A model with what is needed to feed it.
+
+    Attributes:
+        model: in eval mode, its weights untouched.
+        tokenizer: the processor's own where there is one.
+        processor: of image-and-text models, else None.
+        image_token: placeholder of an image in the text, None for text-only models.
+        is_multimodal: whether it takes images.
+        name: the folder or hub name it was asked for by.
+        fingerprint: tells backbones apart, see `fingerprint`.
+        chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
+        encodings: cache of prepared prompts and images.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    processor: ProcessorMixin | None
+    image_token: str | None
+    is_multimodal: bool
+    name: str
+    fingerprint: str
+    chat_template: bool = False
+    encodings: Encodings = field(default_factory=Encodings, repr=False)
+
+
+def load_backbone(
+    path_or_name: str,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "eager",
+    chat_template: str = "auto",
+) -> Backbone:
+    """Loads model, tokenizer and processor. Only safetensors weights and code that transformers ships are accepted.
+
+    Args:
+        path_or_name: `bundled`, a folder, or a name on the hub.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where the device computes in it, else float32.
+        device: where the model goes.
+        attn_implementation: as in transformers; eager is fastest for short prompts on CPUs.
+        chat_template: auto (used where the tokenizer has one) or off.
+
+    Raises:
+        BackboneError: nothing loadable there, or an unknown dtype or chat_template.
+    """
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise BackboneError(f"model dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if chat_template not in ("auto", "off"):
+        raise BackboneError(f"model chat_template must be auto or off, got {chat_template!r}")
+    source = _source(path_or_name)
+    with _errors_of(path_or_name):
+        config = AutoConfig.from_pretrained(source)
+        is_multimodal = _takes_images(config)
+        auto_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
+        model, loaded = auto_class.from_pretrained(
+            source,
+            dtype=fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype],
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        processor = AutoProcessor.from_pretrained(source) if is_multimodal else None
+        tokenizer = processor.tokenizer if is_multimodal else AutoTokenizer.from_pretrained(source)
+    if loaded["missing_keys"]:
+        lacking = sorted(loaded["missing_keys"])
+        raise BackboneError(
+            f"model {path_or_name} lacks {len(lacking)} weights of {type(model).__name__}, {lacking[0]} among them; "
+            "give a checkpoint with its language-model head"
+        )
+    return Backbone(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        processor=processor,
+        image_token=_image_token(processor) if is_multimodal else None,
+        is_multimodal=is_multimodal,
+        name=path_or_name,
+        fingerprint=fingerprint(model),
+        chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
+    )
+
+
+def fastest_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the device has instructions for it (CUDA, or a CPU with AMX or AVX512-BF16), else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities() if torch.device(device).type == "cpu" else {}
+    has_bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hex digits from the model's class, and every weight's name, shape and some of its values.
+
+    Values are compared in bfloat16, so that a checkpoint has one fingerprint whatever dtype it is loaded in.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 32)][:32].to("cpu", torch.bfloat16)
+        digest.update(json.dumps([name, list(weight.shape)]).encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(path_or_name: str) -> str:
+    """The folder to load from, or the hub name as it is."""
+    folder = BUNDLED if path_or_name == "bundled" else Path(path_or_name).expanduser()
+    if not folder.is_dir():
+        looks_like_path = folder.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1
+        if looks_like_path or Path(path_or_name).parent.is_dir():
+            raise BackboneError(f"model folder {folder} does not exist; give an existing folder, a hub id or 'bundled'")
+        return path_or_name
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"model folder {folder} holds no config.json; give a checkpoint in Hugging Face form")
+    if not any(folder.glob("*.safetensors")):
+        raise BackboneError(
+            f"model folder {folder} holds no .safetensors weights (pickled ones are refused); "
+            "save the model again with save_pretrained"
+        )
+    return str(folder)
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Turns what transformers raises for an unusable checkpoint into one line; keeps its progress bars quiet."""
+    shows_progress = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise BackboneError(f"model {name} cannot be loaded: {reason}") from error
+    finally:
+        if shows_progress:
+            hf_logging.enable_progress_bar()
+
+
+def _takes_images(config: PretrainedConfig) -> bool:
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and hasattr(config, "vision_config")
+
+
+def _image_token(processor: ProcessorMixin) -> str:
+    for owner in (processor, processor.tokenizer):
+        if isinstance(token := getattr(owner, "image_token", None), str):
+            return token
+    raise BackboneError(f"{type(processor).__name__} names no image token; use the model with image=text")

@@ -1,0 +1,230 @@
+"""Generic questions about an image: naming, locating, counting, comparing what is drawn (camera scene or spectrogram)."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from contextlora.backbones.documents import Question
+from contextlora.backbones.vocabulary import FREE_WORDS
+from contextlora.tasks.renderers import (
+    COLOURS,
+    COLUMNS,
+    GRID,
+    OBJECTS,
+    PATTERNS,
+    ROWS,
+    WEATHERS,
+    Sprite,
+    draw_scene,
+    draw_spectrogram,
+    scatter,
+)
+
+_COUNTS = tuple(str(number) for number in range(9))
+_YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object, where it is (0..3) and what a classes line calls its kind, if anything."""
+
+    kind: str
+    colour: str
+    column: int
+    row: int
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an image shows, the words said about it before the questions, and the questions' generators."""
+
+    image: np.ndarray
+    preamble: str
+    askers: tuple[Callable[[], Question | None], ...]
+
+
+def camera_scene(rng: Random, drawing: np.random.Generator, wordings: Mapping[str, tuple[str, ...]]) -> Scene:
+    """Draws a camera image and offers its questions; a third of the images hold one object per column."""
+    lanes = rng.random() < 0.4
+    cells = [(column, rng.randrange(GRID)) for column in range(GRID)]
+    if not lanes:
+        flat = rng.sample(range(GRID * GRID), rng.choice((1, 2, 3, 4, 4, 5, 6, 7)))
+        cells = [(cell % GRID, cell // GRID) for cell in flat]
+    kinds = rng.sample(OBJECTS, rng.choice((2, 4, 12, 12)))
+    labels, preamble = {}, []
+    if rng.random() < 0.3:
+        classes = rng.sample(FREE_WORDS, rng.choice((2, 3, 4)))
+        kinds = kinds[:4]
+        labels = {kind: rng.choice(classes) for kind in kinds}
+        preamble.append("classes : " + " , ".join(f"{kind} {label}" for kind, label in labels.items()) + " .")
+    if lanes and len(kinds) >= GRID and rng.random() < 0.7:
+        drawn = rng.sample(kinds, GRID)
+    else:
+        drawn = [rng.choice(kinds) for _ in cells]
+    things = [
+        Thing(kind, rng.choice(tuple(COLOURS)), column, row, labels.get(kind, ""))
+        for kind, (column, row) in zip(drawn, cells, strict=True)
+    ]
+    weather = rng.choice(WEATHERS)
+    centres = scatter(drawing, cells)
+    sprites = [Sprite(thing.kind, thing.colour, x, y) for thing, (x, y) in zip(things, centres, strict=True)]
+    pointer = None
+    if rng.random() < 0.4:
+        pointer = (rng.choice(("lane", "lane", *FREE_WORDS)), rng.randrange(GRID))
+        preamble.append(f"{pointer[0]} {COLUMNS[pointer[1]]} .")
+    rng.shuffle(preamble)
+    asker = _CameraAsker(things, weather, pointer, rng, wordings)
+    return Scene(draw_scene(sprites, weather, drawing), " ".join(preamble), asker.askers())
+
+
+@dataclass(frozen=True)
+class _CameraAsker:
+    things: list[Thing]
+    weather: str
+    pointer: tuple[str, int] | None
+    rng: Random
+    wordings: Mapping[str, tuple[str, ...]]
+
+    def askers(self) -> tuple[Callable[[], Question | None], ...]:
+        common = [
+            self.name_cell,
+            self.name_column,
+            self.name_column,
+            self.name_extreme,
+            self.colour,
+            self.locate,
+            self.locate,
+        ]
+        common += [self.count_all, self.count_kind, self.exist, self.relation, self.relation, self.say_weather]
+        if self.pointer:
+            common += [self.name_pointer] * 5
+        if self.things[0].label:
+            common += [self.name_class] * 5
+        return tuple(common)
+
+    def _text(self, wording: str, **slots: str) -> str:
+        return self.rng.choice(self.wordings[wording]).format(**slots)
+
+    def _unique(self) -> list[Thing]:
+        kinds = Counter(thing.kind for thing in self.things)
+        return [thing for thing in self.things if kinds[thing.kind] == 1]
+
+    def _alone(self, column: int) -> Thing | None:
+        found = [thing for thing in self.things if thing.column == column]
+        return found[0] if len(found) == 1 else None
+
+    def name_cell(self) -> Question:
+        thing = self.rng.choice(self.things)
+        text = self._text("name_cell", c=COLUMNS[thing.column], r=ROWS[thing.row])
+        return Question("name", text, thing.kind, OBJECTS)
+
+    def name_column(self) -> Question | None:
+        thing = self._alone(self.rng.randrange(GRID))
+        return thing and Question("name", self._text("name_column", c=COLUMNS[thing.column]), thing.kind, OBJECTS)
+
+    def name_pointer(self) -> Question | None:
+        word, column = self.pointer
+        thing = self._alone(column)
+        return thing and Question("name_two_hop", self._text("name_pointer", p=word), thing.kind, OBJECTS)
+
+    def name_extreme(self) -> Question | None:
+        word = self.rng.choice(("leftmost", "rightmost", "highest", "lowest"))
+        axis, sign = ("column" if "most" in word else "row"), (1 if word in ("leftmost", "highest") else -1)
+        ordered = sorted(self.things, key=lambda thing: sign * getattr(thing, axis))
+        if len(ordered) > 1 and getattr(ordered[0], axis) == getattr(ordered[1], axis):
+            return None
+        return Question("name", self._text("name_extreme", e=word), ordered[0].kind, OBJECTS)
+
+    def colour(self) -> Question:
+        unique = self._unique()
+        if unique and self.rng.random() < 0.5:
+            thing = self.rng.choice(unique)
+            return Question("colour", self._text("colour_kind", k=thing.kind), thing.colour, tuple(COLOURS))
+        thing = self.rng.choice(self.things)
+        text = self._text("colour_cell", c=COLUMNS[thing.column], r=ROWS[thing.row])
+        return Question("colour", text, thing.colour, tuple(COLOURS))
+
+    def locate(self) -> Question | None:
+        unique = self._unique()
+        if not unique:
+            return None
+        thing = self.rng.choice(unique)
+        if self.rng.random() < 0.5:
+            return Question("locate", self._text("locate_column", k=thing.kind), COLUMNS[thing.column], COLUMNS)
+        return Question("locate", self._text("locate_row", k=thing.kind), ROWS[thing.row], ROWS)
+
+    def count_all(self) -> Question:
+        return Question("count", self._text("count_all"), str(len(self.things)), _COUNTS)
+
+    def count_kind(self) -> Question:
+        kind = self.rng.choice(
+            (self.rng.choice(self.things).kind, self.rng.choice(self.things).kind, self.rng.choice(OBJECTS))
+        )
+        number = sum(thing.kind == kind for thing in self.things)
+        return Question("count", self._text("count_kind", k=kind), str(number), _COUNTS)
+
+    def exist(self) -> Question:
+        kind = self.rng.choice((self.rng.choice(self.things).kind, self.rng.choice(OBJECTS)))
+        answer = _YES_NO[not any(thing.kind == kind for thing in self.things)]
+        return Question("exist", self._text("exist", k=kind), answer, _YES_NO)
+
+    def relation(self) -> Question | None:
+        unique = self._unique()
+        if len(unique) < 2:
+            return None
+        a, b = self.rng.sample(unique, 2)
+        relation = self.rng.choice(("left", "right", "above", "below"))
+        axis = "column" if relation in ("left", "right") else "row"
+        difference = getattr(a, axis) - getattr(b, axis)
+        if difference == 0:
+            return None
+        true = (difference < 0) == (relation in ("left", "above"))
+        text = self._text("relation", a=a.kind, b=b.kind, rel=relation)
+        return Question("relation", text, _YES_NO[not true], _YES_NO)
+
+    def say_weather(self) -> Question:
+        return Question("weather", self._text("weather"), self.weather, WEATHERS)
+
+    def name_class(self) -> Question | None:
+        classes = tuple({thing.label for thing in self.things}) + tuple(self.rng.sample(FREE_WORDS, 2))
+        thing = self._alone(self.rng.randrange(GRID))
+        if thing and self.rng.random() < 0.5:
+            return Question("class", self._text("class_column", c=COLUMNS[thing.column]), thing.label, classes)
+        thing = self.rng.choice(self.things)
+        text = self._text("class_cell", c=COLUMNS[thing.column], r=ROWS[thing.row])
+        return Question("class", text, thing.label, classes)
+
+
+def spectrogram_scene(rng: Random, drawing: np.random.Generator, wordings: Mapping[str, tuple[str, ...]]) -> Scene:
+    """Draws a spectrogram with up to four tones and offers its questions."""
+    rows = sorted(rng.sample(range(GRID), rng.randint(1, GRID)))
+    tones = dict(zip(rows, (rng.choice(PATTERNS) for _ in rows), strict=True))
+    counts = Counter(tones.values())
+
+    def text(wording: str, **slots: str) -> str:
+        return rng.choice(wordings[wording]).format(**slots)
+
+    def tone_row() -> Question:
+        row = rng.choice(rows)
+        return Question("tone", text("tone_row", r=ROWS[row]), tones[row], PATTERNS)
+
+    def row_tone() -> Question | None:
+        row = rng.choice(rows)
+        if counts[tones[row]] > 1:
+            return None
+        return Question("tone_locate", text("row_tone", k=tones[row]), ROWS[row], ROWS)
+
+    def count() -> Question:
+        return Question("tone_count", text("count_tone"), str(len(tones)), _COUNTS)
+
+    def exist() -> Question:
+        pattern = rng.choice(PATTERNS)
+        return Question("tone_exist", text("exist", k=pattern), _YES_NO[pattern not in counts], _YES_NO)
+
+    return Scene(
+        draw_spectrogram(tuple(tones.items()), drawing), "", (tone_row, tone_row, row_tone, row_tone, count, exist)
+    )

@@ -1,0 +1,140 @@
+"""Generic questions about text: repeating, look-up, two-hop look-up, comparing, thresholds, rule tables."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+
+from contextlora.backbones.documents import Question
+from contextlora.backbones.vocabulary import FREE_WORDS, NUMBERS
+from contextlora.tasks.renderers import COLUMNS, OBJECTS, ROWS
+
+_YES_NO = ("yes", "no")
+_CELLS = (*COLUMNS, *ROWS)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words said first, and the generators of questions about them."""
+
+    preamble: str
+    askers: tuple[Callable[[], Question | None], ...]
+
+
+def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
+    """Named numbers: read one, compare it with a bound or another, find the largest, tell its level."""
+    names = _keys(rng, rng.randint(2, 8))
+    values = dict(zip(names, rng.sample(NUMBERS, len(names)), strict=True))
+    preamble = _pairs(rng, values.items())
+    bounds = sorted(rng.sample(range(5, 96), rng.choice((1, 2, 3, 3))))
+    levels = rng.sample(FREE_WORDS, len(bounds) + 1)
+    with_levels = rng.random() < 0.5
+    if with_levels:
+        steps = [f"{level} under {bound}" for level, bound in zip(levels, [*bounds, 100], strict=False)]
+        preamble += " levels : " + " , ".join(steps[:-1]) + f" , {levels[-1]} over {bounds[-1] - 1} ."
+
+    def text(wording: str, **slots: str) -> str:
+        return rng.choice(wordings[wording]).format(**slots)
+
+    def read() -> Question:
+        name = rng.choice(names)
+        return Question("read", text("lookup", k=name), values[name], tuple(values.values()))
+
+    def over() -> Question:
+        name, bound = rng.choice(names), rng.randrange(100)
+        if rng.random() < 0.5:  # near the bound, where it is hard
+            bound = min(99, max(0, int(values[name]) + rng.randint(-12, 12)))
+        if bound == int(values[name]):
+            bound = bound - 1 if bound else 1
+        word = rng.choice(("over", "under", "more", "less"))
+        true = (int(values[name]) > bound) == (word in ("over", "more"))
+        return Question("compare", text("over", k=name, cmp=word, n=str(bound)), _YES_NO[not true], _YES_NO)
+
+    def compare() -> Question:
+        a, b = rng.sample(names, 2)
+        word = rng.choice(("larger", "smaller"))
+        answer = a if (int(values[a]) > int(values[b])) == (word == "larger") else b
+        return Question("compare", text("compare", a=a, b=b, cmp=word), answer, names)
+
+    def most() -> Question:
+        word = rng.choice(("largest", "smallest"))
+        answer = (max if word == "largest" else min)(names, key=lambda name: int(values[name]))
+        return Question("most", text("most", cmp=word), answer, names)
+
+    def level() -> Question:
+        name = rng.choice(names)
+        index = sum(int(values[name]) >= bound for bound in bounds)
+        return Question("level", text("level", k=name), levels[index], levels)
+
+    return Text(preamble, (read, read, over, over, compare, compare, most, *([level] * 6 if with_levels else [])))
+
+
+def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
+    """Key-value pairs; half of the texts also name a key by another word (two hops)."""
+    keys = _keys(rng, rng.randint(2, 16))
+    numeric = rng.random() < 0.3
+    pool = NUMBERS if numeric else FREE_WORDS
+    values = dict(zip(keys, rng.choices(pool, k=len(keys)), strict=True))
+    table = rng.choice(FREE_WORDS)
+    pointers = {}
+    if rng.random() < 0.5:
+        names = rng.sample([word for word in ("lane", *FREE_WORDS) if word not in values], rng.randint(1, 2))
+        pointers = {name: rng.choice(keys) for name in names}
+    parts = [_pairs(rng, values.items(), table), *(f"{name} {key} ." for name, key in pointers.items())]
+    rng.shuffle(parts)
+
+    def text(wording: str, **slots: str) -> str:
+        return rng.choice(wordings[wording]).format(**slots)
+
+    def lookup() -> Question:
+        key = rng.choice(keys)
+        wording = text("pointer", t=table, p=key) if rng.random() < 0.5 else text("lookup", k=key)
+        return Question("lookup", wording, values[key], _mixed(rng, values, pool))
+
+    def pointer() -> Question:
+        name = rng.choice(tuple(pointers))
+        return Question("two_hop", text("pointer", t=table, p=name), values[pointers[name]], _mixed(rng, values, pool))
+
+    return Text(" ".join(parts), (lookup, *([pointer, pointer] if pointers else [lookup])))
+
+
+def rules(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
+    """A rule table with two keys, 2 x 2 to 4 x 4; questions name the keys or find them in given values."""
+    size = rng.choice((2, 3, 3, 4, 4))
+    words = rng.sample(FREE_WORDS, 2 * size + 6)
+    first, second, outcomes = words[:size], words[size : 2 * size], words[2 * size : 2 * size + rng.randint(2, 4)]
+    table = {(a, b): rng.choice(outcomes) for a in first for b in second}
+    lines = [f"{a} {b} {outcome}" for (a, b), outcome in table.items()]
+    rng.shuffle(lines)
+
+    def rule() -> Question:
+        a, b = rng.choice(first), rng.choice(second)
+        text = rng.choice(wordings["rule"]).format(a=a, b=b)
+        return Question("rule", text, table[a, b], outcomes)
+
+    return Text("rules : " + " , ".join(lines) + " .", (rule,))
+
+
+def repeats(rng: Random) -> list[str]:
+    """A word sequence said twice: from the second time on, every next word is known."""
+    words = rng.choices((*FREE_WORDS, *NUMBERS), k=rng.randint(6, 40))
+    return words
+
+
+def _keys(rng: Random, number: int) -> list[str]:
+    """Distinct key words: free words, cells or objects, one family a text so that cells often are keys."""
+    family = rng.random()
+    if family < 0.25 and number <= len(_CELLS):
+        return rng.sample(COLUMNS if number <= len(COLUMNS) else _CELLS, number)
+    if family < 0.35 and number <= len(OBJECTS):
+        return rng.sample(OBJECTS, number)
+    return rng.sample(FREE_WORDS, number)
+
+
+def _pairs(rng: Random, pairs: object, table: str = "") -> str:
+    head = table or rng.choice(("given :", "telemetry :", "sensors :", ""))
+    return f"{head} " + " , ".join(f"{key} {value}" for key, value in pairs) + " ."
+
+
+def _mixed(rng: Random, values: Mapping[str, str], pool: tuple[str, ...]) -> tuple[str, ...]:
+    """Distractors: other values of the same text (hard) and words that do not occur in it."""
+    return (*values.values(), *rng.sample(pool, 2))
