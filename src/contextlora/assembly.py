@@ -1,22 +1,19 @@
 """Builds the parts of a run from its configuration: task set, backbone, plan, adapted model, evaluator, trainer."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from contextlora.adapters import AdaptedModel, AdapterConfig, load_slices, save_slices
 from contextlora.backbones.load import Backbone, load_backbone
-from contextlora.backbones.scoring import OptionBatch, encode
+from contextlora.backbones.scoring import encode
 from contextlora.config import RunConfig
 from contextlora.errors import ConfigError
 from contextlora.evaluation.evaluate import Evaluator
 from contextlora.graph import TrainingPlan
 from contextlora.methods import build_plan
 from contextlora.tasks.datamodule import TaskSetDataModule
-from contextlora.tasks.prompts import render, resolve_image_view
-from contextlora.tasks.task import Item
+from contextlora.tasks.prompts import resolve_image_view
 from contextlora.tasks.taskset import TaskSet
 from contextlora.tasks.tasksets import resolve_taskset
 from contextlora.training.module import ContextLoraModule
@@ -32,6 +29,7 @@ class Parts:
     backbone: Backbone
     plan: TrainingPlan
     adapted: AdaptedModel
+    data: TaskSetDataModule
     evaluator: Evaluator
 
     def save_stage(self, folder: Path, stage: int) -> None:
@@ -39,10 +37,12 @@ class Parts:
         save_slices(self.adapted, stage_file(folder, stage), self.backbone.fingerprint)
 
     def load_stage(self, folder: Path, stage: int) -> None:
+        """Takes over what `save_stage` kept."""
         load_slices(self.adapted, stage_file(folder, stage), self.backbone.fingerprint)
 
 
 def stage_file(folder: Path, stage: int) -> Path:
+    """Where a stage's weights lie among the checkpoints."""
     return folder / f"stage-{stage + 1}.safetensors"
 
 
@@ -58,10 +58,29 @@ def run_parts(config: RunConfig) -> Parts:
         chat_template=model.chat_template,
     )
     adapted = AdaptedModel(backbone.model, plan.partition, adapter_config(config), plan.edges)
-    prompts = PromptWriter(taskset, backbone, config.taskset.image, config.taskset.answer_format)
-    evaluation = config.evaluation
-    evaluator = Evaluator(adapted, plan, taskset, prompts, evaluation.batch_size, evaluation.max_items)
-    return Parts(taskset, backbone, plan, adapted, evaluator)
+    data = data_module(config, taskset, backbone, plan)
+    evaluation, scope = config.evaluation, config.method.scope
+    batch_size, max_items = evaluation.batch_size, evaluation.max_items
+    evaluator = Evaluator(adapted, plan, taskset, data.encode_items, batch_size, scope, max_items)
+    return Parts(taskset, backbone, plan, adapted, data, evaluator)
+
+
+def data_module(config: RunConfig, taskset: TaskSet, backbone: Backbone, plan: TrainingPlan) -> TaskSetDataModule:
+    """Batches of all stages, encoded for the backbone."""
+    chosen = config.taskset
+    return TaskSetDataModule(
+        taskset,
+        partial(encode, backbone),
+        plan.stages,
+        batch_size=config.training.batch_size,
+        eval_batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+        # With gold context too the module hands over all answers: right ones to train, predicted ones to validate.
+        context="none" if chosen.context == "none" else "predicted",
+        scope=config.method.scope,
+        image=resolve_image_view(chosen.image, backbone.is_multimodal),
+        answer_format=chosen.answer_format,
+    )
 
 
 def load_taskset(config: RunConfig) -> TaskSet:
@@ -71,6 +90,7 @@ def load_taskset(config: RunConfig) -> TaskSet:
 
 
 def adapter_config(config: RunConfig) -> AdapterConfig:
+    """What all slices share."""
     method = config.method
     return AdapterConfig(
         alpha=method.alpha,
@@ -84,31 +104,8 @@ def adapter_config(config: RunConfig) -> AdapterConfig:
     )
 
 
-class PromptWriter:
-    """Renders and encodes items; what `Evaluator` calls its `PromptEncoder`."""
-
-    def __init__(self, taskset: TaskSet, backbone: Backbone, image: str, answer_format: str) -> None:
-        self.taskset, self.backbone, self.answer_format = taskset, backbone, answer_format
-        self.image = resolve_image_view(image, backbone.is_multimodal)
-
-    def __call__(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]] | None) -> OptionBatch:
-        prompts = [
-            render(
-                item,
-                self.taskset.tasks[task],
-                contexts[index] if contexts else None,
-                template=self.taskset.template,
-                image=self.image,
-                answer_format=self.answer_format,
-                folder=self.taskset.folder,
-            )
-            for index, item in enumerate(items)
-        ]
-        return encode(self.backbone, prompts)
-
-
-def training_parts(config: RunConfig, parts: Parts) -> tuple[ContextLoraModule, TaskSetDataModule]:
-    """The LightningModule and its data."""
+def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
+    """The LightningModule that trains the parts."""
     training = config.training
     if training.devices != 1:
         raise ConfigError(f"training.devices must be 1: got {training.devices}. Training on several is not built yet.")
@@ -120,7 +117,7 @@ def training_parts(config: RunConfig, parts: Parts) -> tuple[ContextLoraModule, 
         weight_decay=training.weight_decay,
         warmup_share=training.warmup_share,
     )
-    module = ContextLoraModule(
+    return ContextLoraModule(
         parts.adapted,
         parts.plan,
         schedule,
@@ -128,6 +125,5 @@ def training_parts(config: RunConfig, parts: Parts) -> tuple[ContextLoraModule, 
         context=config.taskset.context,
         predict=parts.evaluator.chain_answers,
         seed=config.seed,
-        identity={"backbone": parts.backbone.fingerprint, "configuration": training_settings(config)},
+        identity={"backbone": parts.backbone.fingerprint, "dtype": str(parts.backbone.model.dtype)},
     )
-    return module, TaskSetDataModule()

@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from contextlora.adapters import export_adapter
-from contextlora.assembly import Parts, load_taskset, run_parts, stage_file, training_parts
+from contextlora.assembly import Parts, load_taskset, run_parts, training_module
 from contextlora.config import RunConfig, load_config, to_yaml
 from contextlora.errors import UserError
 from contextlora.evaluation.plots import matrix_figure, plan_figure, save_figure
 from contextlora.evaluation.report import references_table, results_table
 from contextlora.evaluation.suite import evaluate_suite
-from contextlora.runs import RunFolder, latest_run
+from contextlora.runs import RunFolder
 from contextlora.tasks.checks import check_table, check_taskset
 from contextlora.tracking import Tracker, open_tracker
 from contextlora.training.fit import TrainerSettings, fit
@@ -97,10 +97,10 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunFolder, began: float) ->
         tracker.log_config(asdict(config))
         graph_picture = save_figure(plan_figure(parts.taskset.graph, parts.plan), run.folder("figures") / "plan.png")
         tracker.log_image("plan", graph_picture)
-        module, datamodule = training_parts(config, parts)
+        module = training_module(config, parts)
         fit(
             module,
-            datamodule,
+            parts.data,
             TrainerSettings(training.accelerator, training.strategy, training.gradient_clip),
             checkpoints=checkpoints,
             metrics_file=run.path / "metrics.jsonl",

@@ -57,7 +57,10 @@ def _draw_graph(axes: Axes, graph: TaskGraph) -> None:
         )
     for task, (x, y) in places.items():
         box = FancyBboxPatch(
-            (x - half_width, y - half_height), 2 * half_width, 2 * half_height, boxstyle="round,pad=0,rounding_size=0.08"
+            (x - half_width, y - half_height),
+            2 * half_width,
+            2 * half_height,
+            boxstyle="round,pad=0,rounding_size=0.08",
         )
         box.set(facecolor=PALE, edgecolor=INK, linewidth=1.2)
         axes.add_patch(box)
@@ -115,7 +118,9 @@ def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence
         for column, value in enumerate(accuracies):
             if value == value:
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=10, color=INK)
-    axes.set_xticks(range(len(stages)), [f"stage {k + 1}\n{_short(tasks)}" for k, tasks in enumerate(stages)], fontsize=9)
+    axes.set_xticks(
+        range(len(stages)), [f"stage {k + 1}\n{_short(tasks)}" for k, tasks in enumerate(stages)], fontsize=9
+    )
     axes.set_yticks(range(len(matrix)), list(matrix), fontsize=10)
     axes.tick_params(which="both", length=0)
     for side in axes.spines.values():

@@ -25,9 +25,7 @@ def right_context(context: str) -> str:
     return "none" if context == "none" else "gold"
 
 
-def evaluate_suite(
-    evaluator: Evaluator, load_stage: Callable[[int], None], context: str, split: str
-) -> dict[str, Any]:
+def evaluate_suite(evaluator: Evaluator, load_stage: Callable[[int], None], context: str, split: str) -> dict[str, Any]:
     """Evaluates a trained run on one split.
 
     Args:
@@ -49,9 +47,7 @@ def evaluate_suite(
             accuracy = evaluator.predict(task, split, right_context(context)).accuracy if task in trained else None
             matrix[task].append(accuracy)
     deployed = {task: evaluator.predict(task, split, deployed_context(context)) for task in tasks}
-    rows = {
-        task: _task_row(evaluator, task, zero_shot[task], matrix[task], deployed[task], split) for task in tasks
-    }
+    rows = {task: _task_row(evaluator, task, zero_shot[task], matrix[task], deployed[task], split) for task in tasks}
     return {
         "tasks": rows,
         "accuracy_matrix": matrix,

@@ -33,4 +33,4 @@ def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
         )
         for task in graph.tasks
     }
-    return TrainingPlan(RankPartition({task: method.rank for task in graph.tasks}), uses, graph.generations)
+    return TrainingPlan(RankPartition(dict.fromkeys(graph.tasks, method.rank)), uses, graph.generations)

@@ -9,7 +9,7 @@ from contextlora.graph.task_graph import TaskGraph
 def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
     """One slice and one stage per task, no prerequisites in the forward."""
     return TrainingPlan(
-        RankPartition({task: method.rank for task in graph.tasks}),
+        RankPartition(dict.fromkeys(graph.tasks, method.rank)),
         {task: SliceUse(own=(task,), prerequisites={}) for task in graph.tasks},
         tuple((task,) for task in graph.tasks),
     )

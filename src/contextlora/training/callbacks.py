@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - Lightning's hooks say what they are by their names
 """What happens around training: checkpoints, progress bars, tracking."""
 
 import json

@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - Lightning's hooks say what they are by their names
 """Checkpoints that survive a kill at any instant, and that say what is wrong with them."""
 
 import io

@@ -53,7 +53,7 @@ def fit(
     silence()
     last = checkpoints / LAST
     checkpoint = load_checkpoint(last) if last.exists() else None
-    if checkpoint is not None and module.would_be_finished(checkpoint):
+    if checkpoint is not None and module.is_finished(checkpoint, module.plan):
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return
@@ -65,7 +65,6 @@ def fit(
         max_epochs=-1,  # the module stops it after the last stage
         gradient_clip_val=settings.gradient_clip or None,
         deterministic=True,
-        reload_dataloaders_every_n_epochs=1,  # each interval has batches of its own
         num_sanity_val_steps=0,
         logger=False,
         enable_progress_bar=False,

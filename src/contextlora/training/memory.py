@@ -23,6 +23,7 @@ class MemoryEstimate:
 
     @property
     def total_bytes(self) -> int:
+        """All of them; libraries and the interpreter come on top."""
         return self.weights_bytes + self.adapter_bytes + self.optimizer_bytes + self.activations_bytes
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - Lightning's hooks say what they are by their names
 """The LightningModule: walks an adapted model through the stages of a training plan. It knows no method by name.
 
 One `Trainer.fit` runs all stages, and one Lightning epoch is one interval of one stage:
@@ -9,7 +10,7 @@ One `Trainer.fit` runs all stages, and one Lightning epoch is one interval of on
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -34,8 +35,10 @@ class ContextLoraModule(lightning.LightningModule):
         plan: slices, their use by each task, and the stages.
         schedule: length of a stage.
         optimizer: settings of each stage's optimizer.
-        predict: (tasks, split) -> the predicted answers of these tasks' prerequisites by the current weights, or None
-            where the prompts hold no predicted answers.
+        context: the prerequisites' answers in the train prompts: "none", "gold" (right ones) or "predicted" (a snapshot
+            taken when the stage begins). Validation prompts hold predicted answers in both of the latter.
+        predict: (tasks, split, untrained) -> answers of these tasks' prerequisites by the weights of now, right ones
+            for the untrained.
         seed: of dropout; data order has its own.
         identity: what a checkpoint must agree on to be this run's, e.g. fingerprints of backbone and configuration.
     """
@@ -46,13 +49,14 @@ class ContextLoraModule(lightning.LightningModule):
         plan: TrainingPlan,
         schedule: Schedule,
         optimizer: OptimizerSettings,
-        predict: Callable[[Sequence[str], str], Answers] | None,
+        context: str,
+        predict: Callable[[Sequence[str], str, Collection[str]], Answers],
         seed: int,
         identity: dict[str, str],
     ) -> None:
         super().__init__()
         self.adapted, self.plan, self.schedule = adapted, plan, schedule
-        self.optimizer_settings, self.predict_answers = optimizer, predict
+        self.optimizer_settings, self.context, self.predict = optimizer, context, predict
         self.seed, self.identity = seed, identity
         self.progress = Progress()
         self.best_state: dict[str, torch.Tensor] = {}
@@ -63,12 +67,19 @@ class ContextLoraModule(lightning.LightningModule):
         self._sums: dict[str, list[float]] = {}  # validation: items, right ones, summed loss of each task
         self._epoch_began = 0.0
 
+    @staticmethod
+    def is_finished(checkpoint: Mapping[str, Any], plan: TrainingPlan) -> bool:
+        """Whether a checkpoint was taken after the last stage."""
+        return checkpoint[KEY]["progress"]["stage"] >= len(plan.stages)
+
     @property
     def finished(self) -> bool:
+        """Whether all stages are done."""
         return self.progress.stage >= len(self.plan.stages)
 
     @property
     def stage_tasks(self) -> tuple[str, ...]:
+        """Tasks of the stage in force; none when all are done."""
         return () if self.finished else self.plan.stages[self.progress.stage]
 
     # ---- stages
@@ -77,7 +88,27 @@ class ContextLoraModule(lightning.LightningModule):
         """Makes the stage's trainable leaves and takes the snapshot of the prerequisites' answers."""
         self.adapted.begin_stage({task: self.plan.uses[task] for task in self.stage_tasks})
         self.best_state = {}
-        self.answers = self.predict_answers(self.stage_tasks, "train") if self.predict_answers else {}
+        self._take_snapshot()
+
+    def _take_snapshot(self) -> None:
+        """Settles the prerequisites' answers in the train prompts: right ones of tasks that have not trained yet."""
+        if self.context == "none":
+            return
+        untrained = set(self.plan.uses)
+        if self.context == "predicted":
+            untrained.difference_update(*self.plan.stages[: self.progress.stage + (self.progress.interval > 0)])
+        self.answers = self.predict(self.stage_tasks, "train", untrained)
+
+    @property
+    def _stage_feeds_itself(self) -> bool:
+        """Whether a task of the stage trains together with one of its prerequisites, as in one joint stage."""
+        return self.context == "predicted" and any(name in self.stage_tasks for name, _ in self.answers)
+
+    def _announce_interval(self) -> None:
+        """Tells the data what the next interval trains."""
+        steps = [self.schedule.interval_steps(self.stage_tasks, k) for k in range(self.progress.interval + 1)]
+        self.trainer.datamodule.set_interval(self.progress.stage, sum(steps[:-1]), steps[-1])
+        self.trainer.datamodule.set_predicted(self.answers)
 
     def _enter_validation(self, rows: Mapping[str, tuple[float, float]]) -> None:
         """Adds a validation to the progress, and keeps the weights if it is the stage's best."""
@@ -121,6 +152,7 @@ class ContextLoraModule(lightning.LightningModule):
         if not self._stage_is_ready:
             self.begin_stage()
             self._stage_is_ready = True
+        self._announce_interval()
         groups = self.adapted.parameter_groups()
         optimizer, rates = build_optimizer(groups, self.optimizer_settings, self.schedule.budget(self.stage_tasks))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
@@ -139,6 +171,14 @@ class ContextLoraModule(lightning.LightningModule):
         self._train_losses.append(loss.detach())
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: OptionBatch, batch_idx: int) -> None:
+        # Validation prompts hold what a deployed model would have: answers by the weights of now. They must be there
+        # before the validation loop starts, because that fetches its first batch ahead of every hook.
+        is_last = batch_idx + 1 == self.schedule.interval_steps(self.stage_tasks, self.progress.interval)
+        if is_last and self.context != "none":
+            answers = self.predict(self.stage_tasks, "validation", ())
+            self.trainer.datamodule.set_predicted(self.answers | answers)
+
     def on_validation_epoch_start(self) -> None:
         self._sums = {task: [0.0, 0.0, 0.0] for task in self.stage_tasks}
 
@@ -151,13 +191,17 @@ class ContextLoraModule(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in self._sums.items()})
-        if self.progress.stage_is_over(self.schedule, self.stage_tasks):
+        if self.progress.stage_is_over(self.schedule):
             self._end_stage()
             if self.finished:
                 self.trainer.should_stop = True
             else:
                 self.begin_stage()
                 self.trainer.strategy.setup_optimizers(self.trainer)
+        elif self._stage_feeds_itself:
+            self._take_snapshot()
+        if not self.finished:
+            self._announce_interval()
         self.progress.seconds += time.monotonic() - self._epoch_began
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class OptimizerSettings:
 
 
 def rate_factor(step: int, num_steps: int, warmup_share: float) -> float:
-    """Share of the peak rate at a step: (step + 1) / warm-up steps, then half a cosine that would reach 0 at the end."""
+    """Share of the peak rate at a step: (step + 1) / warm-up steps, then half a cosine down to 0."""
     num_warmup = int(num_steps * warmup_share)
     if step < num_warmup:
         return (step + 1) / num_warmup

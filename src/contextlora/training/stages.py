@@ -41,7 +41,9 @@ class Schedule:
         length = self.validate_every_steps * len(tasks)
         return max(0, min(length, self.budget(tasks) - interval * length))
 
-    def num_intervals(self, tasks: Sequence[str]) -> int:
+    @property
+    def num_intervals(self) -> int:
+        """Intervals of a stage that is not ended early; the same for any number of tasks."""
         return math.ceil(self.steps_per_task / self.validate_every_steps)
 
 
@@ -78,15 +80,18 @@ class Progress:
             self.best_accuracy, self.best_loss, self.best_interval = accuracy, loss, self.interval
         return better
 
-    def stage_is_over(self, schedule: Schedule, tasks: Sequence[str]) -> bool:
+    def stage_is_over(self, schedule: Schedule) -> bool:
+        """Whether the stage has used up its budget or its patience."""
         out_of_patience = 0 < schedule.patience <= self.interval - self.best_interval
-        return out_of_patience or self.interval >= schedule.num_intervals(tasks)
+        return out_of_patience or self.interval >= schedule.num_intervals
 
     def next_stage(self) -> None:
+        """Closes the books of this stage and opens those of the next."""
         self.steps_taken.append(self.total_steps - sum(self.steps_taken))
         self.stage += 1
         self.interval, self.best_interval = 0, 0
         self.best_accuracy, self.best_loss = -1.0, math.inf
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
         return asdict(self)
