@@ -29,12 +29,12 @@ class AdapterConfig:
         r_reference: denominator of the scale s: the rank of one task's slice, the same for all slices. Never the total
             rank or the number of active ranks, or activating a task would rescale the others.
         dropout: probability that an input of the low-rank path is dropped in training mode, as in PEFT.
-        target_modules: the linear layers that are adapted: "language-linear" (every linear layer in the language model's
-            transformer blocks) or a regular expression that matches whole module names, as PEFT reads it.
+        target_modules: which linear layers are adapted: "language-linear" (all in the language model's transformer
+            blocks) or a regular expression that matches whole module names, as PEFT reads it.
         gated: each prerequisite's slice enters a task's forward times a learned scalar per edge and layer.
         gate_init: where these scalars start.
-        frozen_policy: which ranks of a prerequisite's slice stay frozen: those with the "largest" ||B[:, i]|| ||A[i, :]||,
-            the "first" ones or "random" ones.
+        frozen_policy: which ranks of a prerequisite's slice stay frozen: those with the "largest"
+            ||B[:, i]|| ||A[i, :]||, the "first" ones or "random" ones.
         seed: of the slices' initial values and of the random policy.
 
     Raises:
@@ -70,9 +70,9 @@ class AdapterConfig:
 def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable[..., nn.Module]) -> None:
     """Lets PEFT put `build(base_layer, name)` in the place of every linear layer that `target_modules` matches.
 
-    PEFT itself resolves the regular expression, so an exported adapter that carries the same one lands on exactly the same
-    modules. `_register_custom_module` and the keyword arguments that PEFT hands to the layer are experimental, which is why
-    the supported range of PEFT is pinned in pyproject.toml.
+    PEFT itself resolves the regular expression, so an exported adapter that carries the same one lands on exactly the
+    same modules. `_register_custom_module` and the keyword arguments that PEFT hands to the layer are experimental,
+    which is why pyproject.toml pins the range of PEFT.
     """
 
     def build_layer(base_layer: nn.Module, _adapter_name: str, *, target_name: str, **_peft_settings) -> nn.Module:

@@ -1,13 +1,73 @@
-"""Export: a task's active slices as an ordinary PEFT adapter."""
+"""Export: the slices that a task uses, as an ordinary PEFT adapter.
 
+    r' = number of active ranks, the same in every module
+    alpha' = s r', so that PEFT's own scale alpha' / r' is s
+
+Slicing is exact: unmodified `peft.PeftModel.from_pretrained` computes the same function, and vLLM reads the same files.
+Full-size tensors would bring the masked ranks back. In the gated variant the gates are folded into B.
+"""
+
+import os
+import tempfile
 from pathlib import Path
 
+from peft import LoraConfig
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from contextlora.adapters.config import AdapterError
 from contextlora.adapters.model import AdaptedModel
 from contextlora.graph import SliceUse
+
+_FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def export_adapter(
     adapted: AdaptedModel, task: str | None, use: SliceUse, folder: str | Path, base_model_name_or_path: str
 ) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, which unmodified PEFT and vLLM read; atomically."""
-    raise NotImplementedError
+    """Writes `adapter_config.json` and `adapter_model.safetensors` into `folder`.
+
+    The folder appears complete or not at all, and replaces an earlier export.
+
+    Args:
+        adapted: the trained model.
+        task: whose gates are folded in; None does for the ungated variant.
+        use: the slices to export.
+        folder: where to, usually <run>/adapters/<task>.
+        base_model_name_or_path: what the adapter's readers load as its base.
+
+    Raises:
+        AdapterError: if `folder` exists and holds something else than an adapter.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _FILES):
+        raise AdapterError(f"{folder} exists and is no exported adapter: choose another folder")
+    tensors = {}
+    for module, (A, B) in adapted.composed(use, task).items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = A.cpu().contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = B.cpu().contiguous()
+    config = _peft_config(adapted, use, base_model_name_or_path)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new = Path(scratch, "new")
+        config.save_pretrained(new)
+        save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
+        if folder.exists():
+            os.replace(folder, Path(scratch, "old"))  # goes away with the scratch folder
+        os.replace(new, folder)
+
+
+def _peft_config(adapted: AdaptedModel, use: SliceUse, base_model_name_or_path: str) -> LoraConfig:
+    rank = sum(adapted.partition.ranks[name] for name in use.active)
+    alpha = adapted.config.scale * rank
+    return LoraConfig(
+        base_model_name_or_path=base_model_name_or_path,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        r=rank,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_dropout=adapted.config.dropout,
+        target_modules=adapted.target_modules,
+        fan_in_fan_out=any(isinstance(layer.base_layer, Conv1D) for layer in adapted.layers().values()),
+    )

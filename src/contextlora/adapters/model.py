@@ -1,12 +1,19 @@
 """AdaptedModel: a Hugging Face model with one LoRA cut into rank slices, and the stages that train them."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from contextlora.adapters.config import AdapterConfig
+from contextlora.adapters.config import AdapterConfig, AdapterError, replace_linears
+from contextlora.adapters.freezing import freezing_order, rank_norms
+from contextlora.adapters.layer import RankSliceLinear
+from contextlora.adapters.slices import ActiveUse, RankSlices
+from contextlora.adapters.targets import resolve_targets
 from contextlora.graph import RankPartition, SliceUse
 
 
@@ -33,57 +40,166 @@ class AdaptedModel(nn.Module):
         edges: Sequence[tuple[str, str]] = (),
     ):
         super().__init__()
-        raise NotImplementedError
+        self.model, self.partition, self.config = model.requires_grad_(False), partition, config
+        self.edges = tuple(edges) if config.gated else ()
+        self.target_modules = resolve_targets(model, config.target_modules)
+        self._active = ActiveUse()
+        self._slices: dict[str, RankSlices] = {}  # by module name; registered with the layers that hold them
+        self._orders: dict[str, dict[str, list[int]]] = {}
+        self._in_stage = False
+        replace_linears(model, self.target_modules, self._build_layer)
+
+    def _build_layer(self, base_layer: nn.Module, name: str) -> RankSliceLinear:
+        if isinstance(base_layer, Conv1D):  # transformers' Conv1D is a linear layer with a transposed weight
+            d_in, d_out = base_layer.weight.shape
+        else:
+            d_in, d_out = base_layer.in_features, base_layer.out_features
+        device = base_layer.weight.device
+        slices = RankSlices(d_in, d_out, self.partition, self.edges, self.config.scale, self._active, device)
+        slices.gates.fill_(self.config.gate_init)
+        for slice_name in self.partition.ranks:
+            A, _ = slices.values(slice_name)  # PEFT's own start: A uniform in +-1/sqrt(d_in), B zero
+            fresh = torch.empty(A.shape).uniform_(
+                -(d_in**-0.5), d_in**-0.5, generator=self._generator(name, slice_name)
+            )
+            A.copy_(fresh)
+        self._slices[name] = slices
+        return RankSliceLinear(base_layer, slices, self.config.dropout)
+
+    def _generator(self, module: str, slice_name: str) -> torch.Generator:
+        """One random stream per module and slice: another task in the graph does not change a slice's start."""
+        digest = hashlib.sha256(f"{self.config.seed}/{module}/{slice_name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def layers(self) -> dict[str, RankSliceLinear]:
+        """Module name -> adapted layer."""
+        return {name: layer for name, layer in self.model.named_modules() if isinstance(layer, RankSliceLinear)}
+
+    # The forward -------------------------------------------------------------------------------------------------
 
     def forward(self, *args, **kwargs):
         """The model's own forward, with the slices in force (`active`)."""
-        raise NotImplementedError
+        return self.model(*args, **kwargs)
 
     @contextmanager
     def active(self, use: SliceUse | None, task: str | None = None) -> Iterator[None]:
-        """Puts the slices of `use` in force for the forwards inside; None, as outside of any such context: the base alone.
+        """Puts the slices of `use` in force for the forwards inside.
 
-        `task` says whose gates apply. Gradients reach the leaves if `task` is in the stage with this very use;
-        otherwise the slices' current values are used as constants. With activation checkpointing the backward repeats
-        forwards, so it must run inside too.
+        With None, as outside of any such context, the base runs alone. `task` says whose gates apply. Gradients reach
+        the leaves if `task` is in the stage with this very use; otherwise the slices' current values are constants.
+        With activation checkpointing the backward repeats forwards, so it must run inside too.
+
+        Raises:
+            AdapterError: in the gated variant, for a prerequisite that has no gate to `task`.
         """
-        raise NotImplementedError
+        if use is not None:
+            self._check_use(use, task)
+        before = self._active.use, self._active.task
+        self._active.use, self._active.task = use, task
+        try:
+            yield
+        finally:
+            self._active.use, self._active.task = before
 
-    def begin_stage(self, uses: Mapping[str, SliceUse], state: dict | None = None) -> None:
+    def _check_use(self, use: SliceUse, task: str | None) -> None:
+        for name in use.active:
+            self.partition.indices(name)
+        for name in use.prerequisites if self.config.gated else ():
+            if (name, task) not in self.edges:
+                raise AdapterError(f"slice {name!r} has no gate to task {task!r}: the model was made with {self.edges}")
+
+    # The stages --------------------------------------------------------------------------------------------------
+
+    def begin_stage(
+        self, uses: Mapping[str, SliceUse], state: Mapping[str, Mapping[str, list[int]]] | None = None
+    ) -> None:
         """Makes leaves of what trains in a stage of these tasks; make a new optimizer from `parameter_groups` after it.
 
         Args:
             uses: task -> use, for the tasks that train together.
             state: `stage_state()` of an interrupted run, so that the same ranks stay frozen.
+
+        Raises:
+            AdapterError: for a state of another model or other uses.
         """
-        raise NotImplementedError
+        assert not self._in_stage, "end_stage() comes before the next begin_stage()"
+        for task, use in uses.items():
+            self._check_use(use, task)
+        prerequisites = list(dict.fromkeys(name for use in uses.values() for name in use.prerequisites))
+        self._orders = (
+            self._choose_orders(prerequisites) if state is None else self._checked_orders(prerequisites, state)
+        )
+        for module, slices in self._slices.items():
+            slices.begin_stage(uses, self._orders[module])
+        self._in_stage = True
 
     def end_stage(self) -> None:
         """Writes the leaves back into their slices and drops them."""
-        raise NotImplementedError
+        for slices in self._slices.values():
+            slices.end_stage()
+        self._orders, self._in_stage = {}, False
 
     def stage_state(self) -> dict[str, dict[str, list[int]]]:
-        """module -> prerequisite slice -> its ranks, first to be frozen first; plain lists. Empty outside of a stage."""
-        raise NotImplementedError
+        """Module -> prerequisite slice -> its ranks, first to be frozen first; empty outside of a stage."""
+        return {
+            module: {name: list(order) for name, order in orders.items()} for module, orders in self._orders.items()
+        }
+
+    def _choose_orders(self, prerequisites: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+        policy = self.config.frozen_policy
+        return {
+            module: {
+                name: freezing_order(policy, *slices.values(name), self._generator(module, name))
+                for name in prerequisites
+            }
+            for module, slices in self._slices.items()
+        }
+
+    def _checked_orders(self, prerequisites: Sequence[str], state: Mapping) -> dict[str, dict[str, list[int]]]:
+        for module in self._slices:
+            for name in prerequisites:
+                order = state.get(module, {}).get(name)
+                if order is None or sorted(order) != list(range(self.partition.ranks[name])):
+                    raise AdapterError(f"the stage's state does not fit slice {name!r} of {module}: it holds {order}")
+        return {module: {name: list(state[module][name]) for name in prerequisites} for module in self._slices}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The leaves of the stage under "own", "open" (of prerequisites) and "gate"; groups without a leaf are absent."""
-        raise NotImplementedError
+        """The stage's leaves under "own", "open" (of prerequisites) and "gate"; a group without a leaf is absent."""
+        groups: dict[str, list[nn.Parameter]] = {"own": [], "open": [], "gate": []}
+        for slices in self._slices.values():
+            for leaf in slices.leaves:
+                groups["own" if leaf.is_own else "open"] += [leaf.A, leaf.B]
+            groups["gate"] += slices.gate_parameters()
+        return {kind: parameters for kind, parameters in groups.items() if parameters}
 
     def num_trainable(self, uses: Mapping[str, SliceUse]) -> int:
         """How many numbers a stage with these uses trains."""
-        raise NotImplementedError
+        num_ranks = 0
+        for name, rank in self.partition.ranks.items():
+            frozen = [use.num_frozen(name, rank) for use in uses.values() if name in use.active]
+            num_ranks += rank - min(frozen, default=rank)
+        num_gates = sum(len(use.prerequisites) for use in uses.values()) if self.config.gated else 0
+        return num_ranks * self._num_per_rank() + num_gates * len(self._slices)
 
     def num_parameters(self) -> int:
         """How many numbers all slices and gates hold together."""
-        raise NotImplementedError
+        return self.partition.total_rank * self._num_per_rank() + len(self.edges) * len(self._slices)
+
+    def _num_per_rank(self) -> int:
+        return sum(slices.A.shape[1] + slices.B.shape[0] for slices in self._slices.values())
+
+    # The values --------------------------------------------------------------------------------------------------
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Current values of every slice and gate, as float32 clones on the CPU.
 
-        Names: "<module>.lora_A.<slice>" (r, d_in), "<module>.lora_B.<slice>" (d_out, r), "<module>.lora_gate.<slice>-><task>" ().
+        Names: "<module>.lora_A.<slice>" (r, d_in), "<module>.lora_B.<slice>" (d_out, r) and
+        "<module>.lora_gate.<slice>-><task>" ().
         """
-        raise NotImplementedError
+        return {
+            name: view.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, view in self._views().items()
+        }
 
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes the values over, in mid-stage also into the leaves (in place: an optimizer keeps its parameters).
@@ -91,8 +207,46 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: for missing, foreign or mis-shaped tensors, before anything is changed.
         """
-        raise NotImplementedError
+        views = self._views()
+        _check_names(views, state)
+        with torch.inference_mode(False), torch.no_grad():
+            for name, view in views.items():
+                view.copy_(state[name])
+        for slices in self._slices.values():
+            slices.read_back()
+
+    def _views(self) -> dict[str, Tensor]:
+        """Views of the storage under their stable names, the leaves written back."""
+        views = {}
+        for module, slices in self._slices.items():
+            slices.write_back()
+            for name in self.partition.ranks:
+                views[f"{module}.lora_A.{name}"], views[f"{module}.lora_B.{name}"] = slices.values(name)
+            for (name, task), index in slices.edge_index.items():
+                views[f"{module}.lora_gate.{name}->{task}"] = slices.gates[index]
+        return views
+
+    def composed(self, use: SliceUse, task: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Module -> current A (n, d_in) and B (d_out, n) of the slices of `use`, float32, gates folded into B."""
+        self._check_use(use, task)
+        return {module: slices.compose(use, task) for module, slices in self._slices.items()}
 
     def rank_norms(self, name: str) -> dict[str, Tensor]:
-        """module -> ||B[:, i]|| ||A[i, :]|| of each rank i of slice `name`, (r,)."""
-        raise NotImplementedError
+        """Module -> ||B[:, i]|| ||A[i, :]|| of each rank i of slice `name`, (r,)."""
+        return {module: rank_norms(*factors) for module, factors in self.composed(SliceUse((name,))).items()}
+
+
+def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for problem, names in (
+        ("lacks", expected.keys() - state.keys()),
+        ("holds foreign", state.keys() - expected.keys()),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise AdapterError(
+                f"the adapter state {problem} {len(names)} tensor(s), such as {some}: same model and graph?"
+            )
+    for name, view in expected.items():
+        if state[name].shape != view.shape:
+            shapes = f"{tuple(state[name].shape)}, expected {tuple(view.shape)}"
+            raise AdapterError(f"tensor {name} of the adapter state has shape {shapes}: same model and rank?")

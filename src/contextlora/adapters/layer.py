@@ -1,0 +1,61 @@
+"""The equation of ContextLoRA, in the place of one linear layer.
+
+             +----------------- W0 (d_out, d_in), frozen -----------------+
+             |                                                            v
+    x -------+                                                            + ----> h
+             |    +- A[I_u] -- B[I_u] * g[u->v] --+   u in P(v)           ^
+             +----+                               +---- * s --------------+
+                  +- A[I_v] -- B[I_v] ------------+
+                     (r, d_in)  (d_out, r)
+
+For an item of task v the active ranks are its own, I_v, and those of its prerequisites, I_u:
+
+    h = W0 x + s B[:, active] (A[active, :] x)            s = alpha / r
+
+One scale s for all slices: dividing by R or by the number of active ranks would rescale a slice whenever another one is
+switched on. In the gated variant a learned scalar g[u->v] of this layer multiplies each prerequisite's columns of B; in
+the paper's it is 1. Cost follows the n active ranks, whatever R is.
+
+Precision: A, B and their updates are float32; the two products are computed in the base's dtype, as autocast does it.
+PRECISION
+
+Legend: N tokens of the batch, n active ranks, R ranks in all, s scale. Paper: arXiv 2507.21199, Eq. (5)-(6).
+"""
+
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from contextlora.adapters.slices import RankSlices
+
+
+class RankSliceLinear(nn.Module, BaseTunerLayer):
+    """A linear layer with rank slices: (..., d_in) -> (..., d_out).
+
+    Args:
+        base_layer: W0 and its bias: `nn.Linear`, or `Conv1D` of transformers.
+        slices: A and B.
+        dropout: probability that an input of the low-rank path is dropped in training mode.
+    """
+
+    # PEFT's own switches (`set_adapter` and the like) act on these: on nothing here, the slices have their own.
+    adapter_layer_names = ()
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, slices: RankSlices, dropout: float):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_slices = slices
+        self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
+        # Tokens in one dimension, so that one in-place matmul adds the low-rank product: a pass over h less. (In-place
+        # on a view of h would cost a copy in the backward.)
+        tokens = x.reshape(-1, x.shape[-1])  # (N, d_in)
+        h = self.base_layer(tokens)  # (N, d_out)
+        factors = self.lora_slices.factors(h.dtype)
+        if factors is not None:
+            A, B = factors
+            h = h.addmm_(F.linear(self.lora_dropout(tokens).to(h.dtype), A), B.t())
+        return h.view(*x.shape[:-1], h.shape[-1])

@@ -1,0 +1,49 @@
+"""Which linear layers are adapted, as one regular expression that PEFT resolves to the same layers."""
+
+import re
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
+
+
+def resolve_targets(model: PreTrainedModel, target_modules: str) -> str:
+    """The regular expression for `AdapterConfig.target_modules`, checked to match linear layers only.
+
+    Raises:
+        AdapterError: if it is malformed, matches nothing or matches another kind of module.
+    """
+    pattern = _language_linear(model) if target_modules == LANGUAGE_LINEAR else target_modules
+    try:
+        matched = {name: module for name, module in model.named_modules() if name and re.fullmatch(pattern, name)}
+    except re.error as error:
+        raise AdapterError(f"model.target_modules is no regular expression ({error}): {pattern!r}") from None
+    if not matched:
+        names = ", ".join(name for name, module in model.named_modules() if _is_linear(module))
+        raise AdapterError(f"model.target_modules={pattern!r} matches no module; linear layers are {names[:200]} ...")
+    for name, module in matched.items():
+        if not _is_linear(module):
+            kind = type(module).__name__
+            raise AdapterError(f"model.target_modules={pattern!r} matches {name} ({kind}): match linear layers only")
+    return pattern
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _language_linear(model: PreTrainedModel) -> str:
+    """Every linear layer in the transformer blocks of the language model: no vision tower, projector or head."""
+    stacks = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
+    if not stacks:
+        kind = type(model).__name__
+        raise AdapterError(
+            f"{kind} has no list of transformer blocks: set model.target_modules to a regular expression"
+        )
+    blocks = max(stacks, key=len)
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    linears = [name for block in blocks for name, module in block.named_modules() if _is_linear(module)]
+    choices = "|".join(re.escape(name) for name in dict.fromkeys(linears))
+    return rf"{re.escape(path)}\.\d+\.({choices})"
