@@ -1,7 +1,7 @@
 """Where a run's figures are logged: Weights & Biases, or a silent twin with the same interface.
 
-W&B's files go into the run folder and nothing is printed. Without a login runs are logged offline: `wandb leet` shows them
-in the terminal, and `wandb sync` can upload them later. A resumed run continues the W&B run that it began.
+W&B's files go into the run folder and nothing is printed. Without a login runs are logged offline: `wandb leet` shows
+them in the terminal, and `wandb sync` can upload them later. A resumed run continues the W&B run that it began.
 """
 
 from __future__ import annotations

@@ -1,0 +1,7 @@
+"""`python -m contextlora`."""
+
+import sys
+
+from contextlora.cli import main
+
+sys.exit(main())

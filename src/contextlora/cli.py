@@ -1,0 +1,163 @@
+"""The command line: arguments become a RunConfig and one call of a workflow, errors become a line and an exit code.
+
+Exit codes: 0 done, 1 a failure that is not the user's, 2 a mistake the user can mend, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contextlora.config import describe_settings, load_config
+from contextlora.errors import UserError
+from contextlora.runs import RunFolder, find_runs, latest_run
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and what it takes; the workflow of the same name does the work."""
+
+    text: str
+    settings: bool = True
+    run: str = ""
+
+
+COMMANDS = {
+    "train": Command("train a task set with a method, evaluate it and print the results"),
+    "evaluate": Command("evaluate a finished run again, with its own settings unless others are given", run="latest"),
+    "compare": Command("compare the finished runs of a task set over methods and seeds"),
+    "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
+    "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
+    "data": Command("build a task set"),
+    "data-check": Command("probe a task set for shortcuts; fails where one is found"),
+    "backbone": Command("rebuild the bundled backbone from scratch"),
+    "bench": Command("measure time, memory and accuracy of the default command"),
+}
+
+USAGE = """\
+settings:
+  taskset=iov method=joint model=bundled   choose a file of configs/<group>; a task set or a model may also be a folder,
+                                           a model a hub id (owner/name)
+  experiment=NAME                          merge configs/experiment/NAME.yaml
+  section.key=value                        set one value; the strongest
+
+All keys with their defaults, from which files in configs/ may deviate (`contextlora train --dry-run` shows what holds):
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _call_workflow(options, settings)
+    except KeyboardInterrupt as error:
+        return _report(error, "interrupted", 130, options.debug)
+    except UserError as error:
+        return _report(error, str(error), 2, options.debug)
+    except Exception as error:
+        if _is_disk_full(error):
+            text = "the disk is full; free some space. Earlier runs and checkpoints are as they were"
+            return _report(error, text, 1, options.debug)
+        if isinstance(error, OSError):
+            return _report(error, str(error), 1, options.debug)
+        # Nobody expected this one: its traceback is what a bug report needs.
+        return _report(error, "this is probably a bug in contextlora", 1, debug=True)
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="contextlora",
+        description="Train one language model on many related tasks, guided by a task graph.",
+        epilog="`contextlora COMMAND --help` explains a command; train's lists every setting.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.text,
+            description=f"{command.text[0].upper()}{command.text[1:]}.",
+            epilog=USAGE + "\n".join(_settings_help()) if command.settings else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == "train":
+            sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
+        if command.run:
+            default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
+            sub.add_argument("--run", metavar="FOLDER", help=f"the run (default: {default})")
+        if command.settings:
+            sub.add_argument("--config-dir", metavar="FOLDER", type=Path, help="default: configs/ of the repository")
+            sub.add_argument("settings", nargs="*", metavar="key=value", help="settings, see below")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    # argparse leaves over the settings that come after an option.
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [text for text in rest if text.startswith("-") or not COMMANDS[options.command].settings]
+    if unknown:
+        parser.error(f"{options.command} does not take {' '.join(unknown)}; see contextlora {options.command} --help")
+    return options, [*getattr(options, "settings", []), *rest]
+
+
+def _settings_help() -> Iterator[str]:
+    width = min(shutil.get_terminal_size((120, 24)).columns, 140)
+    for key, default, text in describe_settings():
+        if key.endswith("."):
+            yield f"\n  {key[:-1]}: {default}"
+            continue
+        head = f"    {key:<36} {default:<16} "
+        yield textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * 58)
+
+
+def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
+    command = COMMANDS[options.command]
+    config_dir = getattr(options, "config_dir", None)
+    # A mistake in the settings is found before the import below, which takes seconds.
+    config = load_config(settings, config_dir)
+    run = None
+    if command.run:
+        run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
+        config = load_config(settings, config_dir, saved=run.config_file)
+
+    from contextlora import workflows
+
+    workflow = getattr(workflows, options.command.replace("-", "_"))
+    if not command.settings:
+        workflow(run)
+    elif run:
+        workflow(config, run)
+    elif options.command == "train":
+        workflow(config, dry_run=options.dry_run)
+    else:
+        workflow(config)
+
+
+def _default_run(which: str, runs_dir: str) -> RunFolder:
+    if which == "latest":
+        return latest_run(runs_dir)
+    unfinished = find_runs(runs_dir, finished=False)
+    if not unfinished:
+        raise UserError(f"no unfinished run in {runs_dir}; name another with --run FOLDER (make: RUN=FOLDER)")
+    return unfinished[-1]
+
+
+def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    notes = getattr(error, "__notes__", [])
+    print("\n".join([f"contextlora: {text}", *notes]), file=sys.stderr)
+    return code
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is a full disk; torch and safetensors only pass its text on."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,182 @@
+"""The command line: which workflow is called with what, exit codes, and the Makefile's way to it."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import contextlora
+from contextlora.cli import COMMANDS, main
+from contextlora.config import RunConfig, describe_settings, load_config, to_yaml
+from contextlora.errors import UserError
+from contextlora.runs import RunFolder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stands in for the workflows; gives the list of calls made."""
+    made = []
+    workflows = ModuleType("contextlora.workflows")
+    for command in COMMANDS:
+        name = command.replace("-", "_")
+        setattr(workflows, name, lambda *args, _name=name, **kwargs: made.append((_name, args, kwargs)))
+    monkeypatch.setitem(sys.modules, "contextlora.workflows", workflows)
+    monkeypatch.setattr(contextlora, "workflows", workflows, raising=False)
+    return made
+
+
+def fail_with(error, monkeypatch):
+    def train(config, dry_run):
+        raise error
+
+    monkeypatch.setattr(contextlora.workflows, "train", train)
+    return main(["train"])
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(calls):
+    assert main(["train", "method=joint", "--dry-run", "seed=3"]) == 0
+    assert calls == [("train", (load_config(["method=joint", "seed=3"]),), {"dry_run": True})]
+
+
+@pytest.mark.parametrize("command", ["compare", "data", "data-check", "backbone", "bench"])
+def test_a_command_without_a_run_gets_the_configuration(calls, command):
+    assert main([command, "taskset.seed=5"]) == 0
+    assert calls == [(command.replace("-", "_"), (load_config(["taskset.seed=5"]),), {})]
+
+
+def make_run(runs_dir, *settings):
+    config = to_yaml(load_config(settings))
+    return RunFolder.create(runs_dir, "iov", "joint", seed=0, config=config)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_finished_run_brings_its_own_settings(calls, tmp_path, command):
+    make_run(tmp_path, "seed=9", "method=joint").finish({})
+    newest = make_run(tmp_path, "seed=8", "method=joint")
+    newest.finish({})
+    assert main([command, f"runs_dir={tmp_path}", "evaluation.split=validation"]) == 0
+    [(name, (config, run), _)] = calls
+    assert (name, run.path) == (command, newest.path)
+    assert (config.seed, config.method.name, config.evaluation.split) == (8, "joint", "validation")
+
+
+def test_resume_takes_the_newest_unfinished_run_or_the_named_one(calls, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume"]) == 2
+    assert "no unfinished run in runs" in capsys.readouterr().err
+    run = make_run("runs")
+    assert main(["resume"]) == 2  # this process works on it
+    (run.path / "status.json").unlink()
+    assert main(["resume"]) == 0
+    assert main(["resume", "--run", str(run.path)]) == 0
+    assert [(name, args[0].path.resolve()) for name, args, _ in calls] == [("resume", run.path.resolve())] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "method.detla=1"], "method.detla"),
+        (["train", "taskset=nowhere"], "nowhere"),
+        (["evaluate", "--run", "nowhere"], "nowhere"),
+        (["train", "--config-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(calls, capsys, arguments, said):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert calls == []
+
+
+@pytest.mark.parametrize("arguments", [["train", "--fast"], ["resume", "seed=1"], ["trian"], []])
+def test_an_unknown_word_is_refused_with_exit_code_2(calls, capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert (arguments[-1] if arguments else "COMMAND") in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(calls, capsys):
+    assert main(["train", "--debug", "method.rank=0"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_resume_and_ends_with_130(calls, monkeypatch, capsys):
+    interrupt = KeyboardInterrupt()
+    interrupt.add_note("continue it with: make resume RUN=runs/iov/joint/1")
+    assert fail_with(interrupt, monkeypatch) == 130
+    assert capsys.readouterr().err == "contextlora: interrupted\ncontinue it with: make resume RUN=runs/iov/joint/1\n"
+
+
+def disk_full_behind(error):
+    error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said", "traceback"),
+    [
+        (UserError("mend this"), 2, "mend this", False),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "the disk is full", False),
+        (disk_full_behind(RuntimeError("writing failed")), 1, "the disk is full", False),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'", False),
+        (ZeroDivisionError("oops"), 1, "a bug in contextlora", True),
+    ],
+)
+def test_errors_end_with_their_exit_code(calls, monkeypatch, capsys, error, code, said, traceback):
+    assert fail_with(error, monkeypatch) == code
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert ("Traceback" in shown) == traceback
+
+
+def run_help(*arguments):
+    code = "import sys, time; from contextlora.cli import main\ntry: main()\nfinally:\n"
+    code += " assert not {'torch', 'lightning', 'wandb', 'peft', 'transformers'} & set(sys.modules)\n"
+    code += " print(time.process_time())"
+    command = [sys.executable, "-c", code, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_help_lists_every_command_and_every_setting_in_under_a_second():
+    general, train = run_help("--help"), run_help("train", "--help")
+    assert all(re.search(rf"^    {command}\b", general, re.MULTILINE) for command in COMMANDS)
+    assert all(key in train for key, _, _ in describe_settings(RunConfig))
+    # CPU time, since wall time on a busy machine says nothing.
+    assert max(float(text.split()[-1]) for text in (general, train)) < 1
+
+
+def make(*arguments):
+    command = ["make", "--no-print-directory", "-C", str(ROOT), *arguments]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_alone_lists_every_target():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert [line.split()[1] for line in make().splitlines() if line.startswith("make ")] == targets
+
+
+def test_make_variables_become_settings():
+    variables = ["TASKSET=iov", "METHOD=joint", "MODEL=../m", "DELTA=0.5", "SEED=3", "DEVICES=2", "STRATEGY=ddp"]
+    printed = make("-n", "train", *variables, "ARGS=training.batch_size=8 tracking.mode=off")
+    words = printed.splitlines()[-1].replace("'", "").split()
+    settings = words[words.index("train") + 1 :]
+    config = load_config(settings)
+    assert (config.taskset.name, config.method.name, config.model.name, config.seed) == ("iov", "joint", "../m", 3)
+    assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "ddp")
+    assert (config.training.batch_size, config.tracking.mode) == (8, "off")
+
+
+def test_make_names_the_run():
+    assert make("-n", "export", "RUN=runs/latest").splitlines()[-1].split()[-3:] == ["export", "--run", "'runs/latest'"]
+    assert "--run" not in make("-n", "evaluate").splitlines()[-1]

@@ -1,0 +1,166 @@
+"""Settings: which layer wins, and that every mistake is named with its key, its value and what is known."""
+
+import re
+from dataclasses import fields, is_dataclass
+
+import pytest
+import yaml
+
+from contextlora.config import CONFIG_DIR, GROUPS, RunConfig, load_config, to_yaml
+from contextlora.errors import ConfigError
+
+
+@pytest.fixture
+def config_dir(tmp_path):
+    files = {
+        "default.yaml": "taskset: roads\nmethod: one\nmodel: small\nseed: 1\n",
+        "taskset/roads.yaml": "training: {batch_size: 4}\n",
+        "method/one.yaml": "training: {learning_rate: 0.1}\n",
+        "method/two.yaml": "training: {learning_rate: 0.2, weight_decay: 0.2}\ntracking: {mode: off}\n",
+        "model/small.yaml": "model: {name: owner/small-model}\n",
+        "experiment/try.yaml": "method: two\ntraining: {weight_decay: 0.3}\nseed: 2\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_the_stronger_layer_wins(config_dir):
+    config = load_config([], config_dir)
+    assert (config.training.learning_rate, config.training.batch_size, config.seed) == (0.1, 4, 1)
+    config = load_config(["experiment=try"], config_dir)
+    assert (config.method.name, config.training.learning_rate, config.training.weight_decay) == ("two", 0.2, 0.3)
+    config = load_config(["training.weight_decay=0.5", "seed=3", "experiment=try", "seed=4"], config_dir)
+    assert (config.training.weight_decay, config.seed) == (0.5, 4)
+    config = load_config(["method=one", "experiment=try"], config_dir)
+    assert (config.method.name, config.training.learning_rate) == ("one", 0.1)
+
+
+def test_a_group_file_may_map_a_short_name(config_dir):
+    config = load_config([], config_dir)
+    assert (config.taskset.name, config.model.name) == ("roads", "owner/small-model")
+
+
+def test_a_name_alone_chooses_the_whole_group(config_dir):
+    assert load_config(["method.name=two"], config_dir) == load_config(["method=two"], config_dir)
+
+
+@pytest.mark.parametrize("name", ["owner/model", "./model", "../shared/data/model"])
+def test_a_taskset_or_model_may_be_a_path_or_hub_id(config_dir, name):
+    config = load_config([f"model={name}", f"taskset={name}"], config_dir)
+    assert (config.model.name, config.taskset.name) == (name, name)
+
+
+def test_a_folder_here_needs_no_slash(config_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert load_config(["taskset=mine"], config_dir).taskset.name == "mine"
+
+
+def test_off_stays_a_word(config_dir):
+    assert load_config(["tracking.mode=off"], config_dir).tracking.mode == "off"
+    assert load_config(["method=two"], config_dir).tracking.mode == "off"
+    saved = config_dir / "saved.yaml"
+    saved.write_text(to_yaml(load_config(["tracking.mode=off", "model.chat_template=off"], config_dir)))
+    assert load_config([], config_dir, saved=saved).model.chat_template == "off"
+
+
+def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir):
+    config = load_config(["method=two", "seed=7", "method.edge_delta.u->v=0.25"], config_dir)
+    saved = config_dir / "saved.yaml"
+    saved.write_text(to_yaml(config))
+    assert load_config([], config_dir, saved=saved) == config
+    changed = load_config(["evaluation.split=validation"], config_dir, saved=saved)
+    assert (changed.evaluation.split, changed.method) == ("validation", config.method)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("method.detla=1", ["unknown key method.detla", "did you mean method.delta?", "frozen_policy"]),
+        ("mehtod.delta=1", ["unknown key mehtod", "did you mean method?"]),
+        ("sede=1", ["unknown key sede", "did you mean seed?"]),
+        ("method=tow", ["unknown method 'tow'", "did you mean two?", "Known: one, two"]),
+        ("model=smal", ["unknown model 'smal'", "did you mean small?", "folder"]),
+        ("experiment=tyr", ["unknown experiment 'tyr'", "did you mean try?"]),
+        ("method.delta=1.5", ["method.delta must be between 0 and 1, got 1.5"]),
+        ("method.delta=-0.1", ["method.delta must be between 0 and 1, got -0.1"]),
+        ("method.delta=nan", ["method.delta must be between 0 and 1, got nan"]),
+        ("method.edge_delta.u->v=2", ["method.edge_delta must be between 0 and 1, got 2"]),
+        ("method.rank=0", ["method.rank must be at least 1, got 0"]),
+        ("evaluation.max_items=0", ["evaluation.max_items must be at least 1, got 0"]),
+        ("method.rank=eight", ["method.rank", "eight", "Integer"]),
+        ("method.scope=all", ["method.scope", "all", "direct", "ancestors"]),
+        ("training=3", ["training", "3"]),
+        ("training.batch_size=", ["training.batch_size", "None"]),
+        ("training.batch_size={1", ["training.batch_size={1"]),
+        ("method.rank=${x}", ["method.rank"]),
+        ("verbose", ["expected key=value, got 'verbose'"]),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(config_dir, argument, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config([argument], config_dir)
+    assert all(text in str(caught.value) for text in said), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training: {learning_rat: 1}", "did you mean training.learning_rate?"),
+        ("a: [", "not valid YAML"),
+        ("- 1", "keys"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(config_dir, text, said):
+    (config_dir / "method/one.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"method/one\.yaml") as caught:
+        load_config([], config_dir)
+    assert said in str(caught.value)
+
+
+def test_a_missing_config_folder_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match="--config-dir"):
+        load_config([], tmp_path)
+
+
+def sections(cls=RunConfig):
+    yield cls
+    for entry in fields(cls):
+        default = entry.default_factory() if callable(entry.default_factory) else None
+        if is_dataclass(default):
+            yield from sections(type(default))
+
+
+def test_every_setting_is_documented():
+    plain = [entry for cls in sections() for entry in fields(cls) if not is_dataclass(getattr(cls(), entry.name))]
+    assert len(plain) > 30
+    assert [entry.name for entry in plain if len(entry.metadata["text"]) < 10] == []
+
+
+CHOICES = [path for group in (*GROUPS, "experiment") for path in sorted((CONFIG_DIR / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_file_loads_and_says_how_to_use_it(path):
+    load_config([f"{path.parent.name}={path.stem}"])
+    assert re.match(r"# .*^#   make ", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.glob("sweep/*.yaml")), ids=lambda path: path.stem)
+def test_every_value_of_a_sweep_is_a_setting(path):
+    sweep = yaml.safe_load(path.read_text())
+    settings = [word for word in sweep["command"] if "=" in word]
+    for key, values in sweep["parameters"].items():
+        for value in values["values"]:
+            load_config([*settings, f"{key}={value}"])
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+
+
+def test_the_default_is_what_the_dataclasses_say_about_names():
+    default, schema = load_config([]), RunConfig()
+    assert [getattr(default, group).name for group in ("taskset", "method", "model")] == [
+        getattr(schema, group).name for group in ("taskset", "method", "model")
+    ]
