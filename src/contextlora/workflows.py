@@ -1,5 +1,6 @@
 """What the commands do, as straight recipes on a RunConfig."""
 
+import os
 import platform
 import resource
 import sys
@@ -28,65 +29,67 @@ CONSOLE = Console()
 PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
-def train(config: RunConfig) -> Path:
-    """Trains, evaluates, exports and reports one run; returns its folder."""
+def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
+    """Trains, evaluates, exports and reports one run; with `dry_run` only shows what it would be."""
     began = time.monotonic()
     parts = run_parts(config)  # before there is a run folder: a mistake leaves nothing behind
     run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
     with run.recording():
         _carry_out(config, parts, run, began)
-    return run.path
+    return run
 
 
-def resume(path: Path) -> Path:
+def resume(run: RunFolder) -> None:
     """Continues a run that was interrupted, to the very weights that it would have had."""
     began = time.monotonic()
-    run = RunFolder.open(path)
     run.claim()
     with run.recording():
         config = load_config(saved=run.config_file)
         _carry_out(config, run_parts(config), run, began)
-    return run.path
 
 
-def evaluate(path: Path) -> dict[str, Any]:
-    """Evaluates a finished run again, from its stages' weights, and prints the tables; changes nothing."""
-    run = RunFolder.open(path)
-    held = run.results
-    config = load_config(saved=run.config_file)
-    results = held | _figures(config, run_parts(config), run)
+def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
+    """Evaluates a finished run again, from its stages' weights, and prints the tables; changes nothing.
+
+    Args:
+        config: the run's own settings, or others such as `evaluation.split=validation`.
+        run: a finished run.
+    """
+    results = run.results | _figures(config, run_parts(config), run)
     _print_results(results)
     return results
 
 
-def export(path: Path) -> Path:
-    """Writes each task of a finished run as an ordinary PEFT adapter; returns their folder."""
-    run = RunFolder.open(path)
+def export(config: RunConfig, run: RunFolder) -> None:
+    """Writes each task of a finished run as an ordinary PEFT adapter."""
     if run.state != "finished":
-        raise UserError(f"A run must be finished to be exported: {run.path} is {run.state}; {run.how_to_resume}.")
-    config = load_config(saved=run.config_file)
+        raise UserError(f"{run.path} is {run.state}, only a finished run is exported; {run.how_to_resume}")
     parts = run_parts(config)
     parts.load_stage(run.folder("checkpoints"), len(parts.plan.stages) - 1)
     _export(parts, run)
-    CONSOLE.print(f"adapters: {run.path / 'adapters'}")
-    return run.path / "adapters"
+    CONSOLE.print(f"adapters: {_shown(run.path / 'adapters')}", soft_wrap=True)
 
 
-def data(config: RunConfig) -> Path:
+def data(config: RunConfig) -> None:
     """Builds the task set where it is not there yet, and prints what it holds."""
     taskset = load_taskset(config)
     CONSOLE.print(f"task set {taskset.name}: {taskset.folder}")
     for task in taskset.graph.tasks:
         counts = ", ".join(f"{len(taskset.items(task, split))} {split}" for split in ("train", "validation", "test"))
         CONSOLE.print(f"  {task}: {counts}")
-    return taskset.folder
 
 
-def data_check(config: RunConfig) -> bool:
-    """Runs the probes for shortcuts and prints their table; False where one is found."""
+def data_check(config: RunConfig) -> None:
+    """Runs the probes for shortcuts and prints their table.
+
+    Raises:
+        UserError: a probe breaks its limit.
+    """
     checks = check_taskset(load_taskset(config))
     CONSOLE.print(check_table(checks))
-    return all(check.ok for check in checks)
+    broken = [check for check in checks if not check.ok]
+    if broken:
+        raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")
 
 
 def _carry_out(config: RunConfig, parts: Parts, run: RunFolder, began: float) -> None:
@@ -184,9 +187,13 @@ def _print_results(results: dict[str, Any]) -> None:
 def _print_where(run: RunFolder, tracker: Tracker, results: dict[str, Any]) -> None:
     seconds = [results[key] for key in ("total_seconds", "train_seconds", "evaluation_seconds")]
     CONSOLE.print("time: {:.0f} s (training {:.0f} s, evaluation {:.0f} s)".format(*seconds))
-    CONSOLE.print(f"run: {run.path}", soft_wrap=True)
+    CONSOLE.print(f"run: {_shown(run.path)}", soft_wrap=True)
     if tracker.how_to_show:
         CONSOLE.print(f"show: {tracker.how_to_show}", soft_wrap=True)
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)
 
 
 def _peak_memory_bytes() -> int:

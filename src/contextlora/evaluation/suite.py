@@ -77,7 +77,7 @@ def interference(evaluator: Evaluator, context: str, split: str) -> dict[str, di
             others = [name for name in plan.uses[task].prerequisites if name not in use.active]
             if not others:
                 continue
-            together = SliceUse(use.own, {**use.prerequisites, **dict.fromkeys(others, 1.0)})
+            together = SliceUse((*use.own, *others), use.prerequisites)  # own: added plainly, without any gate
             found[f"{prerequisite} with the prerequisites of {task}"] = {
                 "alone": evaluator.predict(prerequisite, split, context).accuracy,
                 "together": evaluator.predict(prerequisite, split, context, together).accuracy,
