@@ -81,3 +81,4 @@ def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable
     config = LoraConfig(target_modules=target_modules, r=1)
     config._register_custom_module({nn.Linear: build_layer, Conv1D: build_layer})
     inject_adapter_in_model(config, model)
+    config._custom_modules = None  # the model keeps `config`; without the closure it can still be pickled

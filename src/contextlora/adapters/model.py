@@ -196,10 +196,11 @@ class AdaptedModel(nn.Module):
         Names: "<module>.lora_A.<slice>" (r, d_in), "<module>.lora_B.<slice>" (d_out, r) and
         "<module>.lora_gate.<slice>-><task>" ().
         """
-        return {
-            name: view.to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, view in self._views().items()
-        }
+        with torch.inference_mode(False):  # or the clones could not be written to outside of it
+            return {
+                name: view.to("cpu", copy=True, memory_format=torch.contiguous_format)
+                for name, view in self._views().items()
+            }
 
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes the values over, in mid-stage also into the leaves (in place: an optimizer keeps its parameters).

@@ -109,14 +109,17 @@ class RankSlices(nn.Module):
         if use is None:
             return None
         stage_task = self._stage.get(task)
-        if stage_task is not None and torch.is_grad_enabled() and stage_task.use == use:
-            return self._training_factors(stage_task, dtype)
-        # Without training, the same factors serve until an optimizer writes to a leaf, which raises its version.
-        key = (use.active, task, dtype, *(parameter._version for parameter in self.leaf_parameters.values()))
-        if self._kept is None or self._kept[0] != key:
+        if stage_task is not None and stage_task.use == use:
+            return self._stage_factors(stage_task, dtype)
+        # Constants: kept from forward to forward, unless they train now (a fused optimizer's writes leave no trace).
+        key = (use.own, tuple(use.prerequisites), task, dtype)
+        if self._kept is None or self._kept[0] != key or task in self._stage or self._trains_any_of(use):
             A, B = self.compose(use, task)
             self._kept = (key, A.to(dtype), (B * self.scale).to(dtype))
         return self._kept[1:]
+
+    def _trains_any_of(self, use: SliceUse) -> bool:
+        return any(leaf.slice_name in use.active for leaf in self.leaves)
 
     def compose(self, use: SliceUse, task: str | None) -> tuple[Tensor, Tensor]:
         """Current A (n, d_in) and B (d_out, n) of the active slices in `use.active` order, gates folded into B."""
@@ -131,7 +134,7 @@ class RankSlices(nn.Module):
                 parts.append((A, B))
             return _join(parts)
 
-    def _training_factors(self, stage_task: StageTask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _stage_factors(self, stage_task: StageTask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         parts = [] if stage_task.frozen_A is None else [(stage_task.frozen_A, stage_task.frozen_B)]
         parts += [
             (leaf.A, leaf.B) if trains else (leaf.A.detach(), leaf.B.detach()) for leaf, trains in stage_task.leaves
