@@ -95,24 +95,11 @@ def load_backbone(
         raise BackboneError(f"model chat_template must be auto or off, got {chat_template!r}")
     source = _source(path_or_name)
     with _errors_of(path_or_name):
-        config = AutoConfig.from_pretrained(source)
-        is_multimodal = _takes_images(config)
-        auto_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
-        model, loaded = auto_class.from_pretrained(
-            source,
-            dtype=fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype],
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        is_multimodal = _takes_images(AutoConfig.from_pretrained(source))
         processor = AutoProcessor.from_pretrained(source) if is_multimodal else None
         tokenizer = processor.tokenizer if is_multimodal else AutoTokenizer.from_pretrained(source)
-    if loaded["missing_keys"]:
-        lacking = sorted(loaded["missing_keys"])
-        raise BackboneError(
-            f"model {path_or_name} lacks {len(lacking)} weights of {type(model).__name__}, {lacking[0]} among them; "
-            "give a checkpoint with its language-model head"
-        )
+        chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
+        model = _load_model(source, is_multimodal, chosen, attn_implementation)
     return Backbone(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -123,6 +110,23 @@ def load_backbone(
         fingerprint=fingerprint(model),
         chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
     )
+
+
+def _load_model(source: str, is_multimodal: bool, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+    auto_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
+    model, loaded = auto_class.from_pretrained(
+        source,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if lacking := sorted(loaded["missing_keys"]):
+        raise BackboneError(
+            f"it lacks {len(lacking)} weights of {type(model).__name__}, {lacking[0]} among them; "
+            "give a checkpoint with its language-model head"
+        )
+    return model
 
 
 def fastest_dtype(device: str | torch.device) -> torch.dtype:

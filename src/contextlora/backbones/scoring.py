@@ -2,7 +2,9 @@
 
     score(option) = sum_l log p(token_l | prompt, token_1 .. token_{l-1})
 
-Only the positions that predict option tokens get logits. Shapes: B prompts, K options, T prompt and L option tokens.
+The prompt is read once; only options of several tokens need a second forward, which continues from the prompt's keys
+and values with one row an option. Only positions that predict option tokens get logits, so that a wide vocabulary costs
+little. Shapes: B prompts, K options, T prompt and L option tokens.
 """
 
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from contextlora.backbones.encoding import OptionBatch, encode
+from contextlora.backbones.load import BackboneError
 
 __all__ = ["OptionBatch", "encode", "option_scores"]
 
@@ -23,32 +26,42 @@ def option_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
 
     Returns:
         (B, K) float32, -inf where an item has fewer than K options.
+
+    Raises:
+        BackboneError: options of several tokens, and a model without a key-value cache.
     """
-    if batch.option_ids.shape[-1] == 1:
-        logits = model(**batch.inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
-        scores = F.log_softmax(logits.float(), dim=-1).gather(1, batch.option_ids[..., 0])
-    else:
-        scores = torch.stack([_score_option(model, batch, k) for k in range(batch.option_ids.shape[1])], dim=1)
+    several = batch.option_ids.shape[-1] > 1
+    read = model(**batch.inputs, logits_to_keep=1, use_cache=several)
+    scores = F.log_softmax(read.logits[:, -1].float(), dim=-1).gather(1, batch.option_ids[..., 0])
+    if several:
+        cache = getattr(read, "past_key_values", None)
+        if cache is None:
+            raise BackboneError(
+                f"{type(model).__name__} keeps no keys and values, which options of several tokens need; "
+                "use answer_format=letter"
+            )
+        scores = scores + _continue_options(model, batch, cache)
     return scores.masked_fill(~batch.option_mask[..., 0], -torch.inf)
 
 
-def _score_option(model: nn.Module, batch: OptionBatch, option: int) -> torch.Tensor:
-    """(B,) log-likelihoods of one option of each item: one row an item, its tokens behind the prompt's."""
-    ids, mask = batch.option_ids[:, option], batch.option_mask[:, option]
-    num_tokens = ids.shape[1]
+def _continue_options(model: nn.Module, batch: OptionBatch, cache: object) -> torch.Tensor:
+    """(B, K) log-likelihoods of every option's tokens after its first, given prompt and first token."""
+    num_options = batch.option_ids.shape[1]
+    ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)  # (B K, L)
     given, is_given = ids[:, :-1], mask[:, :-1].long()
-    prompts = batch.inputs["input_ids"]
+    cache.batch_repeat_interleave(num_options)
     inputs = {}
     for name, value in batch.inputs.items():
+        if value.shape != batch.inputs["input_ids"].shape:
+            continue  # of the image, which the keys and values hold already
         if name == "input_ids":
-            value = torch.cat([value, given], dim=1)
+            inputs[name] = given
         elif name == "attention_mask":
-            value = torch.cat([value, is_given], dim=1)
+            inputs[name] = torch.cat([value.repeat_interleave(num_options, dim=0), is_given], dim=1)
         elif name == "position_ids":
-            value = torch.cat([value, value[:, -1:] + is_given.cumsum(1)], dim=1)
-        elif value.shape == prompts.shape:  # a feature of each token, 0 for text
-            value = torch.cat([value, torch.zeros_like(given)], dim=1)
-        inputs[name] = value
-    logits = model(**inputs, logits_to_keep=num_tokens, use_cache=False).logits[:, -num_tokens:]
-    token_scores = F.log_softmax(logits.float(), dim=-1).gather(2, ids[..., None])[..., 0]
-    return (token_scores * mask).sum(dim=1)
+            inputs[name] = value[:, -1:].repeat_interleave(num_options, dim=0) + is_given.cumsum(dim=1)
+        else:
+            inputs[name] = torch.zeros_like(given)  # token types and the like: 0 for text
+    logits = model(**inputs, past_key_values=cache, use_cache=True).logits
+    token_scores = F.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+    return (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, num_options))

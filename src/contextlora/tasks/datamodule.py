@@ -22,7 +22,8 @@ Batch = Any  # whatever `encode` makes: backbones.encoding.OptionBatch, which ta
 class TaskSetDataModule(lightning.LightningDataModule):
     """Batches of the stage in force; each batch holds one task.
 
-    Loaders look at the interval when their iteration begins, so they need no reloading between stages.
+    Loaders look at the interval when their iteration begins, so they need no reloading between stages. Lightning begins
+    the first iteration before `on_train_epoch_start`: set the first interval by `on_fit_start`.
 
     Args:
         taskset: tasks and items.

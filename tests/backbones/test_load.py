@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from contextlora.backbones import load
+from contextlora.backbones.load import BackboneError, fastest_dtype, load_backbone
+
+STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "stories260k"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sees", "model_class"),
+    [
+        ("gpt2", False, "GPT2LMHeadModel"),
+        ("qwen2", False, "Qwen2ForCausalLM"),
+        ("gemma", False, "GemmaForCausalLM"),
+        ("llava", True, "LlavaForConditionalGeneration"),
+    ],
+)
+def test_takes_the_class_that_the_config_names(backbone, kind, sees, model_class):
+    loaded = backbone(kind)
+    assert type(loaded.model).__name__ == model_class
+    assert (loaded.is_multimodal, loaded.image_token) == (sees, "<image>" if sees else None)
+    assert not loaded.model.training
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="shared/data/stories260k does not lie beside the repository")
+def test_a_real_checkpoint_continues_as_its_source_says():
+    golden = (STORIES / "SOURCE.txt").read_text().split("24 tokens: ")[1].splitlines()[0]
+    loaded = load_backbone(str(STORIES), dtype="float32")
+    ids = loaded.model.generate(torch.tensor([[1]]), max_new_tokens=24, do_sample=False, min_new_tokens=24)
+    assert ids[0].tolist() == [int(number) for number in golden.split()]
+
+
+def test_fingerprint_ignores_dtype_and_notices_other_weights(backbone):
+    loaded = backbone("qwen2")
+    assert backbone("qwen2", dtype="bfloat16").fingerprint == loaded.fingerprint
+    assert backbone("gemma").fingerprint != loaded.fingerprint
+    with torch.no_grad():
+        loaded.model.model.layers[1].mlp.down_proj.weight += 0.1
+    assert load.fingerprint(loaded.model) != loaded.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
+)
+def test_auto_dtype_follows_the_processor(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert fastest_dtype("cpu") is dtype
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(BackboneError, match="does not exist"):
+        load_backbone(str(tmp_path / "nothing"))
+    with pytest.raises(BackboneError, match="does not exist"):
+        load_backbone("./nothing")
+
+
+def test_folder_without_config_or_safetensors(tmp_path):
+    with pytest.raises(BackboneError, match=r"no config\.json"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BackboneError, match="pickled ones are refused"):
+        load_backbone(str(tmp_path))
+
+
+def test_damaged_weights(checkpoint, tmp_path):
+    for file in checkpoint("qwen2").iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[:500] if file.suffix == ".safetensors" else file.read_bytes()
+        )
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load_backbone(str(tmp_path))
+
+
+def test_checkpoint_without_a_head(backbone, tmp_path):
+    loaded = backbone("qwen2")
+    loaded.model.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="cannot be loaded: it lacks 1 weights of Qwen2ForCausalLM, lm_head"):
+        load_backbone(str(tmp_path))
+
+
+def test_unreachable_hub(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub\nand more lines")
+
+    monkeypatch.setattr(load.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(BackboneError, match=r"owner/model cannot be loaded: We couldn't connect to the hub$"):
+        load_backbone("owner/model")
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"chat_template": "on"}])
+def test_unknown_settings(settings):
+    with pytest.raises(BackboneError, match="got"):
+        load_backbone("bundled", **settings)

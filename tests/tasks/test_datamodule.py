@@ -1,0 +1,150 @@
+from collections import Counter
+from itertools import pairwise
+
+import lightning
+import pytest
+import torch
+
+from contextlora.backbones.encoding import OptionBatch
+from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.tasks.task import TaskSetError
+from contextlora.tasks.taskset import TaskSet
+
+
+@pytest.fixture
+def make(folder):
+    """Data modules whose batches are the rendered prompts themselves, unless another `encode` is given."""
+
+    def build(stages=(("a", "b"),), encode=list, **settings):
+        settings = {"batch_size": 2, "eval_batch_size": 2, "seed": 0, **settings}
+        return TaskSetDataModule(TaskSet.load(folder), encode, stages, **settings)
+
+    return build
+
+
+def train_texts(module, stage, first_step, num_steps):
+    module.set_interval(stage, first_step, num_steps)
+    return [[prompt.text for prompt in batch] for batch in module.train_dataloader()]
+
+
+def test_tasks_of_a_stage_take_turns(make):
+    module = make()
+    module.set_interval(0, 0, 6)
+    tasks = [{prompt.task for prompt in batch} for batch in module.train_dataloader()]
+    assert tasks == [{"a"}, {"b"}] * 3
+
+
+def test_every_item_is_seen_once_a_round_in_changing_order(make):
+    texts = [text for batch in train_texts(make(stages=(("a",),)), 0, 0, 30) for text in batch]
+    rounds = [texts[start : start + 3] for start in range(0, 60, 3)]
+    assert all(len(set(seen)) == 3 for seen in rounds)
+    assert sum(first != second for first, second in pairwise(rounds)) > 10
+
+
+def test_order_depends_on_seed_stage_and_step_alone(make):
+    stages = (("a", "b"), ("a", "b"))
+    whole = train_texts(make(stages), 0, 0, 20)
+    resumed = make(stages)
+    assert train_texts(resumed, 0, 13, 7) == whole[13:]
+    assert train_texts(resumed, 0, 0, 13) == whole[:13]
+    assert train_texts(make(stages), 1, 0, 20) != whole
+    assert train_texts(make(stages, seed=1), 0, 0, 20) != whole
+
+
+def test_validation_goes_through_all_items_of_the_stage(make):
+    module = make(stages=(("a",), ("b",)))
+    for stage, task in enumerate("ab"):
+        module.set_interval(stage, 0, 0)
+        batches = list(module.val_dataloader())
+        assert [len(batch) for batch in batches] == [2, 1]
+        assert [prompt.task for batch in batches for prompt in batch] == [task] * 3
+
+
+def test_context(make):
+    module = make(context="gold")
+    texts = Counter(text for batch in train_texts(module, 0, 1, 3) for text in batch if "b ?" in text)
+    assert all("given : a " in text for text in texts)
+    module = make(context="predicted")
+    with pytest.raises(TaskSetError, match="needs an answer of task a"):
+        train_texts(module, 0, 0, 2)
+    module.set_predicted({("a", f"train{index}"): "green" for index in range(3)})
+    assert all("given : a green ." in text for text in train_texts(module, 0, 1, 1)[0])
+    assert not any("given" in text for batch in train_texts(make(), 0, 0, 6) for text in batch)
+
+
+def test_encode_items_renders_with_the_settings(make):
+    module = make(image="text", answer_format="letter")
+    prompt = module.encode_items("a", module.taskset.items("a", "test")[1:2], None)[0]
+    assert prompt.text == ("camera : empty . colour 1 in test . a ? options : a red , b green , c blue . answer :")
+
+
+def test_devices_share_a_batch(make):
+    class Trainer:
+        world_size = 2
+
+        def __init__(self, rank):
+            self.global_rank = rank
+
+    whole = train_texts(make(batch_size=5), 0, 0, 4)
+    shares = []
+    for rank in range(2):
+        module = make(batch_size=5)
+        module.trainer = Trainer(rank)
+        shares.append(train_texts(module, 0, 0, 4))
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
+    module = make(batch_size=1)
+    module.trainer = Trainer(1)
+    with pytest.raises(TaskSetError, match="batch size 1 gives nothing to some of 2 devices"):
+        train_texts(module, 0, 0, 1)
+
+
+def test_batch_size_must_be_positive(make):
+    with pytest.raises(TaskSetError, match="at least 1, got 0 and 2"):
+        make(batch_size=0)
+
+
+class Recorder(lightning.LightningModule):
+    """Changes the interval at the start of the fit and of each epoch; notes which tasks come."""
+
+    def __init__(self, intervals):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.intervals, self.trained, self.validated = intervals, [], []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_fit_start(self):
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self):
+        self.trainer.datamodule.set_interval(*self.intervals[self.current_epoch])
+
+    def training_step(self, batch, batch_idx):
+        self.trained.append((self.current_epoch, batch.task))
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append((self.current_epoch, batch.task))
+
+
+def as_batch(prompts):
+    ids = torch.zeros(len(prompts), 3, 1, dtype=torch.long)
+    return OptionBatch({}, ids, ids == 0, torch.tensor([prompt.answer for prompt in prompts]), prompts[0].task)
+
+
+def test_a_trainer_follows_the_intervals_without_reloading(make, tmp_path):
+    recorder = Recorder([(0, 0, 3), (0, 3, 1), (1, 0, 2)])
+    trainer = lightning.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(recorder, datamodule=make(stages=(("a", "b"), ("b",)), encode=as_batch))
+    assert recorder.trained == [(0, "a"), (0, "b"), (0, "a"), (1, "b"), (2, "b"), (2, "b")]
+    assert recorder.validated == [(epoch, task) for epoch in (0, 1) for task in "aabb"] + [(2, "b")] * 2

@@ -1,0 +1,66 @@
+import pytest
+
+from contextlora.graph.task_graph import GraphError
+from contextlora.tasks.prompts import DEFAULT_TEMPLATE
+from contextlora.tasks.task import TaskSetError
+from contextlora.tasks.taskset import TaskSet
+
+
+def test_reads_what_was_written(folder):
+    taskset = TaskSet.load(folder)
+    assert (taskset.name, taskset.graph.tasks, taskset.template) == ("small", ("a", "b"), DEFAULT_TEMPLATE)
+    assert taskset.tasks["b"].rule == {("red",): "red", ("green",): "green", ("blue",): "blue"}
+    item = taskset.items("b", "test")[1]
+    assert (item.scene, item.answer_word, item.prerequisites) == ("test1", "green", {"a": "green"})
+    assert taskset.item("a", "test", "test1") is taskset.items("a", "test")[1]
+    assert taskset.item("a", "test", "train1") is None
+    assert taskset.has_images
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("train/b.jsonl", '"answer": 2', '"answer": 3', r"b\.jsonl:3: item b2: answer must be .* 0 to 2, got 3"),
+        ("train/b.jsonl", '"answer": 0', '"answer": true', "answer must be the index of an option"),
+        ("train/b.jsonl", '"answer": 0, ', "", r"b\.jsonl:1: item b0 lacks answer"),
+        ("train/b.jsonl", '"scene"', '"scenes"', "lacks scene"),
+        ("train/b.jsonl", '"id"', '"note": 1, "id"', "unknown keys note"),
+        ("train/b.jsonl", '["red", "green", "blue"]', '["red", "red"]', "two or more different words"),
+        ("train/b.jsonl", '["red", "green", "blue"]', '"red"', "must be a list of words"),
+        ("train/b.jsonl", '["red", "green", "blue"]', '["red", "x", "y", "z"]', "has 4 options, its task at most 3"),
+        ("train/b.jsonl", "images/one.png", "images/two.png", r"jsonl:2: item b1: image images/two.png not found"),
+        ("train/b.jsonl", '{"a": "red"}', '{"c": "red"}', "item b0 answers c, no prerequisite of b"),
+        ("train/b.jsonl", "train1", "train0", "scene train0 already has an item of task b in train"),
+        ("test/b.jsonl", "test1", "train0", "scene train0 already has an item of task b in train"),
+        ("train/b.jsonl", "{", "", r"b\.jsonl:1: not valid JSON"),
+        ("train/b.jsonl", '{"id": "b0"', '[]\n{"id": "b0"', "must be a JSON object"),
+        ("taskset.yaml", "tasks:", "tasks: [", "is no valid YAML"),
+        ("taskset.yaml", "tasks:", "works:", "must hold the keys name and tasks"),
+        ("taskset.yaml", "name: small", "nam: small", "unknown keys nam"),
+        ("taskset.yaml", "name: small", "template: '{image}'", r"template has no \{options\}"),
+        ("taskset.yaml", "name: small", "template: '{options} {picture}'", r"unknown field \{picture\}"),
+        ("taskset.yaml", "num_options: 3", "num_options: 1", "num_options must be a whole number of at least 2"),
+        ("taskset.yaml", "num_options", "options", "with the keys prerequisites, num_options"),
+        ("taskset.yaml", "[a]", "a", "prerequisites must be a list"),
+        ("taskset.yaml", "[red, red]", "[red]", "must list 2 words"),
+    ],
+)
+def test_says_what_is_wrong_and_where(edit, file, old, new, message):
+    with pytest.raises(TaskSetError, match=message):
+        TaskSet.load(edit(file, old, new))
+
+
+def test_the_graph_is_checked_too(edit):
+    with pytest.raises(GraphError, match="zzz"):
+        TaskSet.load(edit("taskset.yaml", "[a]", "[zzz]"))
+
+
+def test_missing_and_empty_files(folder, tmp_path_factory):
+    (folder / "test" / "b.jsonl").write_text("\n")
+    with pytest.raises(TaskSetError, match=r"b\.jsonl holds no item"):
+        TaskSet.load(folder)
+    (folder / "test" / "b.jsonl").unlink()
+    with pytest.raises(TaskSetError, match=r"task b needs a readable .*b\.jsonl"):
+        TaskSet.load(folder)
+    with pytest.raises(TaskSetError, match=r"readable .*taskset\.yaml"):
+        TaskSet.load(tmp_path_factory.mktemp("empty"))
