@@ -16,6 +16,7 @@ LAYERS = (
     ("tasks", "adapters"),
     ("backbones", "methods"),
     ("training", "evaluation"),
+    ("assembly",),
     ("workflows",),
     ("cli",),
     ("__main__",),
@@ -118,7 +119,7 @@ def test_light_modules_import_nothing_heavy_when_they_are_loaded(path):
     assert imported_packages(top, path) & HEAVY == set()
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if LEVEL.get(part(path), 0) < LEVEL["workflows"]], ids=name)
+@pytest.mark.parametrize("path", [path for path in MODULES if LEVEL.get(part(path), 0) < LEVEL["assembly"]], ids=name)
 def test_components_take_plain_values_not_the_whole_configuration(path):
     if part(path) != "config":
         assert "RunConfig" not in {n for _, names in imports(parse(path), path) for n in names}

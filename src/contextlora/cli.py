@@ -22,7 +22,7 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what it takes; the workflow of the same name does the work."""
+    """A command and what its workflow takes: the configuration, a run (which one by default), or both."""
 
     text: str
     settings: bool = True
@@ -127,14 +127,10 @@ def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
     from contextlora import workflows
 
     workflow = getattr(workflows, options.command.replace("-", "_"))
-    if not command.settings:
-        workflow(run)
-    elif run:
-        workflow(config, run)
-    elif options.command == "train":
+    if options.command == "train":
         workflow(config, dry_run=options.dry_run)
     else:
-        workflow(config)
+        workflow(*([config] if command.settings else []), *([run] if run else []))
 
 
 def _default_run(which: str, runs_dir: str) -> RunFolder:
