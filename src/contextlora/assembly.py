@@ -32,6 +32,11 @@ class Parts:
     data: TaskSetDataModule
     evaluator: Evaluator
 
+    def batch_width(self, task: str, batch_size: int) -> int:
+        """Tokens of the longest prompt in a first batch with the right answers in it, image included."""
+        items = self.taskset.items(task, "train")[:batch_size]
+        return self.data.encode_items(task, items, [item.prerequisites for item in items]).inputs["input_ids"].shape[1]
+
     def save_stage(self, folder: Path, stage: int) -> None:
         """Keeps the weights as they are after a stage."""
         save_slices(self.adapted, stage_file(folder, stage), self.backbone.fingerprint)

@@ -5,9 +5,13 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,26 +21,63 @@ from contextlora.adapters import export_adapter
 from contextlora.assembly import Parts, load_taskset, run_parts, training_module
 from contextlora.config import RunConfig, load_config, to_yaml
 from contextlora.errors import UserError
+from contextlora.evaluation.compare import (
+    FinishedRun,
+    alike,
+    collect_runs,
+    comparison,
+    comparison_markdown,
+    flatten,
+    group_runs,
+)
 from contextlora.evaluation.plots import matrix_figure, plan_figure, save_figure
-from contextlora.evaluation.report import references_table, results_table
+from contextlora.evaluation.report import (
+    as_rich,
+    graph_table,
+    partition_table,
+    references_table,
+    results_table,
+    stages_table,
+)
 from contextlora.evaluation.suite import evaluate_suite
-from contextlora.runs import RunFolder
+from contextlora.runs import RunFolder, write_atomically
 from contextlora.tasks.checks import check_table, check_taskset
 from contextlora.tracking import Tracker, open_tracker
 from contextlora.training.fit import TrainerSettings, fit
+from contextlora.training.memory import estimate_memory
 
 CONSOLE = Console()
+BENCH_SEEDS = 3
 PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
 def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
     """Trains, evaluates, exports and reports one run; with `dry_run` only shows what it would be."""
     began = time.monotonic()
+    if dry_run:
+        return show_plan(config)
     parts = run_parts(config)  # before there is a run folder: a mistake leaves nothing behind
     run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
     with run.recording():
         _carry_out(config, parts, run, began)
     return run
+
+
+def show_plan(config: RunConfig) -> None:
+    """Prints what a run would be, and what it would need; writes nothing but a task set that is not there yet."""
+    parts = run_parts(config)
+    graph, plan, adapted, training = parts.taskset.graph, parts.plan, parts.adapted, config.training
+    uses = [{task: plan.uses[task] for task in stage} for stage in plan.stages]
+    trainable = [adapted.num_trainable(stage) for stage in uses]
+    steps = [training.steps_per_task * len(stage) for stage in plan.stages]
+    CONSOLE.print(to_yaml(config), highlight=False)
+    for table in (graph_table(graph), partition_table(plan), stages_table(plan, steps, trainable)):
+        CONSOLE.print(table)
+    num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
+    total = adapted.num_parameters()
+    CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
+    widest = max(parts.batch_width(task, training.batch_size) for task in graph.tasks)
+    CONSOLE.print(str(estimate_memory(adapted.model, total, max(trainable), training.batch_size, widest)))
 
 
 def resume(run: RunFolder) -> None:
@@ -58,6 +99,74 @@ def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
     results = run.results | _figures(config, run_parts(config), run)
     _print_results(results)
     return results
+
+
+def compare(config: RunConfig) -> None:
+    """Compares the finished runs of the configured task set, model and evaluation over methods, settings and seeds.
+
+    Prints the tables and writes them to `<runs_dir>/comparison.md`.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    settings = flatten(asdict(config))
+    runs = [run for run in collect_runs(config.runs_dir) if alike(run, settings, ("taskset.", "model.", "evaluation."))]
+    if not runs:
+        raise UserError(
+            f"{config.runs_dir} holds no finished run of task set {config.taskset.name} with model {config.model.name} "
+            "and these evaluation settings; make some with: make train METHOD=... SEED=..."
+        )
+    tables = comparison(group_runs(runs), list(runs[0].results["tasks"]))
+    for title, header, rows in tables:
+        CONSOLE.print(as_rich(title, header, rows))
+    target = Path(config.runs_dir) / "comparison.md"
+    write_atomically(target, comparison_markdown(tables))
+    CONSOLE.print(f"written: {_shown(target)}", soft_wrap=True)
+
+
+def run_missing(configs: Sequence[RunConfig]) -> list[FinishedRun]:
+    """The finished run of each configuration, made where there is none; each in a process of its own.
+
+    A process of its own, so that peak memory and time are those of a run started from a terminal.
+    """
+    for number, config in enumerate(configs, start=1):
+        settings = flatten(asdict(config))
+        if _find(config.runs_dir, settings) is None:
+            CONSOLE.print(f"run {number}/{len(configs)}: {config.method.name}, seed {config.seed}")
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                pool.submit(train, config).result()
+    return [_find(config.runs_dir, flatten(asdict(config))) for config in configs]
+
+
+def bench(config: RunConfig) -> None:
+    """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
+    runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
+    rows = []
+    for key, unit, scale in (
+        ("total_seconds", "s", 1),
+        ("train_seconds", "s", 1),
+        ("evaluation_seconds", "s", 1),
+        ("peak_memory_bytes", "MiB", 2**-20),
+    ):
+        values = sorted(scale * run.results[key] for run in runs)
+        rows.append(
+            (key.rsplit("_", 1)[0].replace("_", " "), f"{median(values):.0f} {unit}", _spread(values, "{:.0f}"))
+        )
+    for task in runs[0].results["tasks"]:
+        values = sorted(100 * run.results["tasks"][task]["end_to_end"] for run in runs)
+        rows.append((f"{task}, end to end", f"{median(values):.1f} %", _spread(values, "{:.1f}")))
+    CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", ("figure", "median", "range"), rows))
+
+
+def backbone(config: RunConfig) -> None:
+    """Builds the bundled backbone from scratch, into `<runs_dir>/backbone`."""
+    from contextlora.backbones.build import build_backbone
+    from contextlora.backbones.pretrain import PretrainConfig
+
+    folder = Path(config.runs_dir) / "backbone"
+    card = build_backbone(folder, PretrainConfig(), seeds=(config.seed,), progress=CONSOLE.print)
+    CONSOLE.print(card["held_out_skills"])
+    CONSOLE.print(f"backbone: {_shown(folder)}", soft_wrap=True)
 
 
 def export(config: RunConfig, run: RunFolder) -> None:
@@ -190,6 +299,19 @@ def _print_where(run: RunFolder, tracker: Tracker, results: dict[str, Any]) -> N
     CONSOLE.print(f"run: {_shown(run.path)}", soft_wrap=True)
     if tracker.how_to_show:
         CONSOLE.print(f"show: {tracker.how_to_show}", soft_wrap=True)
+
+
+def _find(runs_dir: str, settings: dict[str, Any]) -> FinishedRun | None:
+    same = [
+        run
+        for run in collect_runs(runs_dir)
+        if run.settings["seed"] == settings["seed"] and alike(run, settings, ("",))
+    ]
+    return same[-1] if same else None
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"{form.format(values[0])}-{form.format(values[-1])}"
 
 
 def _shown(path: Path) -> str:

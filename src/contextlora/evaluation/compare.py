@@ -7,9 +7,14 @@ the groups of the comparison differ.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from contextlora.evaluation.metrics import mean_interval, paired_difference
+from contextlora.evaluation.report import markdown_table
+from contextlora.runs import find_runs
 
 # Settings that cannot change a result.
 NEUTRAL = ("seed", "runs_dir", "tracking.", "training.progress", "taskset.data_dir")
@@ -34,6 +39,23 @@ class Group:
     def accuracies(self, task: str, key: str = "end_to_end") -> dict[int, float]:
         """seed -> accuracy of a task; of the mean over tasks for task "mean"."""
         return {seed: _accuracy(results, task, key) for seed, results in self.by_seed.items()}
+
+
+def collect_runs(runs_dir: Path | str) -> list[FinishedRun]:
+    """All finished runs of a folder of runs, oldest first."""
+    return [
+        FinishedRun(flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8"))), run.results)
+        for run in find_runs(runs_dir, finished=True)
+    ]
+
+
+def alike(run: FinishedRun, settings: Mapping[str, Any], sections: Sequence[str]) -> bool:
+    """Whether a run has these settings in some sections, apart from those that change no result."""
+    ours, theirs = (
+        {key: value for key, value in settings_that_matter(flat).items() if key.startswith(tuple(sections))}
+        for flat in (run.settings, settings)
+    )
+    return ours == theirs
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -106,6 +128,22 @@ def reference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -
             cells.append("-" if None in values else with_interval(*mean_interval(values)))
         rows.append((label, *cells))
     return ("reference", *tasks), rows
+
+
+def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
+    """(title, header, rows) of the tables that compare groups: accuracy, paired differences, references. In percent."""
+    ours = pick_ours(groups)
+    note = "mean over seeds [95 % interval]"
+    return [
+        (f"end to end, %, {note}", *accuracy_rows(groups, tasks)),
+        (f"end to end, points, {note}, paired by seed", *difference_rows(groups, ours, tasks)),
+        ("references, %", *reference_rows(groups, ours, tasks)),
+    ]
+
+
+def comparison_markdown(tables: Sequence[tuple[str, Row, list[Row]]]) -> str:
+    """The tables of `comparison` for docs/results.md."""
+    return "\n".join(f"{title}\n\n{markdown_table(header, rows)}" for title, header, rows in tables if rows)
 
 
 def pick_ours(groups: Sequence[Group]) -> Group:

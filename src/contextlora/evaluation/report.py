@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from contextlora.graph.plan import TrainingPlan
@@ -15,14 +16,14 @@ def percent(value: float | None) -> str:
 
 
 def interval(bounds: Sequence[float]) -> str:
-    """(0.91, 0.95) -> "91.0 .. 95.0"."""
-    return f"{percent(bounds[0])} .. {percent(bounds[1])}"
+    """(0.91, 0.95) -> "91.0-95.0"."""
+    return f"{percent(bounds[0])}-{percent(bounds[1])}"
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """One row per task: chance, zero-shot, own stage, final, end to end with its 95 % interval. In percent."""
     table = _table(f"{results['taskset']}, {results['method']}, seed {results['seed']}: accuracy in %", "task")
-    for column in ("chance", "zero-shot", "own stage", "final", "end to end", "95 % interval", "items"):
+    for column in ("chance", "zero-shot", "own stage", "final", "end to end", "95 % interval", "n"):
         table.add_column(column, justify="right")
     for task, row in results["tasks"].items():
         accuracies = [percent(row[key]) for key in ("chance", "zero_shot", "own_stage", "final")]
@@ -34,7 +35,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 def references_table(results: Mapping[str, Any]) -> Table:
     """What the end-to-end accuracy has to be read against, per task, in percent."""
     table = _table("references, accuracy in %", "task")
-    for column in ("majority", "best single prerequisite", "symbolic composition", "end to end"):
+    for column in ("majority", "one prerequisite", "symbolic composition", "end to end"):
         table.add_column(column, justify="right")
     for task, row in results["references"].items():
         single = max(row["single_prerequisite"].values(), default=None)
@@ -104,6 +105,7 @@ def as_rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def _table(title: str, first_column: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.add_column(first_column)
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True  # eight columns fit into 80 characters
+    table.add_column(first_column, no_wrap=True)
     return table

@@ -2,14 +2,14 @@
 """What happens around training: checkpoints, progress bars, tracking."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from contextlora.training.checkpoint import write_atomically
 from contextlora.training.module import ContextLoraModule
@@ -48,9 +48,8 @@ class StageBars(Callback):
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[accuracy]}"),
             console=console,
@@ -68,7 +67,7 @@ class StageBars(Callback):
         self._close_bar()
         self._stage, tasks = pl_module.progress.stage, pl_module.stage_tasks
         self._bar = self._bars.add_task(
-            f"stage {self._stage + 1}/{len(pl_module.plan.stages)} [bold]{', '.join(tasks)}[/]",
+            f"stage {self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
             total=pl_module.schedule.budget(tasks),
             completed=sum(pl_module.schedule.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
             loss="",
@@ -92,12 +91,16 @@ class StageBars(Callback):
         rows = [row for row in module.progress.history if row["stage"] == self._stage]
         if self._bar is not None and rows:
             best = max(row["accuracy"] for row in rows)
-            text = f"validation {100 * rows[-1]['accuracy']:.1f} % (best {100 * best:.1f} %)"
+            text = f"valid {100 * rows[-1]['accuracy']:.1f} % (best {100 * best:.1f})"
             self._bars.update(self._bar, accuracy=text)
 
     def _close_bar(self) -> None:
         if self._bar is not None:  # a stage that stopped early has a full bar of the steps it took
             self._bars.update(self._bar, total=self._bars.tasks[self._bar].completed)
+
+
+def _short(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= 2 else f"{len(tasks)} tasks"
 
 
 class TrackStages(Callback):

@@ -26,6 +26,13 @@ class MemoryEstimate:
         """All of them; libraries and the interpreter come on top."""
         return self.weights_bytes + self.adapter_bytes + self.optimizer_bytes + self.activations_bytes
 
+    def __str__(self) -> str:
+        return (
+            f"memory: about {_mib(self.total_bytes)} beyond Python and its libraries (base {_mib(self.weights_bytes)}, "
+            f"LoRA {_mib(self.adapter_bytes)}, gradients and optimizer {_mib(self.optimizer_bytes)}, "
+            f"activations {_mib(self.activations_bytes)})"
+        )
+
 
 def estimate_memory(
     model: PreTrainedModel, num_adapter: int, num_trainable: int, batch_size: int, num_tokens: int
@@ -51,3 +58,7 @@ def estimate_memory(
         optimizer_bytes=3 * 4 * num_trainable,
         activations_bytes=int(activations),
     )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB"
