@@ -1,8 +1,15 @@
 """Builds the parts of a run from its configuration: task set, backbone, plan, adapted model, evaluator, trainer."""
 
+import platform
+import resource
+import sys
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from contextlora.adapters import AdaptedModel, AdapterConfig, load_slices, save_slices
 from contextlora.backbones.load import Backbone, load_backbone
@@ -19,6 +26,8 @@ from contextlora.tasks.tasksets import resolve_taskset
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stages import Schedule
+
+PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
 @dataclass
@@ -132,3 +141,30 @@ def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
         seed=config.seed,
         identity={"backbone": parts.backbone.fingerprint, "dtype": str(parts.backbone.model.dtype)},
     )
+
+
+def describe(config: RunConfig, parts: Parts) -> dict[str, Any]:
+    """The keys of results.json that say what was run, and where."""
+    return {
+        "taskset": parts.taskset.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "delta": config.method.delta,
+        "context": config.taskset.context,
+        "trainable_parameters": parts.adapted.num_parameters(),
+        "backbone": {"name": config.model.name, "fingerprint": parts.backbone.fingerprint},
+        "stages": parts.plan.stages,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "dtype": str(parts.backbone.model.dtype).removeprefix("torch."),
+        },
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,24 +1,18 @@
 """What the commands do, as straight recipes on a RunConfig."""
 
 import os
-import platform
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from contextlora.adapters import export_adapter
-from contextlora.assembly import Parts, load_taskset, run_parts, training_module
+from contextlora.assembly import Parts, describe, load_taskset, peak_memory_bytes, run_parts, training_module
 from contextlora.config import RunConfig, load_config, to_yaml
 from contextlora.errors import UserError
 from contextlora.evaluation.compare import (
@@ -27,6 +21,7 @@ from contextlora.evaluation.compare import (
     collect_runs,
     comparison,
     comparison_markdown,
+    cost_rows,
     flatten,
     group_runs,
 )
@@ -34,6 +29,7 @@ from contextlora.evaluation.plots import matrix_figure, plan_figure, save_figure
 from contextlora.evaluation.report import (
     as_rich,
     graph_table,
+    log_results,
     partition_table,
     references_table,
     results_table,
@@ -48,7 +44,6 @@ from contextlora.training.memory import estimate_memory
 
 CONSOLE = Console()
 BENCH_SEEDS = 3
-PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
 def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
@@ -141,21 +136,7 @@ def run_missing(configs: Sequence[RunConfig]) -> list[FinishedRun]:
 def bench(config: RunConfig) -> None:
     """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
     runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
-    rows = []
-    for key, unit, scale in (
-        ("total_seconds", "s", 1),
-        ("train_seconds", "s", 1),
-        ("evaluation_seconds", "s", 1),
-        ("peak_memory_bytes", "MiB", 2**-20),
-    ):
-        values = sorted(scale * run.results[key] for run in runs)
-        rows.append(
-            (key.rsplit("_", 1)[0].replace("_", " "), f"{median(values):.0f} {unit}", _spread(values, "{:.0f}"))
-        )
-    for task in runs[0].results["tasks"]:
-        values = sorted(100 * run.results["tasks"][task]["end_to_end"] for run in runs)
-        rows.append((f"{task}, end to end", f"{median(values):.1f} %", _spread(values, "{:.1f}")))
-    CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", ("figure", "median", "range"), rows))
+    CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
 
 
 def backbone(config: RunConfig) -> None:
@@ -220,42 +201,23 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunFolder, began: float) ->
             log=tracker.log,
             console=CONSOLE if training.progress else None,
         )
-        results = _description(config, parts) | {
+        results = describe(config, parts) | {
             "train_seconds": module.progress.seconds,
             "gradient_steps": {"total": module.progress.total_steps, "stages": module.progress.steps_taken},
         }
         results |= _figures(config, parts, run)
         _export(parts, run)
-        _track_results(tracker, results, run, parts)
+        matrix = matrix_figure(results["accuracy_matrix"], parts.plan.stages)
+        tracker.log_image("accuracy_matrix", save_figure(matrix, run.folder("figures") / "accuracy_matrix.png"))
+        log_results(tracker, results)
         results["total_seconds"] = time.monotonic() - began
-        results["peak_memory_bytes"] = _peak_memory_bytes()
+        results["peak_memory_bytes"] = peak_memory_bytes()
         run.finish(results)
         succeeded = True
     finally:
         tracker.finish(succeeded)
     _print_results(results)
     _print_where(run, tracker, results)
-
-
-def _description(config: RunConfig, parts: Parts) -> dict[str, Any]:
-    """The keys of results.json that say what was run, and where."""
-    return {
-        "taskset": parts.taskset.name,
-        "method": config.method.name,
-        "seed": config.seed,
-        "delta": config.method.delta,
-        "context": config.taskset.context,
-        "trainable_parameters": parts.adapted.num_parameters(),
-        "backbone": {"name": config.model.name, "fingerprint": parts.backbone.fingerprint},
-        "stages": parts.plan.stages,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "dtype": str(parts.backbone.model.dtype).removeprefix("torch."),
-        },
-    }
 
 
 def _figures(config: RunConfig, parts: Parts, run: RunFolder) -> dict[str, Any]:
@@ -273,19 +235,6 @@ def _figures(config: RunConfig, parts: Parts, run: RunFolder) -> dict[str, Any]:
 def _export(parts: Parts, run: RunFolder) -> None:
     for task, use in parts.plan.uses.items():
         export_adapter(parts.adapted, task, use, run.folder("adapters") / task, parts.backbone.name)
-
-
-def _track_results(tracker: Tracker, results: dict[str, Any], run: RunFolder, parts: Parts) -> None:
-    figure = matrix_figure(results["accuracy_matrix"], parts.plan.stages)
-    tracker.log_image("accuracy_matrix", save_figure(figure, run.folder("figures") / "accuracy_matrix.png"))
-    columns = ("task", "chance", "zero_shot", "own_stage", "final", "end_to_end", "n")
-    rows = [[task, *(row[key] for key in columns[1:])] for task, row in results["tasks"].items()]
-    tracker.log_table("results", columns, rows)
-    stages = [f"stage {number + 1}" for number in range(len(parts.plan.stages))]
-    tracker.log_table("accuracy_matrix", ["task", *stages], [[t, *r] for t, r in results["accuracy_matrix"].items()])
-    summary = {f"{task}/{key}": row[key] for task, row in results["tasks"].items() for key in columns[1:]}
-    means = {f"mean/{key}": sum(row[key] for row in results["tasks"].values()) / len(rows) for key in columns[1:-1]}
-    tracker.log_summary(summary | means)
 
 
 def _print_results(results: dict[str, Any]) -> None:
@@ -310,14 +259,5 @@ def _find(runs_dir: str, settings: dict[str, Any]) -> FinishedRun | None:
     return same[-1] if same else None
 
 
-def _spread(values: Sequence[float], form: str) -> str:
-    return f"{form.format(values[0])}-{form.format(values[-1])}"
-
-
 def _shown(path: Path) -> str:
     return os.path.relpath(path)
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

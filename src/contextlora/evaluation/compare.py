@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -144,6 +145,24 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str,
 def comparison_markdown(tables: Sequence[tuple[str, Row, list[Row]]]) -> str:
     """The tables of `comparison` for docs/results.md."""
     return "\n".join(f"{title}\n\n{markdown_table(header, rows)}" for title, header, rows in tables if rows)
+
+
+def cost_rows(runs: Sequence[FinishedRun]) -> tuple[Row, list[Row]]:
+    """Median and range over runs of time, peak memory and end-to-end accuracy."""
+    rows = []
+    for key, unit, scale in (
+        ("total_seconds", "s", 1),
+        ("train_seconds", "s", 1),
+        ("evaluation_seconds", "s", 1),
+        ("peak_memory_bytes", "MiB", 2**-20),
+    ):
+        values = [scale * run.results[key] for run in runs]
+        name = key.rsplit("_", 1)[0].replace("_", " ")
+        rows.append((name, f"{median(values):.0f} {unit}", f"{min(values):.0f}-{max(values):.0f}"))
+    for task in runs[0].results["tasks"]:
+        values = [100 * run.results["tasks"][task]["end_to_end"] for run in runs]
+        rows.append((f"{task}, end to end", f"{median(values):.1f} %", f"{min(values):.1f}-{max(values):.1f}"))
+    return ("figure", "median", "range"), rows
 
 
 def pick_ours(groups: Sequence[Group]) -> Group:

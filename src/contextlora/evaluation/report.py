@@ -8,6 +8,7 @@ from rich.table import Table
 
 from contextlora.graph.plan import TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
+from contextlora.tracking import Tracker
 
 
 def percent(value: float | None) -> str:
@@ -42,6 +43,19 @@ def references_table(results: Mapping[str, Any]) -> Table:
         end_to_end = percent(results["tasks"][task]["end_to_end"])
         table.add_row(task, percent(row["majority"]), percent(single), percent(row["symbolic"]), end_to_end)
     return table
+
+
+def log_results(tracker: Tracker, results: Mapping[str, Any]) -> None:
+    """Logs the results table, the accuracy matrix and the figures that stand for the run."""
+    columns = ("task", "chance", "zero_shot", "own_stage", "final", "end_to_end", "n")
+    rows = [[task, *(row[key] for key in columns[1:])] for task, row in results["tasks"].items()]
+    tracker.log_table("results", columns, rows)
+    stages = [f"stage {number + 1}" for number in range(len(results["stages"]))]
+    matrix = [[task, *row] for task, row in results["accuracy_matrix"].items()]
+    tracker.log_table("accuracy_matrix", ["task", *stages], matrix)
+    summary = {f"{task}/{key}": row[key] for task, row in results["tasks"].items() for key in columns[1:]}
+    means = {f"mean/{key}": sum(row[key] for row in results["tasks"].values()) / len(rows) for key in columns[1:-1]}
+    tracker.log_summary(summary | means)
 
 
 def graph_table(graph: TaskGraph) -> Table:
