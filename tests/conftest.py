@@ -1,0 +1,83 @@
+"""A tiny task set and a tiny random language model that reads it: made from configurations, nothing is downloaded."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from contextlora.tasks.task import Item, Task
+from contextlora.tasks.taskset import TaskSet, write_taskset
+
+WORDS = ("red", "blue", "green")
+LETTERS = ("p", "q", "r", "s")
+GRAPH = {"a": (), "b": (), "c": ("a", "b"), "d": ("a", "c")}  # two roots that join, and an edge over a generation
+NUM_SCENES = {"train": 24, "validation": 12, "test": 12}
+
+
+def answers(first: int, second: int) -> dict[str, str]:
+    """The four tasks' answers for a scene that shows two letters: sums modulo 3 along the graph."""
+    a, b = first % 3, second % 3
+    c = (a + b) % 3
+    return {"a": WORDS[a], "b": WORDS[b], "c": WORDS[c], "d": WORDS[(a + c) % 3]}
+
+
+def make_items(split: str, task: str) -> list[Item]:
+    items = []
+    for number in range(NUM_SCENES[split]):
+        rng = random.Random(f"{split} {number}")
+        first, second = rng.randrange(4), rng.randrange(4)
+        right = answers(first, second)
+        options = rng.sample(WORDS, 3)
+        items.append(
+            Item(
+                id=f"{split}-{number}",
+                scene=f"{split}-{number}",
+                question=f"sees {LETTERS[first]} {LETTERS[second]} . {task} ?",
+                options=tuple(options),
+                answer=options.index(right[task]),
+                prerequisites={name: right[name] for name in ("a", "b", "c") if name in _ancestors(task)},
+            )
+        )
+    return items
+
+
+def _ancestors(task: str) -> set[str]:
+    return {name for above in GRAPH[task] for name in (above, *_ancestors(above))}
+
+
+@pytest.fixture(scope="session")
+def taskset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks") / "tiny"
+    tasks = [Task(name, prerequisites, num_options=3) for name, prerequisites in GRAPH.items()]
+    items = {(task.name, split): make_items(split, task.name) for task in tasks for split in NUM_SCENES}
+    write_taskset(folder, "tiny", tasks, items)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taskset(taskset_folder: Path) -> TaskSet:
+    return TaskSet.load(taskset_folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers whose words are single tokens."""
+    words = ("<unk>", *WORDS, *LETTERS, *GRAPH, "sees", "given", "options", "answer", ".", ",", ":", "?")
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    config = hf.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
