@@ -1,6 +1,7 @@
 """A tiny task set and a tiny random language model that reads it: made from configurations, nothing is downloaded."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from contextlora.config import RunConfig, load_config
 from contextlora.tasks.task import Item, Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 
@@ -81,3 +83,30 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     hf.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+# All that could break bit identity is on: dropout, weight decay, open prerequisite ranks, gates, predicted answers.
+SETTINGS = (
+    "method.rank=2",
+    "method.delta=0.5",
+    "method.dropout=0.1",
+    "method.variant=gated",
+    "model.dtype=float32",
+    "training.learning_rate=1e-2",
+    "training.weight_decay=0.1",
+    "training.batch_size=4",
+    "training.steps_per_task=5",
+    "training.validate_every_steps=2",
+    "taskset.context=predicted",
+)
+
+
+@pytest.fixture
+def make_config(taskset_folder: Path, model_folder: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """(dotted settings ...) -> configuration of a tiny run."""
+
+    def make(*settings: str) -> RunConfig:
+        fixed = (f"taskset={taskset_folder}", f"model={model_folder}", f"runs_dir={tmp_path / 'runs'}")
+        return load_config([*fixed, *SETTINGS, *settings])
+
+    return make
