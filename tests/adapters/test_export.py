@@ -19,6 +19,8 @@ def reload(folder, model):
 def test_unmodified_peft_gives_the_same_logits(task, gated, architecture, adapt, tiny_model, inputs, plan, tmp_path):
     adapted, batch = adapt(architecture, gated=gated), inputs(architecture)
     export_adapter(adapted, task, plan.uses[task], tmp_path / task, "base")
+    config = json.loads((tmp_path / task / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] == (architecture == "gpt2")  # as PEFT writes it for transposed weights
     loaded = reload(tmp_path / task, tiny_model(architecture))
     with torch.no_grad(), adapted.active(plan.uses[task], task):
         ours, theirs = adapted(**batch).logits, loaded(**batch).logits

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -46,6 +47,8 @@ def test_initial_values_are_pefts_and_do_not_depend_on_other_tasks(adapt):
     bound = 32**-0.5  # kaiming_uniform_(a=sqrt(5)) of an input of 32: +-1/sqrt(32)
     assert A.abs().max() <= bound and A.abs().max() > 0.99 * bound and A.mean().abs() < 0.01
     assert all(not values.any() for name, values in few.items() if ".lora_B." in name)
+    same_shape = [few[f"model.layers.{block}.self_attn.{name}_proj.lora_A.a"] for block in (0, 1) for name in "qkvo"]
+    assert not any(torch.equal(A, B) for A, B in itertools.combinations(same_shape, 2))
     other = adapt(random_values=False, partition=RankPartition({"a": 4}), seed=2).adapter_state()
     assert not any(torch.equal(values, few[name]) for name, values in other.items() if ".lora_A." in name)
 
@@ -103,6 +106,8 @@ def test_state_names_shapes_and_round_trip(adapt):
     assert state[f"{module}.lora_gate.a->c"].shape == ()
     assert len(state) == 14 * (2 * 5 + 3)
     assert all(values.dtype == torch.float32 and values.is_contiguous() for values in state.values())
+    with torch.inference_mode():  # as in a validation hook, to keep the best values
+        assert not any(values.is_inference() for values in adapted.adapter_state().values())
     fresh = adapt(random_values=False, gated=True, gate_init=0.25)
     assert fresh.adapter_state()[f"{module}.lora_gate.a->c"] == 0.25
     fresh.load_adapter_state(state)

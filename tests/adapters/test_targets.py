@@ -48,6 +48,20 @@ def test_refuses_patterns_that_hit_nothing_or_something_else(pattern, words, tin
         resolve_targets(tiny_model(), pattern)
 
 
+def test_the_blocks_are_the_longest_list_of_the_decoder():
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.adapters = nn.ModuleList([nn.Linear(2, 2)])
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(3))
+
+        def get_decoder(self):
+            return self
+
+    decoder = Decoder()
+    assert matches(decoder, resolve_targets(decoder, "language-linear")) == {f"layers.{i}.0" for i in range(3)}
+
+
 def test_a_model_without_blocks_needs_a_pattern():
     class Blockless(nn.Module):
         def get_decoder(self):
