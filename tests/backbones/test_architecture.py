@@ -45,7 +45,8 @@ def test_patch_positions_are_spoken_in_words(model):
 @torch.inference_mode()
 def test_skill_model_equals_the_transformers_forward(model):
     batch = make_batch(1, num_image_rows=3, num_text_rows=2, length=96)
-    hidden = SkillModel(model)(batch.input_ids, normalise(batch.pixels))
+    hidden, patches = SkillModel(model)(batch.input_ids, normalise(batch.pixels))
+    assert patches.shape == (3, 16, 192)
     with_image = model(input_ids=batch.input_ids[:3], pixel_values=normalise(batch.pixels)).logits
     text_only = model(input_ids=batch.input_ids[3:]).logits
     torch.testing.assert_close(model.lm_head(hidden), torch.cat((with_image, text_only)), atol=1e-4, rtol=1e-4)

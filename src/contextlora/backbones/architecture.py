@@ -2,12 +2,12 @@
 
 Two initialisations make a model of a few million parameters learn in minutes what takes far longer from a random start:
 
-* Layer 0's heads are fixed previous-token heads: every position sees the tokens at distance 1, 2 and 3. Query and key are
-  constants (zero weights, biases only), turned by RoPE; with q = (1, 0) and k = (cos d f_i, sin d f_i) on the four highest
-  RoPE frequencies f_i, the attention logit is sum_i cos((distance - d) f_i) and peaks at distance d. They stay frozen;
-  values and outputs are learned.
-* Patch positions are spoken in words: the position embedding of the patch in column i and row j starts as the sum of the
-  word embeddings of `c<i>` and `r<j>`, and the projector starts as the identity.
+* Layer 0's heads are fixed previous-token heads: every position sees the tokens at distance 1, 2 and 3. Query and key
+  are constants (zero weights, biases only), turned by RoPE; with q = (1, 0) and k = (cos d f_i, sin d f_i) on the four
+  highest RoPE frequencies f_i, the attention logit is sum_i cos((distance - d) f_i) and peaks at distance d. They stay
+  frozen; values and outputs are learned.
+* Patch positions are spoken in words: the position embedding of the patch in column i and row j starts as the sum of
+  the word embeddings of `c<i>` and `r<j>`, and the projector starts as the identity.
 """
 
 import math
@@ -109,7 +109,7 @@ def _fix_previous_token_heads(attention: nn.Module, config: LlavaConfig) -> list
     for projection, bias in ((attention.q_proj, query), (attention.k_proj, key)):
         projection.weight.zero_()
         projection.bias.copy_(bias.flatten())
-    # RMS normalisation scales q and k to length sqrt(head_dim), so the peak logit is sqrt(head_dim) x both norms' weights.
+    # RMS normalisation gives q and k length sqrt(head_dim): the peak logit is sqrt(head_dim) x both norms' weights.
     scale = math.sqrt(_SHARPNESS / math.sqrt(text.head_dim))
     for norm in (attention.q_norm, attention.k_norm):
         norm.weight.fill_(scale)

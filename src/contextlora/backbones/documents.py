@@ -11,7 +11,7 @@ FORMS = ("open", "words", "letters")
 
 @dataclass(frozen=True)
 class Question:
-    """One question: the skill it exercises, its words, its one-word answer, and words that could pass for the answer."""
+    """One question: the skill it exercises, its words, its one-word answer, and words that could pass for it."""
 
     skill: str
     text: str
@@ -68,6 +68,6 @@ class Document:
 def draw_options(question: Question, rng: Random) -> list[str]:
     """The answer among one to five other words of the question's pool, shuffled."""
     others = [word for word in dict.fromkeys(question.pool) if word != question.answer]
-    options = rng.sample(others, min(len(others), rng.choice((1, 2, 3, 3, 3, 4, 5)))) + [question.answer]
+    options = [*rng.sample(others, min(len(others), rng.choice((1, 2, 3, 3, 3, 4, 5)))), question.answer]
     rng.shuffle(options)
     return options

@@ -9,10 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration
 
-from contextlora.backbones.architecture import build_model, make_config
-from contextlora.backbones.batches import NUM_PATCHES, Batch, make_batch
+from contextlora.backbones.architecture import HIDDEN, build_model, make_config
+from contextlora.backbones.batches import NUM_PATCHES, PATCH_WORD_IDS, Batch, make_batch
 from contextlora.backbones.vocabulary import IMAGE, WORDS
-
 
 _SKILL_SEEDS = {"validation": 2**40, "test": 2**41}
 
@@ -32,6 +31,7 @@ class PretrainConfig:
         warmup_steps: linear warm-up.
         constant_share: share of the steps before the cosine decay begins.
         copying_share: share of the steps in which most text rows repeat or look up.
+        easy_share: share of the steps over which plainly worded questions on aligned objects fade out.
     """
 
     seed: int = 0
@@ -43,7 +43,8 @@ class PretrainConfig:
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     constant_share: float = 0.4
-    copying_share: float = 0.06
+    copying_share: float = 0.1
+    easy_share: float = 0.25
 
 
 class _Batches(Dataset):
@@ -63,6 +64,7 @@ class _Batches(Dataset):
             num_text_rows=config.num_text_rows,
             length=config.length,
             copying=0.8 if step < config.copying_share * config.num_steps else 0.0,
+            easy=max(0.0, 1.0 - step / (config.easy_share * config.num_steps)),
         )
 
 
@@ -73,20 +75,27 @@ class SkillModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """(rows, length) int64 and (image rows, 3, 64, 64) float -> (rows, length, hidden)."""
+    def forward(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, length), (image rows, 3, 64, 64) -> hidden states (rows, length, d), patches (image rows, 16, d)."""
         inner = self.model.model
         embedded = inner.language_model.embed_tokens(input_ids)
         patches = inner.multi_modal_projector(inner.vision_tower(pixels).last_hidden_state[:, 1:])
         rows = pixels.shape[0]
         with_image = torch.cat((patches.to(embedded.dtype), embedded[:rows, NUM_PATCHES:]), dim=1)
         embedded = torch.cat((with_image, embedded[rows:]), dim=0)
-        return inner.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        return inner.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state, patches
 
-    def logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (asked, vocabulary) and labels (asked,) at the positions where something is asked."""
-        asked = labels >= 0
-        return self.model.lm_head(hidden[asked]).float(), labels[asked]
+    def loss(self, batch: Batch, hidden: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of the asked words, and of naming what each patch shows.
+
+        A patch, as the language model sees it, must be nearest to the word embedding of what is drawn there: the same
+        circuits then look things up in images as in texts.
+        """
+        asked = batch.labels >= 0
+        answers = nn.functional.cross_entropy(self.model.lm_head(hidden[asked]).float(), batch.labels[asked])
+        words = self.model.model.language_model.embed_tokens.weight[PATCH_WORD_IDS]
+        names = (patches.float() @ words.T / math.sqrt(words.shape[1])).flatten(0, 1)
+        return answers, nn.functional.cross_entropy(names, batch.patch_labels.flatten())
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -98,7 +107,7 @@ def pretrain(config: PretrainConfig, *, num_layers: int = 7, compile_model: bool
     """Builds and trains a backbone.
 
     Yields:
-        After every step a dict of `step`, `loss`, `model` (float32, in training).
+        After every step a dict of `step`, `loss` (answers), `patch_loss`, `model` (float32, in training).
     """
     torch.manual_seed(config.seed)
     model, _ = build_model(make_config(num_layers))
@@ -110,26 +119,28 @@ def pretrain(config: PretrainConfig, *, num_layers: int = 7, compile_model: bool
     loader = DataLoader(_Batches(config), batch_size=None, shuffle=False, num_workers=1, prefetch_factor=8)
     for step, batch in enumerate(loader):
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = forward(batch.input_ids, normalise(batch.pixels))
-            logits, labels = skill_model.logits(hidden, batch.labels)
-        loss = nn.functional.cross_entropy(logits, labels)
-        loss.backward()
+            outputs = forward(batch.input_ids, normalise(batch.pixels))
+            loss, patch_loss = skill_model.loss(batch, *outputs)
+        (loss + patch_loss).backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        yield {"step": step, "loss": loss.item(), "model": model}
+        yield {"step": step, "loss": loss.item(), "patch_loss": patch_loss.item(), "model": model}
 
 
 def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices, embeddings, others = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_block = parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "position"))
-            (matrices if in_block else others).append(parameter)
+            embedding = "embed_tokens" in name or "position_embedding" in name
+            in_block = parameter.ndim == 2 and not embedding and "lm_head" not in name
+            (embeddings if embedding else matrices if in_block else others).append(parameter)
     muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    # Embeddings have deviation 1 where the head has 1/sqrt(d): their steps are larger by the same factor.
+    groups = [{"params": others}, {"params": embeddings, "lr": config.learning_rate * math.sqrt(HIDDEN)}]
+    return [muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def _rate(config: PretrainConfig):
@@ -170,7 +181,7 @@ def skill_test(
         )
         assert (batch.input_ids[:24, :NUM_PATCHES] == image).all()
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = skill_model(batch.input_ids, normalise(batch.pixels))
+            hidden, _ = skill_model(batch.input_ids, normalise(batch.pixels))
             predicted = model.lm_head(hidden).argmax(-1)
         for row, position, skill, form in batch.asked:
             right = bool(predicted[row, position] == batch.labels[row, position])

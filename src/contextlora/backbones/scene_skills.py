@@ -1,4 +1,4 @@
-"""Generic questions about an image: naming, locating, counting, comparing what is drawn (camera scene or spectrogram)."""
+"""Generic questions about an image: naming, locating, counting, comparing what is drawn (scene or spectrogram)."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -40,15 +40,21 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows, the words said about it before the questions, and the questions' generators."""
+    """What an image shows, the words said about it before the questions, and the questions' generators.
+
+    `patches` names what the centre of each cell belongs to, row by row ("." where there is nothing).
+    """
 
     image: np.ndarray
+    patches: tuple[str, ...]
     preamble: str
     askers: tuple[Callable[[], Question | None], ...]
 
 
-def camera_scene(rng: Random, drawing: np.random.Generator, wordings: Mapping[str, tuple[str, ...]]) -> Scene:
-    """Draws a camera image and offers its questions; a third of the images hold one object per column."""
+def camera_scene(
+    rng: Random, drawing: np.random.Generator, wordings: Mapping[str, tuple[str, ...]], max_shift: int
+) -> Scene:
+    """Draws a camera image and offers its questions; two fifths of the images hold one object per column."""
     lanes = rng.random() < 0.4
     cells = [(column, rng.randrange(GRID)) for column in range(GRID)]
     if not lanes:
@@ -70,7 +76,7 @@ def camera_scene(rng: Random, drawing: np.random.Generator, wordings: Mapping[st
         for kind, (column, row) in zip(drawn, cells, strict=True)
     ]
     weather = rng.choice(WEATHERS)
-    centres = scatter(drawing, cells)
+    centres = scatter(drawing, cells, max_shift)
     sprites = [Sprite(thing.kind, thing.colour, x, y) for thing, (x, y) in zip(things, centres, strict=True)]
     pointer = None
     if rng.random() < 0.4:
@@ -78,7 +84,9 @@ def camera_scene(rng: Random, drawing: np.random.Generator, wordings: Mapping[st
         preamble.append(f"{pointer[0]} {COLUMNS[pointer[1]]} .")
     rng.shuffle(preamble)
     asker = _CameraAsker(things, weather, pointer, rng, wordings)
-    return Scene(draw_scene(sprites, weather, drawing), " ".join(preamble), asker.askers())
+    seen = {(thing.row, thing.column): thing.kind for thing in things}
+    patches = tuple(seen.get((row, column), ".") for row in range(GRID) for column in range(GRID))
+    return Scene(draw_scene(sprites, weather, drawing), patches, " ".join(preamble), asker.askers())
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,6 @@ def spectrogram_scene(rng: Random, drawing: np.random.Generator, wordings: Mappi
         pattern = rng.choice(PATTERNS)
         return Question("tone_exist", text("exist", k=pattern), _YES_NO[pattern not in counts], _YES_NO)
 
-    return Scene(
-        draw_spectrogram(tuple(tones.items()), drawing), "", (tone_row, tone_row, row_tone, row_tone, count, exist)
-    )
+    patches = tuple(tones.get(row, ".") for row in range(GRID) for _ in range(GRID))
+    image = draw_spectrogram(tuple(tones.items()), drawing)
+    return Scene(image, patches, "", (tone_row, tone_row, row_tone, row_tone, count, exist))

@@ -29,8 +29,7 @@ def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
     levels = rng.sample(FREE_WORDS, len(bounds) + 1)
     with_levels = rng.random() < 0.5
     if with_levels:
-        steps = [f"{level} under {bound}" for level, bound in zip(levels, [*bounds, 100], strict=False)]
-        preamble += " levels : " + " , ".join(steps[:-1]) + f" , {levels[-1]} over {bounds[-1] - 1} ."
+        preamble += _levels(levels, bounds)
 
     def text(wording: str, **slots: str) -> str:
         return rng.choice(wordings[wording]).format(**slots)
@@ -40,11 +39,8 @@ def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
         return Question("read", text("lookup", k=name), values[name], tuple(values.values()))
 
     def over() -> Question:
-        name, bound = rng.choice(names), rng.randrange(100)
-        if rng.random() < 0.5:  # near the bound, where it is hard
-            bound = min(99, max(0, int(values[name]) + rng.randint(-12, 12)))
-        if bound == int(values[name]):
-            bound = bound - 1 if bound else 1
+        name = rng.choice(names)
+        bound = _bound_near(rng, int(values[name]))
         word = rng.choice(("over", "under", "more", "less"))
         true = (int(values[name]) > bound) == (word in ("over", "more"))
         return Question("compare", text("over", k=name, cmp=word, n=str(bound)), _YES_NO[not true], _YES_NO)
@@ -98,7 +94,7 @@ def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
 
 
 def rules(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
-    """A rule table with two keys, 2 x 2 to 4 x 4; questions name the keys or find them in given values."""
+    """A rule table with two keys, 2 x 2 to 4 x 4; questions name both keys."""
     size = rng.choice((2, 3, 3, 4, 4))
     words = rng.sample(FREE_WORDS, 2 * size + 6)
     first, second, outcomes = words[:size], words[size : 2 * size], words[2 * size : 2 * size + rng.randint(2, 4)]
@@ -116,8 +112,7 @@ def rules(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
 
 def repeats(rng: Random) -> list[str]:
     """A word sequence said twice: from the second time on, every next word is known."""
-    words = rng.choices((*FREE_WORDS, *NUMBERS), k=rng.randint(6, 40))
-    return words
+    return rng.choices((*FREE_WORDS, *NUMBERS), k=rng.randint(6, 40))
 
 
 def _keys(rng: Random, number: int) -> list[str]:
@@ -133,6 +128,22 @@ def _keys(rng: Random, number: int) -> list[str]:
 def _pairs(rng: Random, pairs: object, table: str = "") -> str:
     head = table or rng.choice(("given :", "telemetry :", "sensors :", ""))
     return f"{head} " + " , ".join(f"{key} {value}" for key, value in pairs) + " ."
+
+
+def _levels(levels: list[str], bounds: list[int]) -> str:
+    """ "levels : low under 30 , mid under 60 , high over 59 ." """
+    steps = [f"{level} under {bound}" for level, bound in zip(levels, bounds, strict=False)]
+    return " levels : " + " , ".join(steps) + f" , {levels[-1]} over {bounds[-1] - 1} ."
+
+
+def _bound_near(rng: Random, value: int) -> int:
+    """A number other than the value; half of the time close to it, where comparing is hard."""
+    bound = rng.randrange(100)
+    if rng.random() < 0.5:
+        bound = min(99, max(0, value + rng.randint(-12, 12)))
+    if bound == value:
+        bound = value - 1 if value else 1
+    return bound
 
 
 def _mixed(rng: Random, values: Mapping[str, str], pool: tuple[str, ...]) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ def _combine(parts: tuple[tuple[str, ...], ...], held_out: bool) -> tuple[str, .
 
 TRAIN: dict[str, tuple[str, ...]] = {name: _combine(parts, held_out=False) for name, parts in _PARTS.items()}
 HELD_OUT: dict[str, tuple[str, ...]] = {name: _combine(parts, held_out=True) for name, parts in _PARTS.items()}
+PLAIN: dict[str, tuple[str, ...]] = {name: phrases[:1] for name, phrases in TRAIN.items()}
 GLUE: tuple[str, ...] = tuple(
     sorted(
         {

@@ -1,0 +1,1 @@
+"""Task sets: what is asked, about which scenes, and in which words."""

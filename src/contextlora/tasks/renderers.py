@@ -1,8 +1,8 @@
 """Draws the synthetic images of the task sets: camera scenes and sensor spectrograms.
 
 Every image is 64 x 64 pixels, RGB, uint8, and is divided into a 4 x 4 grid whose cells are named `c1`..`c4` (left to
-right) and `r1`..`r4` (top to bottom); a vision tower with 16-pixel patches sees one cell a patch. Objects are bitmaps of
-14 x 14 pixels in one colour with dark details, placed at any pixel, so that most of them straddle two to four patches.
+right) and `r1`..`r4` (top to bottom); a vision tower with 16-pixel patches sees one cell a patch. Objects are bitmaps
+of 14 x 14 pixels in one colour with dark details, placed at any pixel: most of them straddle two to four patches.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ COLOURS = {
 WEATHERS = ("clear", "rain", "fog", "night", "snow")
 PATTERNS = ("steady", "pulsing", "rising", "falling", "burst")
 _DARK = np.array((25, 25, 30), dtype=np.float32)
-_MAX_SHIFT = 5  # pixels between an object's centre and its cell's centre: stays clearly inside the 16-pixel cell
+MAX_SHIFT = 4  # pixels between an object's centre and its cell's centre: stays clearly inside the 16-pixel cell
 _MARGIN = 7  # pixels: half a bitmap, so that none is cut at the border
 _MIN_DISTANCE = 11  # pixels between two centres in x or in y: neighbours overlap by 3 pixels at most
 
@@ -44,13 +44,16 @@ class Sprite:
     y: int
 
 
-def scatter(rng: np.random.Generator, cells: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def scatter(
+    rng: np.random.Generator, cells: Sequence[tuple[int, int]], max_shift: int = MAX_SHIFT
+) -> list[tuple[int, int]]:
     """Draws one centre (x, y), in pixels, for each of the distinct cells (column, row), 0..3.
 
-    Centres lie off the grid but clearly inside their cell, and far enough apart that no object hides another.
+    Centres lie off the grid (by up to `max_shift` pixels each way) but clearly inside their cell, and far enough apart
+    that no object hides another.
     """
     while True:
-        shifts = rng.integers(-_MAX_SHIFT, _MAX_SHIFT + 1, size=(len(cells), 2))
+        shifts = rng.integers(-max_shift, max_shift + 1, size=(len(cells), 2))
         centres = np.asarray(cells).reshape(-1, 2) * CELL + CELL // 2 + shifts
         centres = centres.clip(_MARGIN, IMAGE_SIZE - _MARGIN)
         distance = np.abs(centres[:, None] - centres[None]).max(-1) + IMAGE_SIZE * np.eye(len(cells), dtype=int)
