@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from contextlora.evaluation.references import rule_accuracy, symbolic_accuracy
+from contextlora.graph import TaskGraph
 from contextlora.tasks.task import Item, Task
 from contextlora.tasks.taskset import TaskSet
 
 
 def item(number, task, answer, options, **prerequisites):
     options = tuple(options)
-    return Item(f"{task}{number}", f"s{number}", f"{task} ?", options, options.index(answer), prerequisites=prerequisites)
+    right = options.index(answer)
+    return Item(f"{task}{number}", f"s{number}", f"{task} ?", options, right, prerequisites=prerequisites)
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def taskset():
     }
     splits = {(task, "train"): tuple(items) for task, items in train.items()}
     splits |= {(task, "test"): tuple(items) for task, items in test.items()}
-    return TaskSet("small", Path(), tasks, "", splits)
+    return TaskSet("small", Path(), tasks, TaskGraph({"u": (), "v": ("u",), "w": ("v",)}), "", splits)
 
 
 def test_majority_and_one_prerequisite_count_in_the_train_split(taskset):

@@ -8,7 +8,7 @@ import torch
 
 from contextlora.evaluation.evaluate import Prediction
 from contextlora.evaluation.suite import deployed_context, evaluate_suite, interference, right_context
-from contextlora.graph import RankPartition, SliceUse, TrainingPlan
+from contextlora.graph import RankPartition, SliceUse, TaskGraph, TrainingPlan
 from contextlora.tasks.task import Item, Task
 from contextlora.tasks.taskset import TaskSet
 
@@ -47,11 +47,13 @@ class Stub:
 def stub():
     needs = {"a": (), "b": (), "c": ("a", "b")}
     tasks = {name: Task(name, above, 2) for name, above in needs.items()}
-    items = {
-        name: tuple(Item(f"{k}", f"{k}", "?", ("yes", "no"), 0, prerequisites=dict.fromkeys(above, "yes")) for k in range(N))
+    splits = {
+        (name, split): tuple(
+            Item(f"{k}", f"{k}", "?", ("yes", "no"), 0, prerequisites=dict.fromkeys(above, "yes")) for k in range(N)
+        )
         for name, above in needs.items()
+        for split in ("train", "validation", "test")
     }
-    splits = {(name, split): items[name] for name in needs for split in ("train", "validation", "test")}
     plan = TrainingPlan(
         RankPartition({"a": 1, "b": 1, "c": 1}),
         {"a": SliceUse(("a",)), "b": SliceUse(("b",)), "c": SliceUse(("c",), {"a": 1.0, "b": 1.0})},
@@ -66,7 +68,7 @@ def stub():
         ("c", "gold", ("c", "a", "b"), 1): 10,
         ("c", "predicted", ("c", "a", "b")): 6,
     }
-    return Stub(right, TaskSet("stub", Path(), tasks, "", splits), plan)
+    return Stub(right, TaskSet("stub", Path(), tasks, TaskGraph(needs), "", splits), plan)
 
 
 def test_accuracies_stand_where_they_belong(stub):

@@ -10,6 +10,7 @@ from contextlora.config import RunConfig
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.module import ContextLoraModule
 
+
 @pytest.fixture
 def train() -> Callable[[RunConfig, Path], ContextLoraModule]:
     """(configuration, folder with checkpoints or none yet) -> the module after training."""
