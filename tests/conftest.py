@@ -64,25 +64,47 @@ def taskset(taskset_folder: Path) -> TaskSet:
     return TaskSet.load(taskset_folder)
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers whose words are single tokens."""
+def save_model(kind: str, folder: Path) -> None:
+    """Saves a random model of two layers whose words are single tokens; kind: llama, qwen2, gemma or gpt2."""
     words = ("<unk>", *WORDS, *LETTERS, *GRAPH, "sees", "given", "options", "answer", ".", ",", ":", "?")
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    folder = tmp_path_factory.mktemp("models") / "llama"
     hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
-    config = hf.LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
+    if kind == "gpt2":
+        config = hf.GPT2Config(vocab_size=len(words), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    else:
+        config = {"llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config, "gemma": hf.GemmaConfig}[kind](
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=64,
+        )
     torch.manual_seed(0)
-    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    save_model("llama", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """kind -> folder of a tiny qwen2, gemma or gpt2."""
+
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("models") / kind
+        save_model(kind, folder)
+        return folder
+
+    return make
 
 
 # All that could break bit identity is on: dropout, weight decay, open prerequisite ranks, gates, predicted answers.
@@ -98,6 +120,8 @@ SETTINGS = (
     "training.steps_per_task=5",
     "training.validate_every_steps=2",
     "taskset.context=predicted",
+    "tracking.mode=off",
+    "training.progress=false",
 )
 
 

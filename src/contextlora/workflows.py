@@ -41,6 +41,7 @@ from contextlora.tasks.checks import check_table, check_taskset
 from contextlora.tracking import Tracker, open_tracker
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.memory import estimate_memory
+from contextlora.training.module import ContextLoraModule
 
 CONSOLE = Console()
 BENCH_SEEDS = 3
@@ -51,10 +52,11 @@ def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
     began = time.monotonic()
     if dry_run:
         return show_plan(config)
-    parts = run_parts(config)  # before there is a run folder: a mistake leaves nothing behind
+    parts = run_parts(config)
+    module = training_module(config, parts)  # before there is a run folder: a mistake leaves nothing behind
     run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
     with run.recording():
-        _carry_out(config, parts, run, began)
+        _carry_out(config, parts, module, run, began)
     return run
 
 
@@ -81,7 +83,8 @@ def resume(run: RunFolder) -> None:
     run.claim()
     with run.recording():
         config = load_config(saved=run.config_file)
-        _carry_out(config, run_parts(config), run, began)
+        parts = run_parts(config)
+        _carry_out(config, parts, training_module(config, parts), run, began)
 
 
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def data_check(config: RunConfig) -> None:
         raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")
 
 
-def _carry_out(config: RunConfig, parts: Parts, run: RunFolder, began: float) -> None:
+def _carry_out(config: RunConfig, parts: Parts, module: ContextLoraModule, run: RunFolder, began: float) -> None:
     training, checkpoints = config.training, run.folder("checkpoints")
     tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
     succeeded = False
@@ -190,7 +193,6 @@ def _carry_out(config: RunConfig, parts: Parts, run: RunFolder, began: float) ->
         tracker.log_config(asdict(config))
         graph_picture = save_figure(plan_figure(parts.taskset.graph, parts.plan), run.folder("figures") / "plan.png")
         tracker.log_image("plan", graph_picture)
-        module = training_module(config, parts)
         fit(
             module,
             parts.data,
