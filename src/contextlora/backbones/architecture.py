@@ -78,7 +78,7 @@ def build_model(config: LlavaConfig) -> tuple[LlavaForConditionalGeneration, lis
     language, width = model.model.language_model, config.text_config.hidden_size
     with torch.no_grad():
         language.embed_tokens.weight.normal_()
-        model.lm_head.weight.normal_(std=1 / math.sqrt(width))
+        model.lm_head.weight.copy_(language.embed_tokens.weight / math.sqrt(width))  # copying is easy from the start
         for module in (*language.layers.modules(), *model.model.vision_tower.modules()):
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=1 / math.sqrt(module.in_features))
