@@ -23,6 +23,7 @@ from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.prompts import resolve_image_view
 from contextlora.tasks.taskset import TaskSet
 from contextlora.tasks.tasksets import resolve_taskset
+from contextlora.training.fit import TrainerSettings
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stages import Schedule
@@ -118,11 +119,17 @@ def adapter_config(config: RunConfig) -> AdapterConfig:
     )
 
 
-def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
-    """The LightningModule that trains the parts."""
+def trainer_settings(config: RunConfig) -> TrainerSettings:
+    """Where and how Lightning runs; several devices are refused."""
     training = config.training
     if training.devices != 1:
         raise ConfigError(f"training.devices must be 1: got {training.devices}. Training on several is not built yet.")
+    return TrainerSettings(training.accelerator, training.strategy, training.gradient_clip)
+
+
+def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
+    """The LightningModule that trains the parts."""
+    training = config.training
     schedule = Schedule(training.steps_per_task, training.validate_every_steps, training.patience)
     optimizer = OptimizerSettings(
         learning_rate=training.learning_rate,

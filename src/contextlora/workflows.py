@@ -12,7 +12,15 @@ from typing import Any
 from rich.console import Console
 
 from contextlora.adapters import export_adapter
-from contextlora.assembly import Parts, describe, load_taskset, peak_memory_bytes, run_parts, training_module
+from contextlora.assembly import (
+    Parts,
+    describe,
+    load_taskset,
+    peak_memory_bytes,
+    run_parts,
+    trainer_settings,
+    training_module,
+)
 from contextlora.config import RunConfig, load_config, to_yaml
 from contextlora.errors import UserError
 from contextlora.evaluation.compare import (
@@ -52,11 +60,12 @@ def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
     began = time.monotonic()
     if dry_run:
         return show_plan(config)
+    settings = trainer_settings(config)
     parts = run_parts(config)
     module = training_module(config, parts)  # before there is a run folder: a mistake leaves nothing behind
     run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
     with run.recording():
-        _carry_out(config, parts, module, run, began)
+        _carry_out(config, settings, parts, module, run, began)
     return run
 
 
@@ -84,7 +93,7 @@ def resume(run: RunFolder) -> None:
     with run.recording():
         config = load_config(saved=run.config_file)
         parts = run_parts(config)
-        _carry_out(config, parts, training_module(config, parts), run, began)
+        _carry_out(config, trainer_settings(config), parts, training_module(config, parts), run, began)
 
 
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
@@ -185,8 +194,15 @@ def data_check(config: RunConfig) -> None:
         raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")
 
 
-def _carry_out(config: RunConfig, parts: Parts, module: ContextLoraModule, run: RunFolder, began: float) -> None:
-    training, checkpoints = config.training, run.folder("checkpoints")
+def _carry_out(
+    config: RunConfig,
+    settings: TrainerSettings,
+    parts: Parts,
+    module: ContextLoraModule,
+    run: RunFolder,
+    began: float,
+) -> None:
+    checkpoints = run.folder("checkpoints")
     tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
     succeeded = False
     try:
@@ -196,12 +212,12 @@ def _carry_out(config: RunConfig, parts: Parts, module: ContextLoraModule, run: 
         fit(
             module,
             parts.data,
-            TrainerSettings(training.accelerator, training.strategy, training.gradient_clip),
+            settings,
             checkpoints=checkpoints,
             metrics_file=run.path / "metrics.jsonl",
             save_stage=lambda stage: parts.save_stage(checkpoints, stage),
             log=tracker.log,
-            console=CONSOLE if training.progress else None,
+            console=CONSOLE if config.training.progress else None,
         )
         results = describe(config, parts) | {
             "train_seconds": module.progress.seconds,

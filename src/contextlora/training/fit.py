@@ -8,8 +8,11 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from contextlora.errors import ConfigError
 from contextlora.training.callbacks import LAST, RunCheckpoint, StageBars, TrackStages
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from contextlora.training.module import ContextLoraModule
@@ -22,11 +25,40 @@ class TrainerSettings:
     Attributes:
         accelerator, strategy: as Lightning takes them.
         gradient_clip: largest norm of the gradient; 0 does not clip.
+
+    Raises:
+        ConfigError: Lightning does not know the accelerator or strategy, or cannot use it here.
     """
 
     accelerator: str = "auto"
     strategy: str = "auto"
     gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        silence()
+        try:
+            self.trainer([])  # cheap, and the earliest that Lightning can be asked
+        except (ValueError, MisconfigurationException) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"training.accelerator={self.accelerator}, strategy={self.strategy}: {reason}") from error
+
+    def trainer(self, callbacks: list[Callback]) -> Trainer:
+        """A trainer for one fit."""
+        return Trainer(
+            accelerator=self.accelerator,
+            devices=1,
+            strategy=self.strategy,
+            max_epochs=-1,  # the module stops it after the last stage
+            gradient_clip_val=self.gradient_clip or None,
+            deterministic=True,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=bool(callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=callbacks,
+        )
 
 
 def fit(
@@ -50,28 +82,14 @@ def fit(
         log: takes (metrics, step).
         console: for progress bars; None draws none.
     """
-    silence()
     last = checkpoints / LAST
     checkpoint = load_checkpoint(last) if last.exists() else None
     if checkpoint is not None and module.is_finished(checkpoint, module.plan):
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return
-    callbacks = [RunCheckpoint(checkpoints, metrics_file, save_stage), TrackStages(log)]
-    trainer = Trainer(
-        accelerator=settings.accelerator,
-        devices=1,
-        strategy=settings.strategy,
-        max_epochs=-1,  # the module stops it after the last stage
-        gradient_clip_val=settings.gradient_clip or None,
-        deterministic=True,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=callbacks + ([StageBars(console)] if console else []),
-    )
+    callbacks: list[Callback] = [RunCheckpoint(checkpoints, metrics_file, save_stage), TrackStages(log)]
+    trainer = settings.trainer(callbacks + ([StageBars(console)] if console else []))
     module.adapted.train()
     trainer.fit(module, datamodule=data, ckpt_path=last if checkpoint is not None else None)
 
