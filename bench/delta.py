@@ -1,0 +1,59 @@
+"""Frozen ratio x variant: what it does to prerequisites, children and interference.
+
+    .venv/bin/python bench/delta.py [seeds=3] [key=value ...]
+
+Writes <runs_dir>/delta.md and <runs_dir>/delta.png. Every figure is a mean over tasks, then over seeds, in percent.
+"""
+
+import sys
+from pathlib import Path
+
+from contextlora import workflows
+from contextlora.config import load_config
+from contextlora.evaluation.compare import with_interval
+from contextlora.evaluation.metrics import mean_interval
+from contextlora.evaluation.plots import delta_figure, save_figure
+from contextlora.evaluation.report import as_rich, markdown_table
+
+DELTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+VARIANTS = ("paper", "gated")
+HEADER = (
+    "variant",
+    "delta",
+    "roots, own stage",
+    "roots, final",
+    "last task, gold",
+    "last task, end to end",
+    "interference",
+)
+
+
+def figures(results: dict) -> tuple[float, ...]:
+    """Accuracies of one run in the order of HEADER; the last is the loss of accuracy by interference."""
+    first, last = results["stages"][0], results["stages"][-1]
+    rows, pairs = results["tasks"], results["interference"].values()
+    return (
+        sum(rows[task]["own_stage"] for task in first) / len(first),
+        sum(rows[task]["final"] for task in first) / len(first),
+        sum(rows[task]["final"] for task in last) / len(last),
+        sum(rows[task]["end_to_end"] for task in last) / len(last),
+        sum(pair["alone"] - pair["together"] for pair in pairs) / len(pairs) if pairs else 0.0,
+    )
+
+
+if __name__ == "__main__":
+    arguments = [text for text in sys.argv[1:] if not text.startswith("seeds=")]
+    num_seeds = int(next((text[6:] for text in sys.argv[1:] if text.startswith("seeds=")), 3))
+    table, curves = [], {variant: {} for variant in VARIANTS}
+    for variant in VARIANTS:
+        for delta in DELTAS:
+            setting = [*arguments, "method=contextlora", f"method.variant={variant}", f"method.delta={delta}"]
+            configs = [load_config([*setting, f"seed={seed}"]) for seed in range(num_seeds)]
+            seen = [figures(run.results) for run in workflows.run_missing(configs)]
+            intervals = [mean_interval(column) for column in zip(*seen, strict=True)]
+            table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
+            curves[variant][delta] = intervals[3]
+    workflows.CONSOLE.print(as_rich(f"{num_seeds} seeds, mean [95 % interval], %", HEADER, table))
+    folder = Path(configs[0].runs_dir)
+    (folder / "delta.md").write_text(markdown_table(HEADER, table), encoding="utf-8")
+    save_figure(delta_figure(curves, "last task, end to end, %"), folder / "delta.png")

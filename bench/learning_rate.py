@@ -1,0 +1,37 @@
+"""The same search for every method: one grid of learning rates, judged end to end on the validation split.
+
+    .venv/bin/python bench/learning_rate.py [seeds=2] [key=value ...]
+
+Prints the mean validation accuracy over tasks and seeds of every method and rate; the test split is never looked at.
+"""
+
+import sys
+
+from contextlora import workflows
+from contextlora.config import load_config
+from contextlora.evaluation.report import as_rich, percent
+from contextlora.methods import METHODS
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+
+
+def validation_accuracy(results: dict) -> float:
+    """Mean over tasks, end to end, on the validation split."""
+    return sum(results["validation"].values()) / len(results["validation"])
+
+
+if __name__ == "__main__":
+    arguments = [text for text in sys.argv[1:] if not text.startswith("seeds=")]
+    num_seeds = int(next((text[6:] for text in sys.argv[1:] if text.startswith("seeds=")), 2))
+    rows = []
+    for method in METHODS:
+        row = []
+        for rate in RATES:
+            setting = [f"method={method}", f"training.learning_rate={rate}", "evaluation.split=validation", *arguments]
+            configs = [load_config([*setting, f"seed={seed}"]) for seed in range(num_seeds)]
+            runs = workflows.run_missing(configs)
+            row.append(sum(validation_accuracy(run.results) for run in runs) / num_seeds)
+        best = max(range(len(RATES)), key=row.__getitem__)
+        rows.append((method, *map(percent, row), f"{RATES[best]:g}"))
+    header = ("method", *(f"{rate:g}" for rate in RATES), "best rate")
+    workflows.CONSOLE.print(as_rich(f"validation, end to end, %, {num_seeds} seeds", header, rows))

@@ -1,0 +1,177 @@
+"""Builds the parts of a run from its configuration: task set, backbone, plan, adapted model, evaluator, trainer."""
+
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contextlora.adapters import AdaptedModel, AdapterConfig, load_slices, save_slices
+from contextlora.backbones.load import Backbone, load_backbone
+from contextlora.backbones.scoring import encode
+from contextlora.config import RunConfig
+from contextlora.errors import ConfigError
+from contextlora.evaluation.evaluate import Evaluator
+from contextlora.graph import TrainingPlan
+from contextlora.methods import build_plan
+from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.tasks.prompts import resolve_image_view
+from contextlora.tasks.taskset import TaskSet
+from contextlora.tasks.tasksets import resolve_taskset
+from contextlora.training.fit import TrainerSettings
+from contextlora.training.module import ContextLoraModule
+from contextlora.training.optimizer import OptimizerSettings
+from contextlora.training.stages import Schedule
+
+PACKAGES = ("torch", "lightning", "transformers", "peft")
+
+
+@dataclass
+class Parts:
+    """A run's parts; `run_parts` makes them from plain settings."""
+
+    taskset: TaskSet
+    backbone: Backbone
+    plan: TrainingPlan
+    adapted: AdaptedModel
+    data: TaskSetDataModule
+    evaluator: Evaluator
+
+    def batch_width(self, task: str, batch_size: int) -> int:
+        """Tokens of the longest prompt in a first batch with the right answers in it, image included."""
+        items = self.taskset.items(task, "train")[:batch_size]
+        return self.data.encode_items(task, items, [item.prerequisites for item in items]).inputs["input_ids"].shape[1]
+
+    def save_stage(self, folder: Path, stage: int) -> None:
+        """Keeps the weights as they are after a stage."""
+        save_slices(self.adapted, stage_file(folder, stage), self.backbone.fingerprint)
+
+    def load_stage(self, folder: Path, stage: int) -> None:
+        """Takes over what `save_stage` kept."""
+        load_slices(self.adapted, stage_file(folder, stage), self.backbone.fingerprint)
+
+
+def stage_file(folder: Path, stage: int) -> Path:
+    """Where a stage's weights lie among the checkpoints."""
+    return folder / f"stage-{stage + 1}.safetensors"
+
+
+def run_parts(config: RunConfig) -> Parts:
+    """Loads and builds everything that training and evaluation share."""
+    taskset = load_taskset(config)
+    plan = build_plan(taskset.graph, config.method)  # before the model: a mistake in it shows at once
+    model = config.model
+    backbone = load_backbone(
+        model.name,
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation,
+        chat_template=model.chat_template,
+    )
+    adapted = AdaptedModel(backbone.model, plan.partition, adapter_config(config), plan.edges)
+    data = data_module(config, taskset, backbone, plan)
+    evaluation, scope = config.evaluation, config.method.scope
+    batch_size, max_items = evaluation.batch_size, evaluation.max_items
+    evaluator = Evaluator(adapted, plan, taskset, data.encode_items, batch_size, scope, max_items)
+    return Parts(taskset, backbone, plan, adapted, data, evaluator)
+
+
+def data_module(config: RunConfig, taskset: TaskSet, backbone: Backbone, plan: TrainingPlan) -> TaskSetDataModule:
+    """Batches of all stages, encoded for the backbone."""
+    chosen = config.taskset
+    return TaskSetDataModule(
+        taskset,
+        partial(encode, backbone),
+        plan.stages,
+        batch_size=config.training.batch_size,
+        eval_batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+        # With gold context too the module hands over all answers: right ones to train, predicted ones to validate.
+        context="none" if chosen.context == "none" else "predicted",
+        scope=config.method.scope,
+        image=resolve_image_view(chosen.image, backbone.is_multimodal),
+        answer_format=chosen.answer_format,
+    )
+
+
+def load_taskset(config: RunConfig) -> TaskSet:
+    """The configured task set, generated where it is not there yet."""
+    chosen = config.taskset
+    return resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
+
+
+def adapter_config(config: RunConfig) -> AdapterConfig:
+    """What all slices share."""
+    method = config.method
+    return AdapterConfig(
+        alpha=method.alpha,
+        r_reference=method.rank,
+        dropout=method.dropout,
+        target_modules=config.model.target_modules,
+        gated=method.variant == "gated",
+        gate_init=method.gate_init,
+        frozen_policy=method.frozen_policy,
+        seed=config.seed,
+    )
+
+
+def trainer_settings(config: RunConfig) -> TrainerSettings:
+    """Where and how Lightning runs; several devices are refused."""
+    training = config.training
+    if training.devices != 1:
+        raise ConfigError(f"training.devices must be 1: got {training.devices}. Training on several is not built yet.")
+    return TrainerSettings(training.accelerator, training.strategy, training.gradient_clip)
+
+
+def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
+    """The LightningModule that trains the parts."""
+    training = config.training
+    schedule = Schedule(training.steps_per_task, training.validate_every_steps, training.patience)
+    optimizer = OptimizerSettings(
+        learning_rate=training.learning_rate,
+        open_learning_rate_scale=training.open_learning_rate_scale,
+        gate_learning_rate=training.gate_learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_share=training.warmup_share,
+    )
+    return ContextLoraModule(
+        parts.adapted,
+        parts.plan,
+        schedule,
+        optimizer,
+        context=config.taskset.context,
+        predict=parts.evaluator.chain_answers,
+        seed=config.seed,
+        identity={"backbone": parts.backbone.fingerprint, "dtype": str(parts.backbone.model.dtype)},
+    )
+
+
+def describe(config: RunConfig, parts: Parts) -> dict[str, Any]:
+    """The keys of results.json that say what was run, and where."""
+    return {
+        "taskset": parts.taskset.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "delta": config.method.delta,
+        "context": config.taskset.context,
+        "trainable_parameters": parts.adapted.num_parameters(),
+        "backbone": {"name": config.model.name, "fingerprint": parts.backbone.fingerprint},
+        "stages": parts.plan.stages,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "dtype": str(parts.backbone.model.dtype).removeprefix("torch."),
+        },
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""Evaluation: accuracy with and without the chain of predicted prerequisites, its intervals, tables and pictures."""

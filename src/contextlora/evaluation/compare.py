@@ -1,0 +1,193 @@
+"""Compares finished runs over methods, settings and seeds.
+
+Runs that differ in nothing but their seed form a group. A group is called by its method and by those settings in which
+the groups of the comparison differ.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from contextlora.evaluation.metrics import mean_interval, paired_difference
+from contextlora.evaluation.report import markdown_table
+from contextlora.runs import find_runs
+
+# Settings that cannot change a result.
+NEUTRAL = ("seed", "runs_dir", "tracking.", "training.progress", "taskset.data_dir")
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One run: its flat configuration ("section.key" -> value) and its results.json."""
+
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+
+@dataclass
+class Group:
+    """Runs that differ only in their seed."""
+
+    name: str
+    by_seed: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def accuracies(self, task: str, key: str = "end_to_end") -> dict[int, float]:
+        """seed -> accuracy of a task; of the mean over tasks for task "mean"."""
+        return {seed: _accuracy(results, task, key) for seed, results in self.by_seed.items()}
+
+
+def collect_runs(runs_dir: Path | str) -> list[FinishedRun]:
+    """All finished runs of a folder of runs, oldest first."""
+    return [
+        FinishedRun(flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8"))), run.results)
+        for run in find_runs(runs_dir, finished=True)
+    ]
+
+
+def alike(run: FinishedRun, settings: Mapping[str, Any], sections: Sequence[str]) -> bool:
+    """Whether a run has these settings in some sections, apart from those that change no result."""
+    ours, theirs = (
+        {key: value for key, value in settings_that_matter(flat).items() if key.startswith(tuple(sections))}
+        for flat in (run.settings, settings)
+    )
+    return ours == theirs
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"method": {"rank": 8}} -> {"method.rank": 8}; dictionaries of free keys stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inside = isinstance(value, Mapping) and key != "edge_delta"
+        flat |= flatten(value, f"{prefix}{key}.") if inside else {prefix + key: value}
+    return flat
+
+
+def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run without its seed and those that change no result."""
+    return {key: value for key, value in settings.items() if not key.startswith(NEUTRAL)}
+
+
+def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
+    """Groups in the order of their first run; of two runs with one seed the later one counts."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(repr(sorted(settings_that_matter(run.settings).items())), []).append(run)
+    settings = [settings_that_matter(members[0].settings) for members in groups.values()]
+    named = []
+    for own, members in zip(settings, groups.values(), strict=True):
+        rivals = [other for other in settings if other["method.name"] == own["method.name"]]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in rivals)]
+        details = ", ".join(f"{key.split('.')[-1]} {own[key]}" for key in differing)
+        name = own["method.name"] + (f" ({details})" if details else "")
+        named.append(Group(name, {run.settings["seed"]: run.results for run in members}))
+    return named
+
+
+def accuracy_rows(groups: Sequence[Group], tasks: Sequence[str], key: str = "end_to_end") -> tuple[Row, list[Row]]:
+    """Mean accuracy over seeds with its 95 % interval, per group and task, and over the tasks' mean."""
+    rows = []
+    for group in groups:
+        cells = [with_interval(*mean_interval(list(group.accuracies(t, key).values()))) for t in (*tasks, "mean")]
+        steps = sorted({results["gradient_steps"]["total"] for results in group.by_seed.values()})
+        size = sorted({results["trainable_parameters"] for results in group.by_seed.values()})
+        rows.append((group.name, str(len(group.by_seed)), _span(steps), _span(size), *cells))
+    return ("method", "seeds", "steps", "parameters", *tasks, "mean"), rows
+
+
+def difference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+    """Ours minus each other group, paired by seed, with the 95 % interval of the mean difference, in points."""
+    rows = []
+    for group in groups:
+        if group is ours:
+            continue
+        cells = []
+        for task in (*tasks, "mean"):
+            *difference, num_pairs = paired_difference(ours.accuracies(task), group.accuracies(task))
+            cells.append(with_interval(*difference, sign="+"))
+        rows.append((f"{ours.name} - {group.name}", str(num_pairs), *cells))
+    return ("paired difference", "pairs", *tasks, "mean"), rows
+
+
+def reference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+    """Majority, best single prerequisite and symbolic composition, averaged over our group's seeds."""
+    held = [results["references"] for results in ours.by_seed.values()]
+    rows = []
+    for name, label in (
+        ("majority", "majority answer"),
+        ("single_prerequisite", "best single prerequisite, right answers"),
+        ("symbolic", f"symbolic composition of {ours.name}'s root answers"),
+    ):
+        cells = []
+        for task in tasks:
+            values = [_reference(references[task][name]) for references in held]
+            cells.append("-" if None in values else with_interval(*mean_interval(values)))
+        rows.append((label, *cells))
+    return ("reference", *tasks), rows
+
+
+def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
+    """(title, header, rows) of the tables that compare groups: accuracy, paired differences, references. In percent."""
+    ours = pick_ours(groups)
+    note = "mean over seeds [95 % interval]"
+    return [
+        (f"end to end, %, {note}", *accuracy_rows(groups, tasks)),
+        (f"end to end, points, {note}, paired by seed", *difference_rows(groups, ours, tasks)),
+        ("references, %", *reference_rows(groups, ours, tasks)),
+    ]
+
+
+def comparison_markdown(tables: Sequence[tuple[str, Row, list[Row]]]) -> str:
+    """The tables of `comparison` for docs/results.md."""
+    return "\n".join(f"{title}\n\n{markdown_table(header, rows)}" for title, header, rows in tables if rows)
+
+
+def cost_rows(runs: Sequence[FinishedRun]) -> tuple[Row, list[Row]]:
+    """Median and range over runs of time, peak memory and end-to-end accuracy."""
+    rows = []
+    for key, unit, scale in (
+        ("total_seconds", "s", 1),
+        ("train_seconds", "s", 1),
+        ("evaluation_seconds", "s", 1),
+        ("peak_memory_bytes", "MiB", 2**-20),
+    ):
+        values = [scale * run.results[key] for run in runs]
+        name = key.rsplit("_", 1)[0].replace("_", " ")
+        rows.append((name, f"{median(values):.0f} {unit}", f"{min(values):.0f}-{max(values):.0f}"))
+    for task in runs[0].results["tasks"]:
+        values = [100 * run.results["tasks"][task]["end_to_end"] for run in runs]
+        rows.append((f"{task}, end to end", f"{median(values):.1f} %", f"{min(values):.1f}-{max(values):.1f}"))
+    return ("figure", "median", "range"), rows
+
+
+def pick_ours(groups: Sequence[Group]) -> Group:
+    """The group that the others are compared to: the ContextLoRA one with most seeds, else the first."""
+    candidates = [group for group in groups if group.name.split(" ")[0] == "contextlora"] or list(groups)
+    return max(candidates, key=lambda group: len(group.by_seed))
+
+
+def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:
+    """93.1 [92.0, 94.2], in percent; without brackets where a single seed gives no interval."""
+    if math.isnan(mean):
+        return "-"
+    text = f"{100 * mean:{sign}.1f}"
+    return text if math.isnan(low) else f"{text} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def _accuracy(results: Mapping[str, Any], task: str, key: str) -> float:
+    if task == "mean":
+        return sum(row[key] for row in results["tasks"].values()) / len(results["tasks"])
+    return results["tasks"][task][key]
+
+
+def _reference(value: float | Mapping[str, float]) -> float | None:
+    return max(value.values(), default=None) if isinstance(value, Mapping) else value
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"

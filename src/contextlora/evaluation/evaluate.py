@@ -1,0 +1,188 @@
+"""Predicts a task's answers, alone or at the end of the chain of its predicted prerequisites.
+
+Shapes: N items, K options (the widest item's; missing options score -inf).
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from contextlora.adapters.model import AdaptedModel
+from contextlora.backbones.scoring import OptionBatch, option_scores
+from contextlora.graph.plan import SliceUse, TrainingPlan
+from contextlora.tasks.prompts import context_of
+from contextlora.tasks.task import Item
+from contextlora.tasks.taskset import TaskSet
+
+# (task, items, contexts or None) -> batch
+EncodeItems = Callable[[str, Sequence[Item], Sequence[Mapping[str, str]] | None], OptionBatch]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One task's answers on a list of items.
+
+    Attributes:
+        scenes, words: each item's scene and the option chosen for it.
+        scores: (N, K) log-likelihoods.
+        answers: (N,) positions of the right options.
+    """
+
+    task: str
+    scenes: tuple[str, ...]
+    words: tuple[str, ...]
+    scores: torch.Tensor
+    answers: torch.Tensor
+
+    @property
+    def chosen(self) -> torch.Tensor:
+        """(N,) positions of the chosen options."""
+        return self.scores.argmax(dim=-1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers; 0 without items."""
+        return float((self.chosen == self.answers).double().mean()) if len(self.answers) else 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over the options, in nats."""
+        return float(F.cross_entropy(self.scores, self.answers)) if len(self.answers) else 0.0
+
+
+PLANNED = "planned"  # the slices that the plan gives the task
+
+
+class Evaluator:
+    """Answers a task set's items with an adapted model, and remembers answers while the weights behind them last.
+
+    Args:
+        adapted: the model; its weights may change between calls.
+        plan: which slices each task uses.
+        taskset: items and the task graph.
+        encode: renders and encodes items of one task, such as `TaskSetDataModule.encode_items`.
+        batch_size: items in one forward.
+        scope: "direct" or "ancestors": whose answers the prompts hold.
+        max_items: only the first so many items of a split; None takes all.
+    """
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        plan: TrainingPlan,
+        taskset: TaskSet,
+        encode: EncodeItems,
+        batch_size: int,
+        scope: str = "direct",
+        max_items: int | None = None,
+    ) -> None:
+        self.adapted, self.plan, self.taskset, self.encode = adapted, plan, taskset, encode
+        self.batch_size, self.scope, self.max_items = batch_size, scope, max_items
+        self._remembered: dict[tuple, tuple[str, Prediction]] = {}
+
+    def items(self, task: str, split: str) -> Sequence[Item]:
+        """The items that `predict` answers."""
+        items = self.taskset.items(task, split)
+        return items if self.max_items is None else items[: self.max_items]
+
+    def predict(self, task: str, split: str, context: str, use: SliceUse | str | None = PLANNED) -> Prediction:
+        """Answers the items of one task and split.
+
+        Args:
+            task: the task.
+            split: "train", "validation" or "test".
+            context: "none", "gold" (right prerequisite answers in the prompt) or "predicted" (each prerequisite is
+                answered first, on the item of the same scene, itself with predicted prerequisites).
+            use: slices in force for this task; None for the base model alone. Prerequisites in the chain always use
+                the slices of the plan.
+        """
+        return self._predict(task, split, self.items(task, split), context, use)
+
+    def chain_answers(
+        self, tasks: Sequence[str], split: str, untrained: Collection[str] = ()
+    ) -> dict[tuple[str, str], str]:
+        """Predicted answers of the prerequisites of every item of these tasks: (task, scene) -> word.
+
+        Args:
+            tasks: whose items get the answers.
+            split: of the items.
+            untrained: prerequisites that know nothing yet; their right answers are taken.
+        """
+        answers: dict[tuple[str, str], str] = {}
+        for task in tasks:
+            items = self.taskset.items(task, split)
+            for name in self.taskset.graph.prerequisites(task, self.scope):
+                if name in untrained:
+                    words = {i.scene: i.prerequisites[name] for i in items if name in i.prerequisites}
+                else:
+                    words = self.predicted_words(name, split, items)
+                answers |= {(name, scene): word for scene, word in words.items()}
+        return answers
+
+    def predicted_words(self, task: str, split: str, items: Sequence[Item]) -> dict[str, str]:
+        """A task's predicted answer for the scene of each item of another task: scene -> word, where it has an item."""
+        same_scene = [self.taskset.item(task, split, item.scene) for item in items]
+        asked = [item for item in same_scene if item is not None]
+        prediction = self._predict(task, split, asked, "predicted", PLANNED)
+        return dict(zip(prediction.scenes, prediction.words, strict=True))
+
+    def _predict(
+        self, task: str, split: str, items: Sequence[Item], context: str, use: SliceUse | str | None
+    ) -> Prediction:
+        slices = self.plan.uses[task] if use == PLANNED else use
+        if not self.taskset.graph.prerequisites(task):
+            context = "none"  # all modes are one for a root
+        # Rows must not depend on what is remembered, so a list of items is answered whole or not at all: another
+        # batch composition may change the last bits, and a resumed run would differ.
+        key = (task, split, context, slices and slices.active, tuple(item.id for item in items))
+        state = self._weights_behind(task, slices, context)
+        held = self._remembered.get(key)
+        if held is None or held[0] != state:
+            held = state, self._answer(task, items, self._contexts(task, split, items, context), slices)
+            self._remembered[key] = held
+        return held[1]
+
+    def _contexts(self, task: str, split: str, items: Sequence[Item], context: str) -> list[dict[str, str]]:
+        names = self.taskset.graph.prerequisites(task, self.scope)
+        answers: dict[tuple[str, str], str] = {}
+        for name in names if context == "predicted" else ():
+            answers |= {(name, scene): word for scene, word in self.predicted_words(name, split, items).items()}
+        return [context_of(item, names, context, answers) for item in items]
+
+    @torch.inference_mode()
+    def _answer(
+        self, task: str, items: Sequence[Item], contexts: list[dict[str, str]], use: SliceUse | None
+    ) -> Prediction:
+        was_training = self.adapted.training
+        self.adapted.eval()
+        device = next(self.adapted.parameters()).device
+        rows: list[torch.Tensor] = []
+        with self.adapted.active(use, task):
+            for start in range(0, len(items), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                batch = self.encode(task, items[part], contexts[part])
+                rows.append(option_scores(self.adapted.model, batch.to(device)).float().cpu())
+        self.adapted.train(was_training)
+        width = max((len(item.options) for item in items), default=1)
+        scores = [F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows]
+        scores = torch.cat(scores) if scores else torch.empty(0, width)
+        words = tuple(item.options[index] for item, index in zip(items, scores.argmax(dim=-1).tolist(), strict=True))
+        answers = torch.tensor([item.answer for item in items], dtype=torch.long)
+        return Prediction(task, tuple(item.scene for item in items), words, scores, answers)
+
+    def _weights_behind(self, task: str, use: SliceUse | None, context: str) -> str:
+        """Digest of all adapter weights that an answer depends on."""
+        involved = {task: use} if use else {}
+        if context == "predicted":
+            involved |= {name: self.plan.uses[name] for name in self.taskset.graph.prerequisites(task, "ancestors")}
+        slices = {name for one in involved.values() for name in one.active}
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.adapted.adapter_state().items()):
+            of_slice, _, gate_of = name.rsplit(".", 1)[-1].partition("->")
+            if of_slice in slices and (not gate_of or gate_of in involved):
+                digest.update(name.encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,152 @@
+"""Pictures of a run: task graph with stages and ranks, accuracy matrix, delta curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed, and none is looked for
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from contextlora.graph.plan import TrainingPlan
+from contextlora.graph.task_graph import TaskGraph
+
+STATUS_COLOURS = {"train": "#2a9d5c", "freeze": "#5b8fd6", "mask": "#e3e5e8"}
+INK, GREY, PALE = "#22272e", "#6b7280", "#f6f7f9"
+DPI = 160
+
+
+def plan_figure(graph: TaskGraph, plan: TrainingPlan) -> Figure:
+    """Left the task graph by generation, right the ranks of every slice, stage by stage, coloured by status."""
+    widest = max(len(generation) for generation in graph.generations)
+    height = max(3.0, 1.3 + 0.8 * max(widest, len(plan.stages)))
+    num_columns = len(graph.generations)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(1.9 * num_columns + 6.4, height), width_ratios=(1.9 * num_columns, 6.0), layout="constrained"
+    )
+    _draw_graph(left, graph)
+    _draw_stages(right, plan)
+    return figure
+
+
+def _draw_graph(axes: Axes, graph: TaskGraph) -> None:
+    widest = max(len(generation) for generation in graph.generations)
+    places = {
+        task: (column, (widest - 1) / 2 - row + (len(generation) - 1) / 2 - (widest - 1) / 2)
+        for column, generation in enumerate(graph.generations)
+        for row, task in enumerate(generation)
+    }
+    half_width, half_height = 0.34, 0.2
+    for prerequisite, task in graph.edges:
+        (x0, y0), (x1, y1) = places[prerequisite], places[task]
+        # An edge over a generation bends outwards, so that it does not run through the tasks in between.
+        bend = 0.0 if x1 - x0 == 1 else -0.5 if y0 + y1 >= 0 else 0.5
+        axes.add_patch(
+            FancyArrowPatch(
+                (x0 + half_width, y0),
+                (x1 - half_width, y1),
+                arrowstyle="-|>",
+                mutation_scale=12,
+                color=GREY,
+                connectionstyle=f"arc3,rad={bend}",
+            )
+        )
+    for task, (x, y) in places.items():
+        box = FancyBboxPatch(
+            (x - half_width, y - half_height),
+            2 * half_width,
+            2 * half_height,
+            boxstyle="round,pad=0,rounding_size=0.08",
+        )
+        box.set(facecolor=PALE, edgecolor=INK, linewidth=1.2)
+        axes.add_patch(box)
+        axes.text(x, y, task, ha="center", va="center", fontsize=10, color=INK)
+    top = (widest - 1) / 2 + 0.55
+    for column in range(len(graph.generations)):
+        axes.text(column, top, f"$S_{{{column + 1}}}$", ha="center", va="center", fontsize=11, color=GREY)
+    axes.set(xlim=(-0.5, len(graph.generations) - 0.5), ylim=(-top, top + 0.2))
+    axes.set_axis_off()
+    axes.set_title("task graph", fontsize=11, color=INK, loc="left")
+
+
+def _draw_stages(axes: Axes, plan: TrainingPlan) -> None:
+    total = plan.partition.total_rank
+    for row, tasks in enumerate(plan.stages):
+        statuses = plan.statuses(tasks)
+        for name in plan.partition.ranks:
+            start = plan.partition.indices(name).start
+            for status in ("freeze", "train", "mask"):
+                for _ in range(statuses[name][status]):
+                    cell = Rectangle((start, row + 0.18), 1, 0.64, facecolor=STATUS_COLOURS[status], edgecolor="white")
+                    axes.add_patch(cell)
+                    start += 1
+    for name in plan.partition.ranks:
+        indices = plan.partition.indices(name)
+        axes.text((indices.start + indices.stop) / 2, -0.12, name, ha="center", va="bottom", fontsize=10, color=INK)
+        if indices.start:
+            axes.plot([indices.start] * 2, [0.05, len(plan.stages) - 0.05], color=INK, linewidth=1.2)
+    bottom = max(3, len(plan.stages)) + 0.5  # leaves room for the legend; a single stage is drawn no taller than three
+    axes.set(xlim=(0, total), ylim=(bottom, -0.55), xticks=[])
+    labels = [f"stage {k + 1}: {_short(tasks)}" for k, tasks in enumerate(plan.stages)]
+    axes.set_yticks([k + 0.5 for k in range(len(plan.stages))], labels, fontsize=10, color=INK)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    handles = [Rectangle((0, 0), 1, 1, facecolor=colour) for colour in STATUS_COLOURS.values()]
+    below = {"bbox_to_anchor": (total / 2, len(plan.stages) + 0.05), "bbox_transform": axes.transData}
+    axes.legend(handles, STATUS_COLOURS, ncols=3, loc="upper center", frameon=False, fontsize=10, **below)
+    axes.set_title(f"the {total} ranks of the LoRA, stage by stage", fontsize=11, color=INK, loc="left")
+
+
+def _short(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= 2 else f"{len(tasks)} tasks"
+
+
+def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence[Sequence[str]]) -> Figure:
+    """Accuracy of each task (rows) after each stage (columns), in percent; empty before the task is trained."""
+    figure, axes = plt.subplots(figsize=(1.6 + 1.35 * len(stages), 1.1 + 0.5 * len(matrix)), layout="constrained")
+    values = [[float("nan") if value is None else 100 * value for value in row] for row in matrix.values()]
+    axes.imshow(values, cmap="Greens", vmin=0, vmax=180, aspect="auto")  # 180: dark text stays readable at 100
+    axes.set_xticks([column - 0.5 for column in range(1, len(stages))], minor=True)
+    axes.set_yticks([row - 0.5 for row in range(1, len(matrix))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=3)
+    for row, accuracies in enumerate(values):
+        for column, value in enumerate(accuracies):
+            if value == value:
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=10, color=INK)
+    axes.set_xticks(
+        range(len(stages)), [f"stage {k + 1}\n{_short(tasks)}" for k, tasks in enumerate(stages)], fontsize=9
+    )
+    axes.set_yticks(range(len(matrix)), list(matrix), fontsize=10)
+    axes.tick_params(which="both", length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_title("accuracy in % after each stage", fontsize=11, color=INK, loc="left")
+    return figure
+
+
+def delta_figure(curves: Mapping[str, Mapping[float, tuple[float, float, float]]], ylabel: str) -> Figure:
+    """Curves over delta: name -> delta -> (mean, low, high) accuracy; the band is the 95 % interval over seeds."""
+    figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    for name, points in curves.items():
+        deltas = sorted(points)
+        (line,) = axes.plot(deltas, [100 * points[delta][0] for delta in deltas], marker="o", label=name)
+        low, high = ([100 * points[delta][k] for delta in deltas] for k in (1, 2))
+        axes.fill_between(deltas, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="delta (frozen share of the prerequisites' ranks)", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a PNG and frees the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+    return path

@@ -1,0 +1,13 @@
+"""Sequential: one LoRA of rank sum(r_v), fine-tuned on one task after the other in the graph's order."""
+
+from contextlora.config import MethodConfig
+from contextlora.graph.partition import RankPartition
+from contextlora.graph.plan import SliceUse, TrainingPlan
+from contextlora.graph.task_graph import TaskGraph
+
+
+def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
+    """One slice "shared" and one stage per task."""
+    use = SliceUse(own=("shared",), prerequisites={})
+    partition = RankPartition({"shared": method.rank * len(graph.tasks)})
+    return TrainingPlan(partition, dict.fromkeys(graph.tasks, use), tuple((task,) for task in graph.tasks))

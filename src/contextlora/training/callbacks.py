@@ -1,0 +1,130 @@
+# ruff: noqa: D102 - Lightning's hooks say what they are by their names
+"""What happens around training: checkpoints, progress bars, tracking."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from contextlora.training.checkpoint import write_atomically
+from contextlora.training.module import ContextLoraModule
+
+LAST = "last.ckpt"
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves each interval's end. Lightning calls it after the module's own hook, so a new stage has begun by then.
+
+    Args:
+        folder: gets `last.ckpt`, replaced every time.
+        metrics_file: gets one JSON line per validation of the run.
+        save_stage: called with the number of each stage that ended, before the checkpoint that begins the next.
+    """
+
+    def __init__(self, folder: Path, metrics_file: Path, save_stage: Callable[[int], None]) -> None:
+        self.folder, self.metrics_file, self.save_stage = folder, metrics_file, save_stage
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        if pl_module.ended_stage is not None:
+            self.save_stage(pl_module.ended_stage)
+        # Rewritten whole from the checkpointed history: a resumed run repeats no line and loses none.
+        lines = "".join(json.dumps(row) + "\n" for row in pl_module.progress.history)
+        write_atomically(self.metrics_file, lines.encode())
+        trainer.save_checkpoint(self.folder / LAST)
+
+
+class StageBars(Callback):
+    """One progress bar per stage, with the training loss and the validation accuracy.
+
+    Args:
+        console: where they are drawn.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[accuracy]}"),
+            console=console,
+        )
+        self._bar: TaskID | None = None
+        self._stage = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        self._bars.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        self._show_accuracy(pl_module)
+        if pl_module.progress.stage == self._stage:
+            return
+        self._close_bar()
+        self._stage, tasks = pl_module.progress.stage, pl_module.stage_tasks
+        self._bar = self._bars.add_task(
+            f"stage {self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
+            total=pl_module.schedule.budget(tasks),
+            completed=sum(pl_module.schedule.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
+            loss="",
+            accuracy="",
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: ContextLoraModule, outputs: Mapping[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        self._bars.update(self._bar, advance=1, loss=f"loss {float(outputs['loss']):.3f}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        self._show_accuracy(pl_module)
+        self._close_bar()
+        self._bars.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: ContextLoraModule, exception: BaseException) -> None:
+        self._bars.stop()
+
+    def _show_accuracy(self, module: ContextLoraModule) -> None:
+        rows = [row for row in module.progress.history if row["stage"] == self._stage]
+        if self._bar is not None and rows:
+            best = max(row["accuracy"] for row in rows)
+            text = f"valid {100 * rows[-1]['accuracy']:.1f} % (best {100 * best:.1f})"
+            self._bars.update(self._bar, accuracy=text)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:  # a stage that stopped early has a full bar of the steps it took
+            self._bars.update(self._bar, total=self._bars.tasks[self._bar].completed)
+
+
+def _short(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= 2 else f"{len(tasks)} tasks"
+
+
+class TrackStages(Callback):
+    """Hands each validation's figures to the tracker, with the ranks' statuses when a stage begins.
+
+    Args:
+        log: (metrics, step) -> None.
+    """
+
+    def __init__(self, log: Callable[[Mapping[str, float], int], None]) -> None:
+        self._log = log
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        progress = pl_module.progress
+        if progress.history:
+            self._log_last(pl_module)
+        if progress.interval == 0:
+            statuses = pl_module.plan.statuses(pl_module.stage_tasks)
+            ranks = {f"ranks/{name}/{key}": n for name, counts in statuses.items() for key, n in counts.items()}
+            self._log(ranks, progress.total_steps)
+
+    def on_train_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        self._log_last(pl_module)
+
+    def _log_last(self, module: ContextLoraModule) -> None:
+        row = module.progress.history[-1]
+        self._log({f"stage/{key}" if "/" not in key else key: value for key, value in row.items()}, row["step"])

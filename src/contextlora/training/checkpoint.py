@@ -1,0 +1,95 @@
+# ruff: noqa: D102 - Lightning's hooks say what they are by their names
+"""Checkpoints that survive a kill at any instant, and that say what is wrong with them."""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from contextlora.errors import UserError
+
+FORMAT = 1
+KEY = "contextlora"  # our part of a Lightning checkpoint
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is damaged, of another program or of another run."""
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes to a temporary file, forces it to disk, then renames: the old checkpoint or the new one, never half."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        # Serialise to memory first: a full disk then shows as OSError(ENOSPC) and not as an error of the zip writer.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(path, buffer.getbuffer())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return load_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replaces a file by new content as one step, also through a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint without unpickling code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"A checkpoint must exist: there is no {path}. Give a run folder that holds one.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types, by where the damage lies
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CheckpointError(
+            f"A checkpoint must be whole: {path} cannot be read ({reason}). Delete it and train again."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
+        raise CheckpointError(f"A checkpoint must come from ContextLoRA: {path} was written by another program.")
+    if checkpoint[KEY].get("format") != FORMAT:
+        raise CheckpointError(
+            f"A checkpoint must have format {FORMAT}: {path} has {checkpoint[KEY].get('format')}. "
+            "Resume it with the version that wrote it."
+        )
+    return checkpoint
+
+
+def check_identity(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Compares what a checkpoint was made with to what is here.
+
+    Raises:
+        CheckpointError: names the first part that differs.
+    """
+    for part, value in expected.items():
+        if found.get(part) != value:
+            raise CheckpointError(
+                f"A checkpoint must be resumed with the {part} that it was made with: it has {found.get(part)}, "
+                f"here it is {value}. Restore the {part} or train again."
+            )

@@ -1,0 +1,101 @@
+"""One `Trainer.fit` for all stages, from the start or from a run's last checkpoint."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning import LightningDataModule
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from contextlora.errors import ConfigError
+from contextlora.training.callbacks import LAST, RunCheckpoint, StageBars, TrackStages
+from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+from contextlora.training.module import ContextLoraModule
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where and how Lightning runs.
+
+    Attributes:
+        accelerator, strategy: as Lightning takes them.
+        gradient_clip: largest norm of the gradient; 0 does not clip.
+
+    Raises:
+        ConfigError: Lightning does not know the accelerator or strategy, or cannot use it here.
+    """
+
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        silence()
+        try:
+            self.trainer([])  # cheap, and the earliest that Lightning can be asked
+        except (ValueError, MisconfigurationException) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"training.accelerator={self.accelerator}, strategy={self.strategy}: {reason}") from error
+
+    def trainer(self, callbacks: list[Callback]) -> Trainer:
+        """A trainer for one fit."""
+        return Trainer(
+            accelerator=self.accelerator,
+            devices=1,
+            strategy=self.strategy,
+            max_epochs=-1,  # the module stops it after the last stage
+            gradient_clip_val=self.gradient_clip or None,
+            deterministic=True,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=bool(callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=callbacks,
+        )
+
+
+def fit(
+    module: ContextLoraModule,
+    data: LightningDataModule,
+    settings: TrainerSettings,
+    checkpoints: Path,
+    metrics_file: Path,
+    save_stage: Callable[[int], None],
+    log: Callable[[Mapping[str, float], int], None],
+    console: Console | None,
+) -> None:
+    """Trains all stages that are left, and leaves the module with the last stage's best weights.
+
+    Args:
+        module, data: what is trained, on what.
+        settings: for the Trainer.
+        checkpoints: folder of the checkpoint; what it holds is continued.
+        metrics_file: gets one line per validation.
+        save_stage: called with each stage's number when it has ended.
+        log: takes (metrics, step).
+        console: for progress bars; None draws none.
+    """
+    last = checkpoints / LAST
+    checkpoint = load_checkpoint(last) if last.exists() else None
+    if checkpoint is not None and module.is_finished(checkpoint, module.plan):
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        return
+    callbacks: list[Callback] = [RunCheckpoint(checkpoints, metrics_file, save_stage), TrackStages(log)]
+    trainer = settings.trainer(callbacks + ([StageBars(console)] if console else []))
+    module.adapted.train()
+    trainer.fit(module, datamodule=data, ckpt_path=last if checkpoint is not None else None)
+
+
+def silence() -> None:
+    """Mutes Lightning's tips and the warnings that tell a user of this program nothing to act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")  # workers, checkpoint folder not empty, eval mode ...

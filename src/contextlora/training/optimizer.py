@@ -1,0 +1,69 @@
+"""Optimizer and learning-rate schedule of one stage."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from contextlora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with linear warm-up and cosine decay to 0 over the stage's budget.
+
+    Attributes:
+        learning_rate: peak rate of the ranks a task owns.
+        open_learning_rate_scale: factor on it for the open ranks of prerequisites; at 1 they lose what they know.
+        gate_learning_rate: peak rate of the gates on prerequisites' slices.
+        weight_decay: decoupled decay of the ranks; gates have none.
+        warmup_share: share of the stage's budget over which the rate rises.
+    """
+
+    learning_rate: float
+    open_learning_rate_scale: float = 0.1
+    gate_learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    warmup_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ConfigError(f"training.learning_rate must be above 0: got {self.learning_rate}. Raise it.")
+        if not 0 <= self.warmup_share < 1:
+            raise ConfigError(f"training.warmup_share must lie in [0, 1): got {self.warmup_share}. Change it.")
+
+    def peak_rate(self, group: str) -> float:
+        """Peak learning rate of a parameter group: "own", "open" or "gate"."""
+        return {
+            "own": self.learning_rate,
+            "open": self.learning_rate * self.open_learning_rate_scale,
+            "gate": self.gate_learning_rate,
+        }[group]
+
+
+def rate_factor(step: int, num_steps: int, warmup_share: float) -> float:
+    """Share of the peak rate at a step: (step + 1) / warm-up steps, then half a cosine down to 0."""
+    num_warmup = int(num_steps * warmup_share)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    done = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def build_optimizer(
+    groups: Mapping[str, Sequence[torch.nn.Parameter]], settings: OptimizerSettings, num_steps: int
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """A new optimizer, without any moment of an earlier stage, and its schedule (to be stepped after each step)."""
+    parameter_groups = [
+        {
+            "params": list(parameters),
+            "lr": settings.peak_rate(name),
+            "weight_decay": 0.0 if name == "gate" else settings.weight_decay,
+        }
+        for name, parameters in groups.items()
+        if parameters
+    ]
+    optimizer = torch.optim.AdamW(parameter_groups)
+    return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, settings.warmup_share))

@@ -1,0 +1,97 @@
+"""How long a stage lasts, and how far training has come.
+
+A stage of n tasks has a budget of `steps_per_task * n` gradient steps, cut into intervals of `validate_every_steps * n`
+steps. One interval is one Lightning epoch: validation and a checkpoint close it. The factor n gives every task the same
+number of steps between two validations, so that patience means the same for a method that trains its tasks together.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from contextlora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a stage.
+
+    Attributes:
+        steps_per_task: gradient steps for each task of the stage.
+        validate_every_steps: gradient steps for each task of the stage between two validations.
+        patience: validations without a better one after which the stage ends; 0 never ends it early.
+    """
+
+    steps_per_task: int
+    validate_every_steps: int
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for key, least in (("steps_per_task", 1), ("validate_every_steps", 1), ("patience", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"training.{key} must be at least {least}: got {getattr(self, key)}. Raise it.")
+
+    def budget(self, tasks: Sequence[str]) -> int:
+        """Gradient steps a stage of these tasks may take."""
+        return self.steps_per_task * len(tasks)
+
+    def interval_steps(self, tasks: Sequence[str], interval: int) -> int:
+        """Gradient steps in one interval of a stage; the last may be shorter, none are left after it."""
+        length = self.validate_every_steps * len(tasks)
+        return max(0, min(length, self.budget(tasks) - interval * length))
+
+    @property
+    def num_intervals(self) -> int:
+        """Intervals of a stage that is not ended early; the same for any number of tasks."""
+        return math.ceil(self.steps_per_task / self.validate_every_steps)
+
+
+@dataclass
+class Progress:
+    """Where training stands; everything here is in the checkpoint.
+
+    Attributes:
+        stage: stage in force, or the number of stages when all are done.
+        interval: intervals done in this stage.
+        total_steps: gradient steps taken in all stages.
+        best_accuracy, best_loss, best_interval: best validation of this stage.
+        steps_taken: gradient steps of each finished stage.
+        seconds: wall-clock time spent in finished intervals.
+        history: one row per validation of the whole run.
+    """
+
+    stage: int = 0
+    interval: int = 0
+    total_steps: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = math.inf
+    best_interval: int = 0
+    steps_taken: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self, steps: int, accuracy: float, loss: float) -> bool:
+        """Enters one validation; True if it is the stage's best: higher accuracy, or the same with a lower loss."""
+        self.interval += 1
+        self.total_steps += steps
+        better = (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+        if better:
+            self.best_accuracy, self.best_loss, self.best_interval = accuracy, loss, self.interval
+        return better
+
+    def stage_is_over(self, schedule: Schedule) -> bool:
+        """Whether the stage has used up its budget or its patience."""
+        out_of_patience = 0 < schedule.patience <= self.interval - self.best_interval
+        return out_of_patience or self.interval >= schedule.num_intervals
+
+    def next_stage(self) -> None:
+        """Closes the books of this stage and opens those of the next."""
+        self.steps_taken.append(self.total_steps - sum(self.steps_taken))
+        self.stage += 1
+        self.interval, self.best_interval = 0, 0
+        self.best_accuracy, self.best_loss = -1.0, math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
+        return asdict(self)

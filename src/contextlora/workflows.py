@@ -1,0 +1,281 @@
+"""What the commands do, as straight recipes on a RunConfig."""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from contextlora.adapters import export_adapter
+from contextlora.assembly import (
+    Parts,
+    describe,
+    load_taskset,
+    peak_memory_bytes,
+    run_parts,
+    trainer_settings,
+    training_module,
+)
+from contextlora.config import RunConfig, load_config, to_yaml
+from contextlora.errors import UserError
+from contextlora.evaluation.compare import (
+    FinishedRun,
+    alike,
+    collect_runs,
+    comparison,
+    comparison_markdown,
+    cost_rows,
+    flatten,
+    group_runs,
+)
+from contextlora.evaluation.plots import matrix_figure, plan_figure, save_figure
+from contextlora.evaluation.report import (
+    as_rich,
+    graph_table,
+    log_results,
+    partition_table,
+    references_table,
+    results_table,
+    stages_table,
+)
+from contextlora.evaluation.suite import evaluate_suite
+from contextlora.runs import RunFolder, write_atomically
+from contextlora.tasks.checks import check_table, check_taskset
+from contextlora.tracking import Tracker, open_tracker
+from contextlora.training.fit import TrainerSettings, fit
+from contextlora.training.memory import estimate_memory
+from contextlora.training.module import ContextLoraModule
+
+CONSOLE = Console()
+BENCH_SEEDS = 3
+
+
+def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
+    """Trains, evaluates, exports and reports one run; with `dry_run` only shows what it would be."""
+    began = time.monotonic()
+    if dry_run:
+        return show_plan(config)
+    settings = trainer_settings(config)
+    parts = run_parts(config)
+    module = training_module(config, parts)  # before there is a run folder: a mistake leaves nothing behind
+    run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
+    with run.recording():
+        _carry_out(config, settings, parts, module, run, began)
+    return run
+
+
+def show_plan(config: RunConfig) -> None:
+    """Prints what a run would be, and what it would need; writes nothing but a task set that is not there yet."""
+    parts = run_parts(config)
+    graph, plan, adapted, training = parts.taskset.graph, parts.plan, parts.adapted, config.training
+    uses = [{task: plan.uses[task] for task in stage} for stage in plan.stages]
+    trainable = [adapted.num_trainable(stage) for stage in uses]
+    steps = [training.steps_per_task * len(stage) for stage in plan.stages]
+    CONSOLE.print(to_yaml(config), highlight=False)
+    for table in (graph_table(graph), partition_table(plan), stages_table(plan, steps, trainable)):
+        CONSOLE.print(table)
+    num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
+    total = adapted.num_parameters()
+    CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
+    widest = max(parts.batch_width(task, training.batch_size) for task in graph.tasks)
+    CONSOLE.print(str(estimate_memory(adapted.model, total, max(trainable), training.batch_size, widest)))
+
+
+def resume(run: RunFolder) -> None:
+    """Continues a run that was interrupted, to the very weights that it would have had."""
+    began = time.monotonic()
+    run.claim()
+    with run.recording():
+        config = load_config(saved=run.config_file)
+        parts = run_parts(config)
+        _carry_out(config, trainer_settings(config), parts, training_module(config, parts), run, began)
+
+
+def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
+    """Evaluates a finished run again, from its stages' weights, and prints the tables; changes nothing.
+
+    Args:
+        config: the run's own settings, or others such as `evaluation.split=validation`.
+        run: a finished run.
+    """
+    results = run.results | _figures(config, run_parts(config), run)
+    _print_results(results)
+    return results
+
+
+def compare(config: RunConfig) -> None:
+    """Compares the finished runs of the configured task set, model and evaluation over methods, settings and seeds.
+
+    Prints the tables and writes them to `<runs_dir>/comparison.md`.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    settings = flatten(asdict(config))
+    runs = [run for run in collect_runs(config.runs_dir) if alike(run, settings, ("taskset.", "model.", "evaluation."))]
+    if not runs:
+        raise UserError(
+            f"{config.runs_dir} holds no finished run of task set {config.taskset.name} with model {config.model.name} "
+            "and these evaluation settings; make some with: make train METHOD=... SEED=..."
+        )
+    tables = comparison(group_runs(runs), list(runs[0].results["tasks"]))
+    for title, header, rows in tables:
+        CONSOLE.print(as_rich(title, header, rows))
+    target = Path(config.runs_dir) / "comparison.md"
+    write_atomically(target, comparison_markdown(tables))
+    CONSOLE.print(f"written: {_shown(target)}", soft_wrap=True)
+
+
+def run_missing(configs: Sequence[RunConfig]) -> list[FinishedRun]:
+    """The finished run of each configuration, made where there is none; each in a process of its own.
+
+    A process of its own, so that peak memory and time are those of a run started from a terminal.
+    """
+    for number, config in enumerate(configs, start=1):
+        settings = flatten(asdict(config))
+        if _find(config.runs_dir, settings) is None:
+            CONSOLE.print(f"run {number}/{len(configs)}: {config.method.name}, seed {config.seed}")
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                pool.submit(train, config).result()
+    return [_find(config.runs_dir, flatten(asdict(config))) for config in configs]
+
+
+def bench(config: RunConfig) -> None:
+    """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
+    runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
+    CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
+
+
+def backbone(config: RunConfig) -> None:
+    """Builds the bundled backbone from scratch, into `<runs_dir>/backbone`."""
+    from contextlora.backbones.build import build_backbone
+    from contextlora.backbones.pretrain import PretrainConfig
+
+    folder = Path(config.runs_dir) / "backbone"
+    card = build_backbone(folder, PretrainConfig(), seeds=(config.seed,), progress=CONSOLE.print)
+    CONSOLE.print(card["held_out_skills"])
+    CONSOLE.print(f"backbone: {_shown(folder)}", soft_wrap=True)
+
+
+def export(config: RunConfig, run: RunFolder) -> None:
+    """Writes each task of a finished run as an ordinary PEFT adapter."""
+    if run.state != "finished":
+        raise UserError(f"{run.path} is {run.state}, only a finished run is exported; {run.how_to_resume}")
+    parts = run_parts(config)
+    parts.load_stage(run.folder("checkpoints"), len(parts.plan.stages) - 1)
+    _export(parts, run)
+    CONSOLE.print(f"adapters: {_shown(run.path / 'adapters')}", soft_wrap=True)
+
+
+def data(config: RunConfig) -> None:
+    """Builds the task set where it is not there yet, and prints what it holds."""
+    taskset = load_taskset(config)
+    CONSOLE.print(f"task set {taskset.name}: {taskset.folder}")
+    for task in taskset.graph.tasks:
+        counts = ", ".join(f"{len(taskset.items(task, split))} {split}" for split in ("train", "validation", "test"))
+        CONSOLE.print(f"  {task}: {counts}")
+
+
+def data_check(config: RunConfig) -> None:
+    """Runs the probes for shortcuts and prints their table.
+
+    Raises:
+        UserError: a probe breaks its limit.
+    """
+    checks = check_taskset(load_taskset(config))
+    CONSOLE.print(check_table(checks))
+    broken = [check for check in checks if not check.ok]
+    if broken:
+        raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")
+
+
+def _carry_out(
+    config: RunConfig,
+    settings: TrainerSettings,
+    parts: Parts,
+    module: ContextLoraModule,
+    run: RunFolder,
+    began: float,
+) -> None:
+    checkpoints = run.folder("checkpoints")
+    tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
+    succeeded = False
+    try:
+        tracker.log_config(asdict(config))
+        graph_picture = save_figure(plan_figure(parts.taskset.graph, parts.plan), run.folder("figures") / "plan.png")
+        tracker.log_image("plan", graph_picture)
+        fit(
+            module,
+            parts.data,
+            settings,
+            checkpoints=checkpoints,
+            metrics_file=run.path / "metrics.jsonl",
+            save_stage=lambda stage: parts.save_stage(checkpoints, stage),
+            log=tracker.log,
+            console=CONSOLE if config.training.progress else None,
+        )
+        results = describe(config, parts) | {
+            "train_seconds": module.progress.seconds,
+            "gradient_steps": {"total": module.progress.total_steps, "stages": module.progress.steps_taken},
+        }
+        results |= _figures(config, parts, run)
+        _export(parts, run)
+        matrix = matrix_figure(results["accuracy_matrix"], parts.plan.stages)
+        tracker.log_image("accuracy_matrix", save_figure(matrix, run.folder("figures") / "accuracy_matrix.png"))
+        log_results(tracker, results)
+        results["total_seconds"] = time.monotonic() - began
+        results["peak_memory_bytes"] = peak_memory_bytes()
+        run.finish(results)
+        succeeded = True
+    finally:
+        tracker.finish(succeeded)
+    _print_results(results)
+    _print_where(run, tracker, results)
+
+
+def _figures(config: RunConfig, parts: Parts, run: RunFolder) -> dict[str, Any]:
+    checkpoints, began = run.folder("checkpoints"), time.monotonic()
+    with CONSOLE.status("evaluating"):
+        found = evaluate_suite(
+            parts.evaluator,
+            lambda stage: parts.load_stage(checkpoints, stage),
+            context=config.taskset.context,
+            split=config.evaluation.split,
+        )
+    return found | {"split": config.evaluation.split, "evaluation_seconds": time.monotonic() - began}
+
+
+def _export(parts: Parts, run: RunFolder) -> None:
+    for task, use in parts.plan.uses.items():
+        export_adapter(parts.adapted, task, use, run.folder("adapters") / task, parts.backbone.name)
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    CONSOLE.print(results_table(results))
+    CONSOLE.print(references_table(results))
+
+
+def _print_where(run: RunFolder, tracker: Tracker, results: dict[str, Any]) -> None:
+    seconds = [results[key] for key in ("total_seconds", "train_seconds", "evaluation_seconds")]
+    CONSOLE.print("time: {:.0f} s (training {:.0f} s, evaluation {:.0f} s)".format(*seconds))
+    CONSOLE.print(f"run: {_shown(run.path)}", soft_wrap=True)
+    if tracker.how_to_show:
+        CONSOLE.print(f"show: {tracker.how_to_show}", soft_wrap=True)
+
+
+def _find(runs_dir: str, settings: dict[str, Any]) -> FinishedRun | None:
+    same = [
+        run
+        for run in collect_runs(runs_dir)
+        if run.settings["seed"] == settings["seed"] and alike(run, settings, ("",))
+    ]
+    return same[-1] if same else None
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)

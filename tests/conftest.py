@@ -1,0 +1,136 @@
+"""A tiny task set and a tiny random language model that reads it: made from configurations, nothing is downloaded."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from contextlora.config import RunConfig, load_config
+from contextlora.tasks.task import Item, Task
+from contextlora.tasks.taskset import TaskSet, write_taskset
+
+WORDS = ("red", "blue", "green")
+LETTERS = ("p", "q", "r", "s")
+GRAPH = {"a": (), "b": (), "c": ("a", "b"), "d": ("a", "c")}  # two roots that join, and an edge over a generation
+NUM_SCENES = {"train": 24, "validation": 12, "test": 12}
+
+
+def answers(first: int, second: int) -> dict[str, str]:
+    """The four tasks' answers for a scene that shows two letters: sums modulo 3 along the graph."""
+    a, b = first % 3, second % 3
+    c = (a + b) % 3
+    return {"a": WORDS[a], "b": WORDS[b], "c": WORDS[c], "d": WORDS[(a + c) % 3]}
+
+
+def make_items(split: str, task: str) -> list[Item]:
+    items = []
+    for number in range(NUM_SCENES[split]):
+        rng = random.Random(f"{split} {number}")
+        first, second = rng.randrange(4), rng.randrange(4)
+        right = answers(first, second)
+        options = rng.sample(WORDS, 3)
+        items.append(
+            Item(
+                id=f"{split}-{number}",
+                scene=f"{split}-{number}",
+                question=f"sees {LETTERS[first]} {LETTERS[second]} . {task} ?",
+                options=tuple(options),
+                answer=options.index(right[task]),
+                prerequisites={name: right[name] for name in ("a", "b", "c") if name in _ancestors(task)},
+            )
+        )
+    return items
+
+
+def _ancestors(task: str) -> set[str]:
+    return {name for above in GRAPH[task] for name in (above, *_ancestors(above))}
+
+
+@pytest.fixture(scope="session")
+def taskset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks") / "tiny"
+    tasks = [Task(name, prerequisites, num_options=3) for name, prerequisites in GRAPH.items()]
+    items = {(task.name, split): make_items(split, task.name) for task in tasks for split in NUM_SCENES}
+    write_taskset(folder, "tiny", tasks, items)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taskset(taskset_folder: Path) -> TaskSet:
+    return TaskSet.load(taskset_folder)
+
+
+def save_model(kind: str, folder: Path) -> None:
+    """Saves a random model of two layers whose words are single tokens; kind: llama, qwen2, gemma or gpt2."""
+    words = ("<unk>", *WORDS, *LETTERS, *GRAPH, "sees", "given", "options", "answer", ".", ",", ":", "?")
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    if kind == "gpt2":
+        config = hf.GPT2Config(vocab_size=len(words), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    else:
+        config = {"llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config, "gemma": hf.GemmaConfig}[kind](
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=64,
+        )
+    torch.manual_seed(0)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    save_model("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """kind -> folder of a tiny qwen2, gemma or gpt2."""
+
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("models") / kind
+        save_model(kind, folder)
+        return folder
+
+    return make
+
+
+# All that could break bit identity is on: dropout, weight decay, open prerequisite ranks, gates, predicted answers.
+SETTINGS = (
+    "method.rank=2",
+    "method.delta=0.5",
+    "method.dropout=0.1",
+    "method.variant=gated",
+    "model.dtype=float32",
+    "training.learning_rate=1e-2",
+    "training.weight_decay=0.1",
+    "training.batch_size=4",
+    "training.steps_per_task=5",
+    "training.validate_every_steps=2",
+    "taskset.context=predicted",
+    "tracking.mode=off",
+    "training.progress=false",
+)
+
+
+@pytest.fixture
+def make_config(taskset_folder: Path, model_folder: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """(dotted settings ...) -> configuration of a tiny run."""
+
+    def make(*settings: str) -> RunConfig:
+        fixed = (f"taskset={taskset_folder}", f"model={model_folder}", f"runs_dir={tmp_path / 'runs'}")
+        return load_config([*fixed, *SETTINGS, *settings])
+
+    return make

@@ -1,0 +1,112 @@
+"""Groups of runs and the tables that compare them."""
+
+import pytest
+
+from contextlora.evaluation.compare import (
+    FinishedRun,
+    accuracy_rows,
+    alike,
+    comparison,
+    comparison_markdown,
+    cost_rows,
+    difference_rows,
+    flatten,
+    group_runs,
+    pick_ours,
+    reference_rows,
+)
+
+
+def run(method, seed, accuracy, delta=1.0, **results):
+    config = {
+        "method": {"name": method, "delta": delta, "edge_delta": {"u->v": 0.5}},
+        "taskset": {"name": "t", "data_dir": f"data{seed}"},
+        "tracking": {"mode": "off"},
+        "seed": seed,
+        "runs_dir": f"runs{seed}",
+    }
+    references = {"majority": 0.25, "single_prerequisite": {"u": 0.3, "w": 0.4}, "symbolic": 0.9}
+    return FinishedRun(
+        flatten(config),
+        {
+            "tasks": {"u": {"end_to_end": accuracy}, "v": {"end_to_end": accuracy - 0.2}},
+            "references": {"u": references | {"single_prerequisite": {}}, "v": references},
+            "gradient_steps": {"total": 100 + seed},
+            "trainable_parameters": 1000,
+            **results,
+        },
+    )
+
+
+RUNS = [
+    run("contextlora", 0, 0.9),
+    run("contextlora", 1, 0.8),
+    run("contextlora", 0, 0.5, delta=0.5),
+    run("joint", 0, 0.7),
+    run("joint", 1, 0.7),
+]
+
+
+def test_runs_that_differ_only_in_the_seed_form_a_group():
+    groups = group_runs(RUNS)
+    assert [group.name for group in groups] == ["contextlora (delta 1.0)", "contextlora (delta 0.5)", "joint"]
+    assert [sorted(group.by_seed) for group in groups] == [[0, 1], [0], [0, 1]]
+    assert groups[0].accuracies("u") == {0: 0.9, 1: 0.8}
+    assert groups[0].accuracies("mean") == pytest.approx({0: 0.8, 1: 0.7})
+
+
+def test_of_two_runs_with_one_seed_the_later_counts():
+    (group,) = group_runs([run("joint", 0, 0.1), run("joint", 0, 0.2)])
+    assert group.accuracies("u") == {0: 0.2}
+
+
+def test_alike_looks_at_sections_and_not_at_what_changes_no_result():
+    assert alike(RUNS[0], RUNS[1].settings, ("",))
+    assert not alike(RUNS[0], RUNS[2].settings, ("",))
+    assert alike(RUNS[0], RUNS[2].settings, ("taskset.",))
+
+
+def test_free_keys_stay_whole():
+    assert RUNS[0].settings["method.edge_delta"] == {"u->v": 0.5}
+
+
+def test_accuracies_have_intervals_over_seeds():
+    header, rows = accuracy_rows(group_runs(RUNS), ["u", "v"])
+    assert header == ("method", "seeds", "steps", "parameters", "u", "v", "mean")
+    # mean of 0.9 and 0.8; half width 12.706 * 0.0707 / sqrt(2) = 0.635
+    assert rows[0] == ("contextlora (delta 1.0)", "2", "100 to 101", "1,000", *rows[0][4:])
+    assert rows[0][4] == "85.0 [21.5, 148.5]"
+    assert rows[1][4] == "50.0"
+
+
+def test_differences_are_ours_minus_theirs():
+    groups = group_runs(RUNS)
+    ours = pick_ours(groups)
+    assert ours.name == "contextlora (delta 1.0)"
+    header, rows = difference_rows(groups, ours, ["u"])
+    assert header == ("paired difference", "pairs", "u", "mean")
+    assert rows[0][:3] == ("contextlora (delta 1.0) - contextlora (delta 0.5)", "1", "+40.0")
+    assert rows[1][:2] == ("contextlora (delta 1.0) - joint", "2")
+    assert rows[1][2].startswith("+15.0 [")
+
+
+def test_references_show_the_best_single_prerequisite_where_there_is_one():
+    groups = group_runs(RUNS[:1])
+    _, rows = reference_rows(groups, groups[0], ["u", "v"])
+    assert [row[1:] for row in rows] == [("25.0", "25.0"), ("-", "40.0"), ("90.0", "90.0")]
+
+
+def test_markdown_leaves_out_tables_without_rows():
+    text = comparison_markdown(comparison(group_runs(RUNS[3:]), ["u", "v"]))
+    assert "| joint | 2 | 100 to 101 | 1,000 | 70.0 [70.0, 70.0] | 50.0 [50.0, 50.0] | 60.0 [60.0, 60.0] |" in text
+    assert "paired" not in text
+    assert "| reference | u | v |" in text
+
+
+def test_costs_are_medians_with_their_range():
+    costs = {"train_seconds": 10.0, "evaluation_seconds": 5.0, "peak_memory_bytes": 2**30}
+    runs = [run("joint", seed, 0.7, total_seconds=20.0 + seed, **costs) for seed in range(3)]
+    _, rows = cost_rows(runs)
+    assert rows[0] == ("total", "21 s", "20-22")
+    assert rows[3] == ("peak memory", "1024 MiB", "1024-1024")
+    assert rows[4] == ("u, end to end", "70.0 %", "70.0-70.0")

@@ -1,0 +1,81 @@
+"""Checkpoints appear whole or not at all, and bad ones are refused with a reason."""
+
+import errno
+import os
+import pickle
+
+import pytest
+import torch
+
+from contextlora.training.checkpoint import (
+    FORMAT,
+    KEY,
+    AtomicCheckpointIO,
+    CheckpointError,
+    check_identity,
+    load_checkpoint,
+)
+
+GOOD = {KEY: {"format": FORMAT, "answers": {("a", "scene-1"): "red"}}, "state_dict": {"w": torch.arange(3.0)}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    target = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(GOOD, target)
+    return target
+
+
+def test_what_is_saved_is_loaded(path):
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    assert loaded[KEY] == GOOD[KEY]
+    assert torch.equal(loaded["state_dict"]["w"], torch.arange(3.0))
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({KEY: {"format": FORMAT, "answers": {}}}, path)
+    assert load_checkpoint(path)[KEY] == GOOD[KEY]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda _: b"?"])
+def test_a_damaged_checkpoint_is_named(path, damage):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"must be whole: .*last\.ckpt cannot be read"):
+        load_checkpoint(path)
+
+
+def test_code_in_a_checkpoint_is_not_run(path, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save({KEY: {"format": FORMAT}, "trap": Trap()}, path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Trap(), protocol=2))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_foreign_checkpoint_and_another_format_are_told_apart(path, tmp_path):
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="written by another program"):
+        load_checkpoint(path)
+    torch.save({KEY: {"format": FORMAT + 1}}, path)
+    with pytest.raises(CheckpointError, match=f"must have format {FORMAT}"):
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="there is no"):
+        load_checkpoint(tmp_path / "nowhere.ckpt")
+
+
+def test_a_checkpoint_of_another_backbone_is_refused():
+    check_identity({"backbone": "1", "dtype": "x"}, {"backbone": "1"})
+    with pytest.raises(CheckpointError, match="the backbone that it was made with: it has 1, here it is 2"):
+        check_identity({"backbone": "1"}, {"backbone": "2"})

@@ -1,0 +1,106 @@
+"""One fit through all stages: what the prompts hold, what moves, which weights are kept."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextlora.assembly import run_parts
+from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.training.fit import TrainerSettings, fit
+from contextlora.training.module import ContextLoraModule
+from contextlora.training.optimizer import OptimizerSettings
+from contextlora.training.stages import Schedule
+
+
+@pytest.fixture
+def prompts(monkeypatch):
+    """(task, scene, contexts) of every item that a training or validation batch is made of."""
+    seen = []
+    with_context = TaskSetDataModule._with_context
+
+    def spy(self, task, items):
+        names = self.taskset.graph.prerequisites(task)
+        seen.extend((task, item, {name: self.predicted.get((name, item.scene)) for name in names}) for item in items)
+        return with_context(self, task, items)
+
+    monkeypatch.setattr(TaskSetDataModule, "_with_context", spy)
+    return seen
+
+
+@pytest.mark.parametrize("context", ["gold", "predicted"])
+def test_train_prompts_hold_the_mode_s_answers_and_validation_prompts_predicted_ones(
+    context, make_config, train, tmp_path, prompts
+):
+    config = make_config(f"taskset.context={context}", "training.steps_per_task=2", "method.delta=1.0")
+    train(config, tmp_path)
+    # delta = 1 freezes the roots after the first stage: the final weights give the answers that the chain gave then.
+    parts = run_parts(config)
+    parts.load_stage(tmp_path, 2)
+    for split, expected in (("train", context), ("validation", "predicted")):
+        answers = parts.evaluator.chain_answers(["c"], split)
+        asked = [(item, given) for task, item, given in prompts if task == "c" and item.scene.startswith(split)]
+        assert asked
+        for item, given in asked:
+            right = {name: item.prerequisites[name] for name in ("a", "b")}
+            predicted = {name: answers[name, item.scene] for name in ("a", "b")}
+            assert given == (right if expected == "gold" else predicted)
+
+
+def test_joint_training_starts_with_right_answers_and_goes_on_with_its_own(make_config, train, tmp_path, prompts):
+    train(make_config("method=joint", "training.steps_per_task=4", "training.batch_size=8"), tmp_path)
+    asked = [(item, given) for task, item, given in prompts if task == "c" and item.scene.startswith("train")]
+    assert len(asked) == 32  # two intervals of 2 steps of 8 items
+    right = [given == {name: item.prerequisites[name] for name in ("a", "b")} for item, given in asked]
+    assert all(right[:16])
+    assert not all(right[16:])
+
+
+def test_every_task_takes_its_steps_and_frozen_slices_keep_their_bits(make_config, train, tmp_path):
+    module = train(make_config("method.delta=1.0", "method.variant=paper"), tmp_path)
+    assert module.progress.steps_taken == [10, 5, 5]
+    assert module.progress.total_steps == 20
+    first, last = load_file(tmp_path / "stage-1.safetensors"), load_file(tmp_path / "stage-3.safetensors")
+    for name, tensor in first.items():
+        assert torch.equal(tensor, last[name]) == name.endswith((".a", ".b")), name
+
+
+class Scripted(ContextLoraModule):
+    """Validates with given accuracies, at a loss that never changes."""
+
+    accuracies = iter(())
+    at_validation: dict[tuple[int, int], dict[str, torch.Tensor]]
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self._sums[batch.task] = [1.0, 0.0, 1.0]
+
+    def on_train_epoch_end(self):
+        for sums in self._sums.values():
+            sums[1] = next(self.accuracies)
+        self.at_validation[self.progress.stage, self.progress.interval] = self.state_dict()
+        super().on_train_epoch_end()
+
+
+def test_a_stage_ends_with_the_weights_of_its_best_validation(make_config, tmp_path):
+    config = make_config("method=per_task", "taskset.context=none")
+    parts = run_parts(config)
+    schedule = Schedule(steps_per_task=4, validate_every_steps=1, patience=2)
+    settings = OptimizerSettings(1e-2, warmup_share=0.0)
+    module = Scripted(parts.adapted, parts.plan, schedule, settings, "none", parts.evaluator.chain_answers, 0, {})
+    # Patience ends the first two stages: nothing better than the second validation, nothing better than the first.
+    module.accuracies = iter([0.1, 0.6, 0.5, 0.6, 0.2, 0.2, 0.2, 0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.5, 0.1])
+    module.at_validation = {}
+    at_stage_end = []
+    fit(
+        module,
+        parts.data,
+        TrainerSettings(accelerator="cpu"),
+        checkpoints=tmp_path,
+        metrics_file=tmp_path / "metrics.jsonl",
+        save_stage=lambda stage: at_stage_end.append(module.state_dict()),
+        log=lambda metrics, step: None,
+        console=None,
+    )
+    assert module.progress.steps_taken == [4, 3, 4, 4]
+    for stage, best in enumerate((1, 0, 3, 2)):
+        expected = module.at_validation[stage, best]
+        assert all(torch.equal(at_stage_end[stage][name], tensor) for name, tensor in expected.items())

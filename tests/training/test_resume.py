@@ -1,0 +1,67 @@
+"""A run that is interrupted anywhere and resumed ends with the very bits of one that was not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextlora.training.callbacks import LAST
+from contextlora.training.checkpoint import AtomicCheckpointIO
+
+
+@pytest.fixture
+def kept_checkpoints(tmp_path, monkeypatch):
+    """Folders that look as a kill right after each checkpoint of the first training would leave them."""
+    kept: list[Path] = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_and_keep(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path, storage_options)
+        kept.append(tmp_path / f"after-{len(kept)}")
+        shutil.copytree(Path(path).parent, kept[-1])
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
+    return kept
+
+
+def assert_same_weights(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=contextlora",),
+        ("method=contextlora", "taskset.context=gold", "training.patience=1", "method.variant=paper"),
+        ("method=joint",),
+    ],
+    ids=["predicted", "gold with early stopping", "joint, whose snapshots change within the stage"],
+)
+def test_resumes_bit_identically_from_every_checkpoint(settings, make_config, train, tmp_path, kept_checkpoints):
+    config = make_config(*settings)
+    whole = train(config, tmp_path / "whole")
+    expected, history = whole.state_dict(), whole.progress.history
+    folders = list(kept_checkpoints)
+    stages = [row["stage"] for row in history]
+    assert len(folders) == len(stages)
+    assert len(set(stages)) == len(whole.plan.stages)
+    for folder in folders:
+        resumed = train(config, folder)
+        assert_same_weights(resumed.state_dict(), expected)
+        assert resumed.progress.history == history
+        assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+        for stage in range(len(whole.plan.stages)):
+            name = f"stage-{stage + 1}.safetensors"
+            assert_same_weights(load_file(folder / name), load_file(tmp_path / "whole" / name))
+
+
+def test_a_half_written_checkpoint_is_ignored(make_config, train, tmp_path, kept_checkpoints):
+    config = make_config()
+    expected = train(config, tmp_path / "whole").state_dict()
+    folder = kept_checkpoints[2]
+    (folder / f"{LAST}.tmp").write_bytes(b"half")
+    assert_same_weights(train(config, folder).state_dict(), expected)
