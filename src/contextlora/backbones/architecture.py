@@ -6,9 +6,9 @@ Three initialisations let a model of a few million parameters learn in minutes w
   are constants (zero weights, biases only), turned by RoPE; with q = (1, 0) and k = (cos d f_i, sin d f_i) on the four
   highest RoPE frequencies f_i, the attention logit is sum_i cos((distance - d) f_i) and peaks at distance d. They stay
   frozen; values and outputs are learned.
-* Layer 1 begins with two induction heads, and the output head begins as the embeddings, so that looking up and copying,
-  which every skill needs, work from the first step. No layer but the first has positions (NoPE): contents match at any
-  distance.
+* Layer 1 begins with two induction heads, and the output head begins as the embeddings: looking up and copying, which
+  every skill needs, are there from the start. Every other layer has no positions (NoPE), so that contents match at any
+  distance; the others know what is recent.
 * Patch positions are spoken in words: the position embedding of the patch in column i and row j starts as the sum of
   the word embeddings of `c<i>` and `r<j>`, and the projector starts as the identity.
 """
@@ -51,7 +51,8 @@ def make_config(num_layers: int = 6, num_vision_layers: int = 2) -> LlavaConfig:
         num_key_value_heads=len(_PREVIOUS_TOKENS),
         head_dim=_HEAD_DIM,
         attention_bias=True,
-        no_rope_layers=[1] + [0] * (num_layers - 1),  # 1: rotary positions, 0: none
+        no_rope_layers=[int(layer % 2 == 0) for layer in range(num_layers)],  # 1: rotary positions, 0: none
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         max_position_embeddings=512,
         tie_word_embeddings=False,
         pad_token_id=ids[PAD],

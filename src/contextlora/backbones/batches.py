@@ -16,7 +16,6 @@ NUM_PATCHES = GRID * GRID
 _IDS = {word: index for index, word in enumerate(WORDS)}
 _IGNORE = -100
 _FORMS = ("open", "words", "words", "letters")
-_PLAIN_FORMS = ("open", "open", "open", "words")
 _PATCH_WORDS = (".", *OBJECTS, *PATTERNS)
 PATCH_WORD_IDS = [_IDS[word] for word in _PATCH_WORDS]
 
@@ -46,8 +45,7 @@ def make_batch(
     num_image_rows: int,
     num_text_rows: int,
     length: int,
-    copying: float = 0.0,
-    easy: float = 0.0,
+    focus: float = 0.0,
     held_out: bool = False,
 ) -> Batch:
     """Writes one batch; a pure function of its arguments.
@@ -57,22 +55,19 @@ def make_batch(
         num_image_rows: rows that begin with an image.
         num_text_rows: rows of text alone.
         length: words a row, image tokens included.
-        copying: share of the text rows that only repeat or look up (a warm-up for the copying circuits).
-        easy: share of the rows that ask in one plain wording about objects on the grid.
+        focus: share of the rows that only look things up (in a text, or in an image of aligned objects), in one plain
+            wording without options: the circuit that all other skills build on.
         held_out: ask in the held-out wordings.
     """
     rng, drawing = Random(seed), np.random.default_rng(seed)
     words = wordings.HELD_OUT if held_out else wordings.TRAIN
 
-    def ease() -> tuple[Mapping[str, tuple[str, ...]], int]:
-        return (wordings.PLAIN, 0) if rng.random() < easy else (words, MAX_SHIFT)
-
     documents, scenes = [], []
     for _ in range(num_image_rows):
-        scene, document = _image_row(rng, drawing, *ease(), length)
+        scene, document = _image_row(rng, drawing, words, length, focused=rng.random() < focus)
         scenes.append(scene)
         documents.append(document)
-    documents += [_text_row(rng, ease()[0], length, copying) for _ in range(num_text_rows)]
+    documents += [_text_row(rng, words, length, focused=rng.random() < focus) for _ in range(num_text_rows)]
     input_ids = np.full((len(documents), length), _IDS[PAD])
     labels = np.full((len(documents), length), _IGNORE)
     asked = []
@@ -91,38 +86,45 @@ def make_batch(
 
 
 def _image_row(
-    rng: Random, drawing: np.random.Generator, words: Mapping[str, tuple[str, ...]], max_shift: int, length: int
+    rng: Random, drawing: np.random.Generator, words: Mapping[str, tuple[str, ...]], length: int, *, focused: bool
 ) -> tuple[scene_skills.Scene, Document]:
+    words, max_shift = (wordings.PLAIN, 0) if focused else (words, MAX_SHIFT)
     if rng.random() < 0.2:
         scene = scene_skills.spectrogram_scene(rng, drawing, words)
     else:
         scene = scene_skills.camera_scene(rng, drawing, words, max_shift)
     document = Document(length, [IMAGE] * NUM_PATCHES)
     document.say(scene.preamble)
-    _ask_until_full(document, scene.askers, rng, _PLAIN_FORMS if words is wordings.PLAIN else _FORMS)
+    _ask_until_full(document, scene.askers[:1] if focused else scene.askers, rng, focused)
     return scene, document
 
 
-def _text_row(rng: Random, words: Mapping[str, tuple[str, ...]], length: int, copying: float) -> Document:
-    document = Document(length)
-    if rng.random() < max(copying * 0.5, 0.03):
-        said = text_skills.repeats(rng)
-        document.say("repeat : " + " ".join(said) + " .")
-        start = len(document.words)
-        document.say(" ".join(said)[: 6 * length])
-        document.words = document.words[:length]
-        document.labels = {p: document.words[p + 1] for p in range(start + 1, len(document.words) - 1)}
-        return document
+def _text_row(rng: Random, words: Mapping[str, tuple[str, ...]], length: int, *, focused: bool) -> Document:
+    if rng.random() < 0.03:
+        return _repetition(rng, length)
     kinds = (text_skills.lookups, text_skills.lookups, text_skills.readings, text_skills.readings, text_skills.rules)
-    make_text = text_skills.lookups if rng.random() < copying else rng.choice(kinds)
-    text = make_text(rng, words)
+    make_text = text_skills.lookups if focused else rng.choice(kinds)
+    text = make_text(rng, wordings.PLAIN if focused else words)
+    document = Document(length)
     document.say(text.preamble)
-    _ask_until_full(document, text.askers, rng, _PLAIN_FORMS if words is wordings.PLAIN else _FORMS)
+    _ask_until_full(document, text.askers[:1] if focused else text.askers, rng, focused)
     return document
 
 
-def _ask_until_full(document: Document, askers: tuple, rng: Random, forms: tuple[str, ...]) -> None:
+def _repetition(rng: Random, length: int) -> Document:
+    document = Document(length)
+    said = text_skills.repeats(rng)
+    document.say("repeat : " + " ".join(said) + " .")
+    start = len(document.words)
+    document.say(" ".join(said))
+    document.words = document.words[:length]
+    document.labels = {p: document.words[p + 1] for p in range(start, len(document.words) - 1)}
+    return document
+
+
+def _ask_until_full(document: Document, askers: tuple, rng: Random, focused: bool) -> None:
     failures = 0
     while failures < 4:
         question = rng.choice(askers)()
-        failures += question is None or not document.ask(question, rng.choice(forms), rng)
+        form = "open" if focused else rng.choice(_FORMS)
+        failures += question is None or not document.ask(question, form, rng)

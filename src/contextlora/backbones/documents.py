@@ -41,12 +41,12 @@ class Document:
     def ask(self, question: Question, form: str, rng: Random) -> bool:
         """Appends a question with its answer if it fits; returns whether it did.
 
-        In the forms with options, the colon before the options must predict the answer as well: the model learns to
-        know the answer first and to find it among the options then.
+        The question mark, and in the forms with options the colon before them, must predict the answer as well: the
+        model learns to know the answer first and to find it among the options then.
         """
         start = len(self.words)
         words = [*question.text.split(), "?"]
-        answer, labels = question.answer, {}
+        answer, labels = question.answer, {start + len(words) - 1: question.answer}
         if form != "open":
             options = draw_options(question, rng)
             labels[start + len(words) + 1] = question.answer

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration
 
-from contextlora.backbones.architecture import HIDDEN, build_model, make_config
+from contextlora.backbones.architecture import build_model, make_config
 from contextlora.backbones.batches import NUM_PATCHES, PATCH_WORD_IDS, Batch, make_batch
 from contextlora.backbones.vocabulary import IMAGE, WORDS
 
@@ -30,8 +30,8 @@ class PretrainConfig:
         learning_rate: peak rate of AdamW, for embeddings, head, norms and biases.
         warmup_steps: linear warm-up.
         constant_share: share of the steps before the cosine decay begins.
-        copying_share: share of the steps in which most text rows repeat or look up.
-        easy_share: share of the steps over which plainly worded questions on aligned objects fade out.
+        focus_share: share of the steps in which every row only looks things up, in plain wording.
+        mixing_share: share of the steps after which no row is restricted any more.
     """
 
     seed: int = 0
@@ -39,12 +39,12 @@ class PretrainConfig:
     num_image_rows: int = 24
     num_text_rows: int = 18
     length: int = 96
-    matrix_learning_rate: float = 5e-3
-    learning_rate: float = 3e-3
+    matrix_learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 100
     constant_share: float = 0.4
-    copying_share: float = 0.03
-    easy_share: float = 0.2
+    focus_share: float = 0.06
+    mixing_share: float = 0.3
 
 
 class _Batches(Dataset):
@@ -63,9 +63,14 @@ class _Batches(Dataset):
             num_image_rows=config.num_image_rows,
             num_text_rows=config.num_text_rows,
             length=config.length,
-            copying=0.8 if step < config.copying_share * config.num_steps else 0.0,
-            easy=max(0.0, 1.0 - step / (config.easy_share * config.num_steps)),
+            focus=_focus(config, step),
         )
+
+
+def _focus(config: PretrainConfig, step: int) -> float:
+    """1 until `focus_share` of the steps, then falling linearly to 0 at `mixing_share`."""
+    left = config.mixing_share - step / config.num_steps
+    return min(1.0, max(0.0, left / (config.mixing_share - config.focus_share)))
 
 
 class SkillModel(nn.Module):
@@ -131,16 +136,14 @@ def pretrain(config: PretrainConfig, *, num_layers: int = 6, compile_model: bool
 
 
 def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    matrices, embeddings, others = [], [], []
+    matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             embedding = "embed_tokens" in name or "position_embedding" in name
             in_block = parameter.ndim == 2 and not embedding and "lm_head" not in name
-            (embeddings if embedding else matrices if in_block else others).append(parameter)
+            (matrices if in_block else others).append(parameter)
     muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    # Embeddings have deviation 1 where the head has 1/sqrt(d): their steps are larger by the same factor.
-    groups = [{"params": others}, {"params": embeddings, "lr": config.learning_rate * math.sqrt(HIDDEN)}]
-    return [muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def _rate(config: PretrainConfig):
