@@ -69,6 +69,7 @@ def run_parts(config: RunConfig) -> Parts:
     backbone = load_backbone(
         model.name,
         dtype=model.dtype,
+        device=trainer_settings(config).device,
         attn_implementation=model.attn_implementation,
         chat_template=model.chat_template,
     )

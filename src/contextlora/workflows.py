@@ -47,7 +47,7 @@ from contextlora.evaluation.suite import evaluate_suite
 from contextlora.runs import RunFolder, write_atomically
 from contextlora.tasks.checks import check_table, check_taskset
 from contextlora.tracking import Tracker, open_tracker
-from contextlora.training.fit import TrainerSettings, fit
+from contextlora.training.fit import fit
 from contextlora.training.memory import estimate_memory
 from contextlora.training.module import ContextLoraModule
 
@@ -60,12 +60,11 @@ def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
     began = time.monotonic()
     if dry_run:
         return show_plan(config)
-    settings = trainer_settings(config)
     parts = run_parts(config)
     module = training_module(config, parts)  # before there is a run folder: a mistake leaves nothing behind
     run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
     with run.recording():
-        _carry_out(config, settings, parts, module, run, began)
+        _carry_out(config, parts, module, run, began)
     return run
 
 
@@ -93,7 +92,7 @@ def resume(run: RunFolder) -> None:
     with run.recording():
         config = load_config(saved=run.config_file)
         parts = run_parts(config)
-        _carry_out(config, trainer_settings(config), parts, training_module(config, parts), run, began)
+        _carry_out(config, parts, training_module(config, parts), run, began)
 
 
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
@@ -194,39 +193,22 @@ def data_check(config: RunConfig) -> None:
         raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")
 
 
-def _carry_out(
-    config: RunConfig,
-    settings: TrainerSettings,
-    parts: Parts,
-    module: ContextLoraModule,
-    run: RunFolder,
-    began: float,
-) -> None:
-    checkpoints = run.folder("checkpoints")
+def _carry_out(config: RunConfig, parts: Parts, module: ContextLoraModule, run: RunFolder, began: float) -> None:
     tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
     succeeded = False
     try:
         tracker.log_config(asdict(config))
-        graph_picture = save_figure(plan_figure(parts.taskset.graph, parts.plan), run.folder("figures") / "plan.png")
-        tracker.log_image("plan", graph_picture)
-        fit(
-            module,
-            parts.data,
-            settings,
-            checkpoints=checkpoints,
-            metrics_file=run.path / "metrics.jsonl",
-            save_stage=lambda stage: parts.save_stage(checkpoints, stage),
-            log=tracker.log,
-            console=CONSOLE if config.training.progress else None,
-        )
+        picture = plan_figure(parts.taskset.graph, parts.plan)
+        tracker.log_image("plan", save_figure(picture, run.folder("figures") / "plan.png"))
+        _train_stages(config, parts, module, run, tracker)
         results = describe(config, parts) | {
             "train_seconds": module.progress.seconds,
             "gradient_steps": {"total": module.progress.total_steps, "stages": module.progress.steps_taken},
         }
         results |= _figures(config, parts, run)
         _export(parts, run)
-        matrix = matrix_figure(results["accuracy_matrix"], parts.plan.stages)
-        tracker.log_image("accuracy_matrix", save_figure(matrix, run.folder("figures") / "accuracy_matrix.png"))
+        picture = matrix_figure(results["accuracy_matrix"], parts.plan.stages)
+        tracker.log_image("accuracy_matrix", save_figure(picture, run.folder("figures") / "accuracy_matrix.png"))
         log_results(tracker, results)
         results["total_seconds"] = time.monotonic() - began
         results["peak_memory_bytes"] = peak_memory_bytes()
@@ -238,8 +220,23 @@ def _carry_out(
     _print_where(run, tracker, results)
 
 
+def _train_stages(config: RunConfig, parts: Parts, module: ContextLoraModule, run: RunFolder, tracker: Tracker) -> None:
+    checkpoints = run.folder("checkpoints")
+    fit(
+        module,
+        parts.data,
+        trainer_settings(config),
+        checkpoints=checkpoints,
+        metrics_file=run.path / "metrics.jsonl",
+        save_stage=lambda stage: parts.save_stage(checkpoints, stage),
+        log=tracker.log,
+        console=CONSOLE if config.training.progress else None,
+    )
+
+
 def _figures(config: RunConfig, parts: Parts, run: RunFolder) -> dict[str, Any]:
     checkpoints, began = run.folder("checkpoints"), time.monotonic()
+    parts.adapted.to(trainer_settings(config).device)  # Lightning leaves it on the CPU
     with CONSOLE.status("evaluating"):
         found = evaluate_suite(
             parts.evaluator,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -35,15 +36,20 @@ class TrainerSettings:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        silence()
         try:
-            self.trainer([])  # cheap, and the earliest that Lightning can be asked
+            self.device  # noqa: B018 - cheap, and the earliest that Lightning can be asked
         except (ValueError, MisconfigurationException) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"training.accelerator={self.accelerator}, strategy={self.strategy}: {reason}") from error
 
+    @property
+    def device(self) -> torch.device:
+        """Where Lightning puts the model."""
+        return self.trainer([]).strategy.root_device
+
     def trainer(self, callbacks: list[Callback]) -> Trainer:
         """A trainer for one fit."""
+        silence()
         return Trainer(
             accelerator=self.accelerator,
             devices=1,
