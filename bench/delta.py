@@ -53,7 +53,7 @@ if __name__ == "__main__":
             intervals = [mean_interval(column) for column in zip(*seen, strict=True)]
             table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
             curves[variant][delta] = intervals[3]
-    workflows.CONSOLE.print(as_rich(f"{num_seeds} seeds, mean [95 % interval], %", HEADER, table))
+    workflows.CONSOLE.print(as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
     folder = Path(configs[0].runs_dir)
     (folder / "delta.md").write_text(markdown_table(HEADER, table), encoding="utf-8")
     save_figure(delta_figure(curves, "last task, end to end, %"), folder / "delta.png")

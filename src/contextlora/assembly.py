@@ -1,5 +1,6 @@
 """Builds the parts of a run from its configuration: task set, backbone, plan, adapted model, evaluator, trainer."""
 
+import hashlib
 import platform
 import resource
 import sys
@@ -105,6 +106,16 @@ def load_taskset(config: RunConfig) -> TaskSet:
     return resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
 
 
+def taskset_fingerprint(taskset: TaskSet) -> str:
+    """16 hex digits from everything in the items that reaches a prompt, images by their names."""
+    digest = hashlib.sha256()
+    for (task, split), items in sorted(taskset.splits.items()):
+        for item in items:
+            shown = (item.scene, item.question, item.options, item.answer, item.image, item.image_text)
+            digest.update(repr((task, split, *shown, sorted(item.prerequisites.items()))).encode())
+    return digest.hexdigest()[:16]
+
+
 def adapter_config(config: RunConfig) -> AdapterConfig:
     """What all slices share."""
     method = config.method
@@ -147,7 +158,11 @@ def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
         context=config.taskset.context,
         predict=parts.evaluator.chain_answers,
         seed=config.seed,
-        identity={"backbone": parts.backbone.fingerprint, "dtype": str(parts.backbone.model.dtype)},
+        identity={
+            "task set": taskset_fingerprint(parts.taskset),
+            "backbone": parts.backbone.fingerprint,
+            "dtype": str(parts.backbone.model.dtype),
+        },
     )
 
 

@@ -134,7 +134,7 @@ def reference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -
 def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
     """(title, header, rows) of the tables that compare groups: accuracy, paired differences, references. In percent."""
     ours = pick_ours(groups)
-    note = "mean over seeds [95 % interval]"
+    note = "mean over seeds ±half of the 95 % interval"
     return [
         (f"end to end, %, {note}", *accuracy_rows(groups, tasks)),
         (f"end to end, points, {note}, paired by seed", *difference_rows(groups, ours, tasks)),
@@ -172,11 +172,12 @@ def pick_ours(groups: Sequence[Group]) -> Group:
 
 
 def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:
-    """93.1 [92.0, 94.2], in percent; without brackets where a single seed gives no interval."""
+    """93.1 ±1.1, in percent, for a symmetric interval; the mean alone where there is none or nothing varies."""
     if math.isnan(mean):
         return "-"
     text = f"{100 * mean:{sign}.1f}"
-    return text if math.isnan(low) else f"{text} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    half = 100 * (high - low) / 2
+    return text if math.isnan(half) or half < 0.05 else f"{text} ±{half:.1f}"
 
 
 def _accuracy(results: Mapping[str, Any], task: str, key: str) -> float:
