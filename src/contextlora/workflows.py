@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contextlora.adapters import export_adapter
 from contextlora.assembly import (
@@ -41,6 +42,7 @@ from contextlora.evaluation.report import (
     partition_table,
     references_table,
     results_table,
+    skills_table,
     stages_table,
 )
 from contextlora.evaluation.suite import evaluate_suite
@@ -151,14 +153,29 @@ def bench(config: RunConfig) -> None:
 
 
 def backbone(config: RunConfig) -> None:
-    """Builds the bundled backbone from scratch, into `<runs_dir>/backbone`."""
-    from contextlora.backbones.build import build_backbone
+    """Builds a backbone from scratch, as the bundled one was, into `<runs_dir>/backbone/seed-<seed>`."""
+    from contextlora.backbones.build import SKILL_TARGETS, build_backbone
     from contextlora.backbones.pretrain import PretrainConfig
 
-    folder = Path(config.runs_dir) / "backbone"
-    card = build_backbone(folder, PretrainConfig(), seeds=(config.seed,), progress=CONSOLE.print)
-    CONSOLE.print(card["held_out_skills"])
-    CONSOLE.print(f"backbone: {_shown(folder)}", soft_wrap=True)
+    settings = PretrainConfig(seed=config.seed)
+    folder = Path(config.runs_dir) / "backbone" / f"seed-{config.seed}"
+    columns = (
+        TextColumn("pretraining"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, console=CONSOLE) as bars:
+        bar = bars.add_task("", total=settings.num_steps, loss="")
+        card = build_backbone(
+            folder, settings, lambda step, loss: bars.update(bar, completed=step, loss=f"loss {loss:.3f}")
+        )
+    CONSOLE.print(skills_table(card["skills"]["test"], SKILL_TARGETS))
+    CONSOLE.print(
+        f"backbone: {_shown(folder)}, {card['train_seconds'] / 60:.0f} min; use it with MODEL={_shown(folder)}",
+        soft_wrap=True,
+    )
 
 
 def export(config: RunConfig, run: RunFolder) -> None:

@@ -123,3 +123,14 @@ def _table(title: str, first_column: str) -> Table:
     table.pad_edge, table.collapse_padding = False, True  # eight columns fit into 80 characters
     table.add_column(first_column, no_wrap=True)
     return table
+
+
+def skills_table(skills: Mapping[str, Mapping[str, float]], targets: Mapping[str, float]) -> Table:
+    """A backbone's accuracy per skill, in all and by form of the question, beside its target where it has one."""
+    header = ["skill", "accuracy", "target", "n", "open", "words", "letters"]
+    rows = [
+        [name, f"{row['accuracy']:.3f}", f"{targets[name]:.2f}" if name in targets else "", str(row["n"])]
+        + [f"{row[form]:.3f}" if form in row else "" for form in header[4:]]
+        for name, row in skills.items()
+    ]
+    return as_rich("skills on held-out scenes and wordings", header, rows)
