@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_an_interrupted_run_that_resumes_to_the_same_weights(make_
 
 
 def test_a_killed_process_resumes_to_the_same_weights(make_config):
-    config = make_config("training.steps_per_task=40", "training.validate_every_steps=4")
+    config = make_config("training.steps_per_task=24", "training.validate_every_steps=4")
     expected = stage_weights(workflows.train(config))
     (whole,) = Path(config.runs_dir).glob("*/*/*/config.yaml")
     code = (
@@ -138,13 +138,13 @@ def test_a_killed_process_resumes_to_the_same_weights(make_config):
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(whole)], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         killed = None
         while killed is None and time.monotonic() < deadline and process.poll() is None:
             started = [
                 path for path in Path(config.runs_dir).glob("*/*/*/metrics.jsonl") if whole.parent != path.parent
             ]
-            if started and len(started[0].read_text().splitlines()) >= 12:  # in the second stage
+            if started and len(started[0].read_text().splitlines()) >= 7:  # in the second stage
                 process.send_signal(signal.SIGKILL)
                 killed = RunFolder(started[0].parent)
     finally:
