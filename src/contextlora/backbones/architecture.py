@@ -32,17 +32,34 @@ _MATCHING = 2.0  # of layer 1's queries and keys: a match then has a logit near 
 
 def make_config(num_layers: int = 6, num_vision_layers: int = 2) -> LlavaConfig:
     """Configuration of the bundled backbone."""
-    ids = {word: index for index, word in enumerate(WORDS)}
-    vision = CLIPVisionConfig(
+    return LlavaConfig(
+        vision_config=_vision_config(num_vision_layers),
+        text_config=_text_config(num_layers),
+        image_token_index=WORDS.index(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=GRID * GRID,
+        projector_hidden_act="linear",
+        tie_word_embeddings=False,
+        pad_token_id=WORDS.index(PAD),
+        eos_token_id=WORDS.index(END),
+    )
+
+
+def _vision_config(num_layers: int) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
         image_size=IMAGE_SIZE,
         patch_size=CELL,
         hidden_size=HIDDEN,
         intermediate_size=2 * HIDDEN,
-        num_hidden_layers=num_vision_layers,
+        num_hidden_layers=num_layers,
         num_attention_heads=HIDDEN // _HEAD_DIM,
         hidden_act="gelu",
     )
-    text = SmolLM3Config(
+
+
+def _text_config(num_layers: int) -> SmolLM3Config:
+    return SmolLM3Config(
         vocab_size=len(WORDS),
         hidden_size=HIDDEN,
         intermediate_size=512,
@@ -55,22 +72,10 @@ def make_config(num_layers: int = 6, num_vision_layers: int = 2) -> LlavaConfig:
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         max_position_embeddings=512,
         tie_word_embeddings=False,
-        pad_token_id=ids[PAD],
-        eos_token_id=ids[END],
+        pad_token_id=WORDS.index(PAD),
+        eos_token_id=WORDS.index(END),
         bos_token_id=None,
         use_cache=False,
-    )
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=ids[IMAGE],
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        image_seq_length=GRID * GRID,
-        projector_hidden_act="linear",
-        tie_word_embeddings=False,
-        pad_token_id=ids[PAD],
-        eos_token_id=ids[END],
     )
 
 

@@ -31,35 +31,34 @@ def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
     if with_levels:
         preamble += _levels(levels, bounds)
 
-    def text(wording: str, **slots: str) -> str:
-        return rng.choice(wordings[wording]).format(**slots)
-
     def read() -> Question:
         name = rng.choice(names)
-        return Question("read", text("lookup", k=name), values[name], tuple(values.values()))
+        return Question("read", _word(rng, wordings, "lookup", k=name), values[name], tuple(values.values()))
 
     def over() -> Question:
         name = rng.choice(names)
         bound = _bound_near(rng, int(values[name]))
         word = rng.choice(("over", "under", "more", "less"))
         true = (int(values[name]) > bound) == (word in ("over", "more"))
-        return Question("compare", text("over", k=name, cmp=word, n=str(bound)), _YES_NO[not true], _YES_NO)
+        return Question(
+            "compare", _word(rng, wordings, "over", k=name, cmp=word, n=str(bound)), _YES_NO[not true], _YES_NO
+        )
 
     def compare() -> Question:
         a, b = rng.sample(names, 2)
         word = rng.choice(("larger", "smaller"))
         answer = a if (int(values[a]) > int(values[b])) == (word == "larger") else b
-        return Question("compare", text("compare", a=a, b=b, cmp=word), answer, names)
+        return Question("compare", _word(rng, wordings, "compare", a=a, b=b, cmp=word), answer, names)
 
     def most() -> Question:
         word = rng.choice(("largest", "smallest"))
         answer = (max if word == "largest" else min)(names, key=lambda name: int(values[name]))
-        return Question("most", text("most", cmp=word), answer, names)
+        return Question("most", _word(rng, wordings, "most", cmp=word), answer, names)
 
     def level() -> Question:
         name = rng.choice(names)
         index = sum(int(values[name]) >= bound for bound in bounds)
-        return Question("level", text("level", k=name), levels[index], levels)
+        return Question("level", _word(rng, wordings, "level", k=name), levels[index], levels)
 
     return Text(preamble, (read, read, over, over, compare, compare, most, *([level] * 6 if with_levels else [])))
 
@@ -78,17 +77,23 @@ def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
     parts = [_pairs(rng, values.items(), table), *(f"{name} {key} ." for name, key in pointers.items())]
     rng.shuffle(parts)
 
-    def text(wording: str, **slots: str) -> str:
-        return rng.choice(wordings[wording]).format(**slots)
-
     def lookup() -> Question:
         key = rng.choice(keys)
-        wording = text("pointer", t=table, p=key) if rng.random() < 0.5 else text("lookup", k=key)
+        wording = (
+            _word(rng, wordings, "pointer", t=table, p=key)
+            if rng.random() < 0.5
+            else _word(rng, wordings, "lookup", k=key)
+        )
         return Question("lookup", wording, values[key], _mixed(rng, values, pool))
 
     def pointer() -> Question:
         name = rng.choice(tuple(pointers))
-        return Question("two_hop", text("pointer", t=table, p=name), values[pointers[name]], _mixed(rng, values, pool))
+        return Question(
+            "two_hop",
+            _word(rng, wordings, "pointer", t=table, p=name),
+            values[pointers[name]],
+            _mixed(rng, values, pool),
+        )
 
     return Text(" ".join(parts), (lookup, *([pointer, pointer] if pointers else [lookup])))
 
@@ -113,6 +118,10 @@ def rules(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
 def repeats(rng: Random) -> list[str]:
     """A word sequence said twice: from the second time on, every next word is known."""
     return rng.choices((*FREE_WORDS, *NUMBERS), k=rng.randint(6, 40))
+
+
+def _word(rng: Random, wordings: Mapping[str, tuple[str, ...]], name: str, **slots: str) -> str:
+    return rng.choice(wordings[name]).format(**slots)
 
 
 def _keys(rng: Random, number: int) -> list[str]:
