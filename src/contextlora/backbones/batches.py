@@ -102,7 +102,7 @@ def _image_row(
 def _text_row(rng: Random, words: Mapping[str, tuple[str, ...]], length: int, *, focused: bool) -> Document:
     if rng.random() < 0.03:
         return _repetition(rng, length)
-    kinds = (text_skills.lookups, text_skills.lookups, text_skills.readings, text_skills.readings, text_skills.rules)
+    kinds = (text_skills.lookups, text_skills.readings, text_skills.readings, text_skills.readings, text_skills.rules)
     make_text = text_skills.lookups if focused else rng.choice(kinds)
     text = make_text(rng, wordings.PLAIN if focused else words)
     document = Document(length)

@@ -95,7 +95,7 @@ def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
             _mixed(rng, values, pool),
         )
 
-    return Text(" ".join(parts), (lookup, *([pointer, pointer] if pointers else [lookup])))
+    return Text(" ".join(parts), (lookup, *([pointer] * 3 if pointers else [lookup])))
 
 
 def rules(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
