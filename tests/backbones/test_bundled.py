@@ -65,7 +65,7 @@ def test_it_has_the_skills_of_its_card(dtype):
 @pytest.mark.parametrize("context", ["none", "gold"])
 @pytest.mark.parametrize("task", ["hazard", "grip", "manoeuvre", "route"])
 def test_it_knows_no_task(backbone, iov, task, context):
-    """Zero-shot accuracy on a task's own test split is near chance: skills are generic, rules and classes are not known."""
+    """Zero-shot accuracy on a task's own test split is near chance: no rule and no class is known."""
     items, spec = iov.items(task, "test"), iov.tasks[task]
     prompts = [
         render(item, spec, context_of(item, spec.prerequisites, context, {}), folder=iov.folder) for item in items

@@ -78,12 +78,20 @@ ANSWERS = {
     "manoeuvre": tuple(MANOEUVRES["fragile"].values()),
     "route": tuple(ROUTES["fragile"].values()),
 }
+# In words that the bundled backbone's generic skills use, since a LoRA can only add what the base nearly has.
+QUESTIONS = {
+    "hazard": "what hazard is in the lane ?",
+    "grip": "what is grip of the lane ?",
+    "manoeuvre": "what manoeuvre ?",
+    "route": "what route ?",
+}
 _NUMBERS = range(100)
 
 
 def words() -> tuple[str, ...]:
     """Every word that a prompt of this set can hold with the default template, punctuation and letters included."""
     prompt = (*".,:?abcd", "<image>", "camera", "weather", "lane", "given", "options", "answer")
+    prompt += tuple(word for question in QUESTIONS.values() for word in question.split())
     inputs = [*COLUMNS, *ROWS, *WEATHERS, *(kind for kinds in HAZARDS.values() for kind in kinds)]
     answers = [word for task, options in ANSWERS.items() for word in (task, *options)]
     readings = [str(number) for number in _NUMBERS if any(low <= number <= high for low, high in GRIPS.values())]
@@ -158,7 +166,7 @@ def _items(scene_id: str, image: str, scene: Mapping[str, str], rng: np.random.G
         items[task] = Item(
             id=f"{task}/{scene_id}",
             scene=scene_id,
-            question=f"lane {lane} . grip {readings} . {task} ?",
+            question=f"lane {lane} . grip {readings} . {QUESTIONS[task]}",
             options=options,
             answer=options.index(answer),
             image=image,
