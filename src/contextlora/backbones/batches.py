@@ -93,9 +93,17 @@ def _image_row(
         scene = scene_skills.spectrogram_scene(rng, drawing, words)
     else:
         scene = scene_skills.camera_scene(rng, drawing, words, max_shift)
+    preamble, askers = scene.preamble, scene.askers[:1] if focused else scene.askers
+    if not focused and rng.random() < 0.5:  # an image and readings together, as the task sets have them
+        if rng.random() < 0.6:
+            text = text_skills.column_readings(rng, words, scene.pointer)
+        else:
+            text = text_skills.readings(rng, words, most_names=4)
+        preamble = f"{preamble} {text.preamble}"
+        askers += text.askers * (1 + len(askers) // (2 * len(text.askers)))
     document = Document(length, [IMAGE] * NUM_PATCHES)
-    document.say(scene.preamble)
-    _ask_until_full(document, scene.askers[:1] if focused else scene.askers, rng, focused)
+    document.say(preamble)
+    _ask_until_full(document, askers, rng, focused)
     return scene, document
 
 

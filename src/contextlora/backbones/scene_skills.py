@@ -42,13 +42,15 @@ class Thing:
 class Scene:
     """What an image shows, the words said about it before the questions, and the questions' generators.
 
-    `patches` names what the centre of each cell belongs to, row by row ("." where there is nothing).
+    `pointer` is a word that stands for a column (0..3), if there is one. `patches` names what the centre of each cell
+    belongs to, row by row ("." where there is nothing).
     """
 
     image: np.ndarray
     patches: tuple[str, ...]
     preamble: str
     askers: tuple[Callable[[], Question | None], ...]
+    pointer: tuple[str, int] | None = None
 
 
 def camera_scene(
@@ -86,7 +88,7 @@ def camera_scene(
     asker = _CameraAsker(things, weather, pointer, rng, wordings)
     seen = {(thing.row, thing.column): thing.kind for thing in things}
     patches = tuple(seen.get((row, column), ".") for row in range(GRID) for column in range(GRID))
-    return Scene(draw_scene(sprites, weather, drawing), patches, " ".join(preamble), asker.askers())
+    return Scene(draw_scene(sprites, weather, drawing), patches, " ".join(preamble), asker.askers(), pointer)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ class Text:
     askers: tuple[Callable[[], Question | None], ...]
 
 
-def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
+def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]], most_names: int = 8) -> Text:
     """Named numbers: read one, compare it with a bound or another, find the largest, tell its level."""
-    names = _keys(rng, rng.randint(2, 8))
+    names = _keys(rng, rng.randint(2, most_names))
     values = dict(zip(names, rng.sample(NUMBERS, len(names)), strict=True))
     preamble = _pairs(rng, values.items())
     bounds = sorted(rng.sample(range(5, 96), rng.choice((1, 2, 3, 3))))
@@ -96,6 +96,23 @@ def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
         )
 
     return Text(" ".join(parts), (lookup, *([pointer] * 3 if pointers else [lookup])))
+
+
+def column_readings(rng: Random, wordings: Mapping[str, tuple[str, ...]], pointer: tuple[str, int] | None) -> Text:
+    """A value for each column of an image, asked for by the column or by the word that points to one (two hops)."""
+    table = rng.choice(FREE_WORDS)
+    pool = rng.choice((NUMBERS, NUMBERS, FREE_WORDS))
+    values = dict(zip(COLUMNS, rng.sample(pool, len(COLUMNS)), strict=True))
+
+    def lookup() -> Question:
+        key = rng.choice(COLUMNS)
+        return Question("lookup", _word(rng, wordings, "pointer", t=table, p=key), values[key], tuple(values.values()))
+
+    def two_hop() -> Question:
+        text = _word(rng, wordings, "pointer", t=table, p=pointer[0])
+        return Question("two_hop", text, values[COLUMNS[pointer[1]]], tuple(values.values()))
+
+    return Text(_pairs(rng, values.items(), table), (lookup, two_hop, two_hop) if pointer else (lookup,))
 
 
 def rules(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
