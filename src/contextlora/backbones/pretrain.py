@@ -35,16 +35,16 @@ class PretrainConfig:
     """
 
     seed: int = 0
-    num_steps: int = 4500
+    num_steps: int = 9000
     num_image_rows: int = 24
     num_text_rows: int = 18
     length: int = 96
-    matrix_learning_rate: float = 3e-3
-    learning_rate: float = 2e-3
+    matrix_learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     constant_share: float = 0.4
-    focus_share: float = 0.06
-    mixing_share: float = 0.3
+    focus_share: float = 0.03
+    mixing_share: float = 0.15
 
 
 class _Batches(Dataset):
