@@ -6,8 +6,6 @@ from random import Random
 
 from contextlora.backbones.vocabulary import LETTERS
 
-FORMS = ("open", "words", "letters")
-
 
 @dataclass(frozen=True)
 class Question:
