@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 
+from contextlora.adapters.dropout import Dropout
 from contextlora.graph import RankPartition, SliceUse
 
 SCALE = 2.0  # of the `adapt` fixture: alpha 8 over rank 4
@@ -83,12 +84,12 @@ def test_partly_frozen_prerequisites_train_as_native_adapters_do(adapt, tiny_mod
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_dropout_draws_what_peft_draws(p, adapt, tiny_model, inputs):
+def test_dropout_acts_where_peft_s_does(p, adapt, tiny_model, inputs):
     adapted = adapt(partition=RankPartition({"a": 4}), dropout=p)
     oracle = native(tiny_model(), adapted.target_modules, {"a": (factors_of(adapted, "a"), True)})
     for layer in oracle.modules():
         if isinstance(layer, peft.tuners.lora.Linear):
-            layer.lora_dropout["a"] = torch.nn.Dropout(p)
+            layer.lora_dropout["a"] = Dropout(p)
     results = []
     for model in (adapted.train(), oracle.train()):
         torch.manual_seed(0)

@@ -53,7 +53,7 @@ def test_answers_follow_their_question_and_options_hold_the_answer(seed):
 def test_lookups_can_be_answered_from_the_text():
     """An independent reader of the `key value` lines finds every looked-up answer in the row."""
     found = 0
-    for seed in range(20):
+    for seed in range(40):
         batch = make_batch(seed, **SHAPE)
         for row, position, skill, form in batch.asked:
             if skill in ("lookup", "read", "two_hop") and form == "open":

@@ -1,6 +1,6 @@
 """The bundled backbone's architecture: LLaVA form, CLIP vision tower + SmolLM3 text model, all shipped by transformers.
 
-Three initialisations let a model of a few million parameters learn in minutes what else takes far longer:
+Four initialisations let a model of a few million parameters learn in minutes what else takes far longer:
 
 * Layer 0's heads are fixed previous-token heads: every position sees the tokens at distance 1, 2 and 3. Query and key
   are constants (zero weights, biases only), turned by RoPE; with q = (1, 0) and k = (cos d f_i, sin d f_i) on the four
@@ -9,6 +9,8 @@ Three initialisations let a model of a few million parameters learn in minutes w
 * Layer 1 begins with two induction heads, and the output head begins as the embeddings: looking up and copying, which
   every skill needs, are there from the start. Every other layer has no positions (NoPE), so that contents match at any
   distance; the others know what is recent.
+* Number words begin in order: most of an embedding is a smooth curve along 0 to 99, so that comparing two numbers does
+  not need all pairs of them. The rest is random, which keeps neighbours apart.
 * Patch positions are spoken in words: the position embedding of the patch in column i and row j starts as the sum of
   the word embeddings of `c<i>` and `r<j>`, and the projector starts as the identity.
 """
@@ -19,7 +21,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, SmolLM3Config
 
-from contextlora.backbones.vocabulary import END, IMAGE, PAD, WORDS
+from contextlora.backbones.vocabulary import END, IMAGE, NUMBERS, PAD, WORDS
 from contextlora.tasks.renderers import CELL, COLUMNS, GRID, IMAGE_SIZE, ROWS
 
 HIDDEN = 192
@@ -27,6 +29,8 @@ _HEAD_DIM = 32
 _PREVIOUS_TOKENS = (1, 1, 2, 2, 3, 3)  # distance that each head of layer 0 looks back
 _SHARPNESS = 70.0  # attention logit at the peak; the neighbouring positions then get less than 1e-4 of the weight
 _NUM_FREQUENCIES = 4
+_SMOOTH_SHARE = 0.8  # of the variance of a number word's embedding
+_WAVELENGTHS = (16.0, 400.0)  # shortest and longest of the curve, in numbers
 _MATCHING = 2.0  # of layer 1's queries and keys: a match then has a logit near 10
 
 
@@ -89,6 +93,7 @@ def build_model(config: LlavaConfig) -> tuple[LlavaForConditionalGeneration, lis
     language, width = model.model.language_model, config.text_config.hidden_size
     with torch.no_grad():
         language.embed_tokens.weight.normal_()
+        _order_numbers(language.embed_tokens.weight)
         model.lm_head.weight.copy_(language.embed_tokens.weight / math.sqrt(width))  # copying is easy from the start
         for module in (*language.layers.modules(), *model.model.vision_tower.modules()):
             if isinstance(module, nn.Linear):
@@ -106,6 +111,18 @@ def build_model(config: LlavaConfig) -> tuple[LlavaForConditionalGeneration, lis
             linear.weight.copy_(torch.eye(width))
             linear.bias.zero_()
     return model, fixed
+
+
+def _order_numbers(words: torch.Tensor) -> None:
+    """Puts the number words' rows of (vocabulary, d) embeddings on a smooth curve; their variance stays 1."""
+    shortest, longest = (math.log10(wavelength) for wavelength in _WAVELENGTHS)
+    frequencies = 2 * math.pi / torch.logspace(shortest, longest, _HEAD_DIM // 2)
+    angles = torch.arange(float(len(NUMBERS)))[:, None] * frequencies
+    curve = torch.cat((angles.cos(), angles.sin()), dim=1)  # squared norm: the number of frequencies
+    directions = torch.linalg.qr(torch.randn(HIDDEN, curve.shape[1])).Q.T
+    smooth = curve @ directions * math.sqrt(HIDDEN / len(frequencies))
+    rows = [WORDS.index(number) for number in NUMBERS]
+    words[rows] = math.sqrt(1 - _SMOOTH_SHARE) * words[rows] + math.sqrt(_SMOOTH_SHARE) * smooth
 
 
 def _fix_previous_token_heads(attention: nn.Module, config: LlavaConfig) -> list[nn.Parameter]:

@@ -16,6 +16,11 @@ NUM_PATCHES = GRID * GRID
 _IDS = {word: index for index, word in enumerate(WORDS)}
 _IGNORE = -100
 _FORMS = ("open", "words", "words", "letters")
+_KINDS = (
+    *(text_skills.lookups, text_skills.lookups),
+    *(text_skills.readings, text_skills.readings, text_skills.readings, text_skills.readings),
+    *(text_skills.rules, text_skills.rules, text_skills.numbers, text_skills.choices),
+)
 _PATCH_WORDS = (".", *OBJECTS, *PATTERNS)
 PATCH_WORD_IDS = [_IDS[word] for word in _PATCH_WORDS]
 
@@ -46,6 +51,7 @@ def make_batch(
     num_text_rows: int,
     length: int,
     focus: float = 0.0,
+    plain: float = 0.0,
     held_out: bool = False,
 ) -> Batch:
     """Writes one batch; a pure function of its arguments.
@@ -57,17 +63,24 @@ def make_batch(
         length: words a row, image tokens included.
         focus: share of the rows that only look things up (in a text, or in an image of aligned objects), in one plain
             wording without options: the circuit that all other skills build on.
+        plain: share of the other rows that ask in one wording, mostly without options.
         held_out: ask in the held-out wordings.
     """
     rng, drawing = Random(seed), np.random.default_rng(seed)
-    words = wordings.HELD_OUT if held_out else wordings.TRAIN
+
+    def style() -> _Style:
+        if rng.random() < focus:
+            return _Style(wordings.PLAIN, ("open",), focused=True)
+        if rng.random() < plain:
+            return _Style(wordings.PLAIN, ("open",))
+        return _Style(wordings.HELD_OUT if held_out else wordings.TRAIN, _FORMS)
 
     documents, scenes = [], []
     for _ in range(num_image_rows):
-        scene, document = _image_row(rng, drawing, words, length, focused=rng.random() < focus)
+        scene, document = _image_row(rng, drawing, style(), length)
         scenes.append(scene)
         documents.append(document)
-    documents += [_text_row(rng, words, length, focused=rng.random() < focus) for _ in range(num_text_rows)]
+    documents += [_text_row(rng, style(), length) for _ in range(num_text_rows)]
     input_ids = np.full((len(documents), length), _IDS[PAD])
     labels = np.full((len(documents), length), _IGNORE)
     asked = []
@@ -85,37 +98,43 @@ def make_batch(
     return Batch(*(torch.from_numpy(array) for array in arrays), asked)
 
 
+@dataclass(frozen=True)
+class _Style:
+    """How the questions of a row are asked; a focused row asks for its scene's or text's first skill alone."""
+
+    words: Mapping[str, tuple[str, ...]]
+    forms: tuple[str, ...]
+    focused: bool = False
+
+
 def _image_row(
-    rng: Random, drawing: np.random.Generator, words: Mapping[str, tuple[str, ...]], length: int, *, focused: bool
+    rng: Random, drawing: np.random.Generator, style: _Style, length: int
 ) -> tuple[scene_skills.Scene, Document]:
-    words, max_shift = (wordings.PLAIN, 0) if focused else (words, MAX_SHIFT)
     if rng.random() < 0.2:
-        scene = scene_skills.spectrogram_scene(rng, drawing, words)
+        scene = scene_skills.spectrogram_scene(rng, drawing, style.words)
     else:
-        scene = scene_skills.camera_scene(rng, drawing, words, max_shift)
-    preamble, askers = scene.preamble, scene.askers[:1] if focused else scene.askers
-    if not focused and rng.random() < 0.5:  # an image and readings together, as the task sets have them
+        scene = scene_skills.camera_scene(rng, drawing, style.words, max_shift=0 if style.focused else MAX_SHIFT)
+    preamble, askers = scene.preamble, scene.askers[:1] if style.focused else scene.askers
+    if not style.focused and rng.random() < 0.5:  # an image and readings together, as the task sets have them
         if rng.random() < 0.6:
-            text = text_skills.column_readings(rng, words, scene.pointer)
+            text = text_skills.column_readings(rng, style.words, scene.pointer)
         else:
-            text = text_skills.readings(rng, words, most_names=4)
+            text = text_skills.readings(rng, style.words, most_names=4)
         preamble = f"{preamble} {text.preamble}"
         askers += text.askers * (1 + len(askers) // (2 * len(text.askers)))
     document = Document(length, [IMAGE] * NUM_PATCHES)
     document.say(preamble)
-    _ask_until_full(document, askers, rng, focused)
+    _ask_until_full(document, askers, rng, style.forms)
     return scene, document
 
 
-def _text_row(rng: Random, words: Mapping[str, tuple[str, ...]], length: int, *, focused: bool) -> Document:
+def _text_row(rng: Random, style: _Style, length: int) -> Document:
     if rng.random() < 0.03:
         return _repetition(rng, length)
-    kinds = (text_skills.lookups, text_skills.readings, text_skills.readings, text_skills.readings, text_skills.rules)
-    make_text = text_skills.lookups if focused else rng.choice(kinds)
-    text = make_text(rng, wordings.PLAIN if focused else words)
+    text = (text_skills.lookups if style.focused else rng.choice(_KINDS))(rng, style.words)
     document = Document(length)
     document.say(text.preamble)
-    _ask_until_full(document, text.askers[:1] if focused else text.askers, rng, focused)
+    _ask_until_full(document, text.askers[:1] if style.focused else text.askers, rng, text.forms or style.forms)
     return document
 
 
@@ -130,9 +149,8 @@ def _repetition(rng: Random, length: int) -> Document:
     return document
 
 
-def _ask_until_full(document: Document, askers: tuple, rng: Random, focused: bool) -> None:
+def _ask_until_full(document: Document, askers: tuple, rng: Random, forms: tuple[str, ...]) -> None:
     failures = 0
     while failures < 4:
         question = rng.choice(askers)()
-        form = "open" if focused else rng.choice(_FORMS)
-        failures += question is None or not document.ask(question, form, rng)
+        failures += question is None or not document.ask(question, rng.choice(forms), rng)

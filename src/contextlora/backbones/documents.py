@@ -1,6 +1,6 @@
 """Writes pretraining documents: words with the positions at which the model must predict, and what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -9,12 +9,17 @@ from contextlora.backbones.vocabulary import LETTERS
 
 @dataclass(frozen=True)
 class Question:
-    """One question: the skill it exercises, its words, its one-word answer, and words that could pass for it."""
+    """One question: the skill it exercises, its words, its one-word answer, and words that could pass for it.
+
+    `hints` says what the model must find on the way: at a word of the question (a key), the word to be predicted there
+    (its value).
+    """
 
     skill: str
     text: str
     answer: str
     pool: Sequence[str]
+    hints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -39,12 +44,15 @@ class Document:
     def ask(self, question: Question, form: str, rng: Random) -> bool:
         """Appends a question with its answer if it fits; returns whether it did.
 
-        The question mark, and in the forms with options the colon before them, must predict the answer as well: the
-        model learns to know the answer first and to find it among the options then.
+        The question mark, and in the forms with options the colon before them, must predict the answer as well, and so
+        must "answer" before a letter: the model learns to know the answer first and to find it among the options then.
         """
         start = len(self.words)
         words = [*question.text.split(), "?"]
-        answer, labels = question.answer, {start + len(words) - 1: question.answer}
+        labels = {
+            start + position: question.hints[word] for position, word in enumerate(words) if word in question.hints
+        }
+        answer, labels[start + len(words) - 1] = question.answer, question.answer
         if form != "open":
             options = draw_options(question, rng)
             labels[start + len(words) + 1] = question.answer
@@ -57,6 +65,8 @@ class Document:
             return False
         position = start + len(words) - 3
         labels[position] = answer
+        if form == "letters":
+            labels[position - 1] = question.answer
         self.words += words
         self.labels |= labels
         self.asked.append((position, question.skill, form))

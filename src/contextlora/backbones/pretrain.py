@@ -31,7 +31,8 @@ class PretrainConfig:
         warmup_steps: linear warm-up.
         constant_share: share of the steps before the cosine decay begins.
         focus_share: share of the steps in which every row only looks things up, in plain wording.
-        mixing_share: share of the steps after which no row is restricted any more.
+        plain_share: share of the steps after which rows ask in all wordings and forms; until then one plain wording.
+        mixing_share: length of the linear passage from each of these to the next, as a share of the steps.
     """
 
     seed: int = 0
@@ -44,7 +45,8 @@ class PretrainConfig:
     warmup_steps: int = 100
     constant_share: float = 0.4
     focus_share: float = 0.03
-    mixing_share: float = 0.15
+    plain_share: float = 0.15
+    mixing_share: float = 0.03
 
 
 class _Batches(Dataset):
@@ -63,14 +65,14 @@ class _Batches(Dataset):
             num_image_rows=config.num_image_rows,
             num_text_rows=config.num_text_rows,
             length=config.length,
-            focus=_focus(config, step),
+            focus=_falling(config.focus_share, config, step),
+            plain=_falling(config.plain_share, config, step),
         )
 
 
-def _focus(config: PretrainConfig, step: int) -> float:
-    """1 until `focus_share` of the steps, then falling linearly to 0 at `mixing_share`."""
-    left = config.mixing_share - step / config.num_steps
-    return min(1.0, max(0.0, left / (config.mixing_share - config.focus_share)))
+def _falling(share: float, config: PretrainConfig, step: int) -> float:
+    """1 until this share of the steps, then falling linearly to 0 within `mixing_share`."""
+    return min(1.0, max(0.0, 1.0 - (step / config.num_steps - share) / config.mixing_share))
 
 
 class SkillModel(nn.Module):

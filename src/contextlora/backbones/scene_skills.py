@@ -138,8 +138,8 @@ class _CameraAsker:
 
     def name_pointer(self) -> Question | None:
         word, column = self.pointer
-        thing = self._alone(column)
-        return thing and Question("name_two_hop", self._text("name_pointer", p=word), thing.kind, OBJECTS)
+        thing, hints = self._alone(column), {word: COLUMNS[column]}
+        return thing and Question("name_two_hop", self._text("name_pointer", p=word), thing.kind, OBJECTS, hints)
 
     def name_extreme(self) -> Question | None:
         word = self.rng.choice(("leftmost", "rightmost", "highest", "lowest"))
@@ -194,7 +194,9 @@ class _CameraAsker:
             return None
         true = (difference < 0) == (relation in ("left", "above"))
         text = self._text("relation", a=a.kind, b=b.kind, rel=relation)
-        return Question("relation", text, _YES_NO[not true], _YES_NO)
+        places = COLUMNS if axis == "column" else ROWS
+        hints = {thing.kind: places[getattr(thing, axis)] for thing in (a, b)}
+        return Question("relation", text, _YES_NO[not true], _YES_NO, hints)
 
     def say_weather(self) -> Question:
         return Question("weather", self._text("weather"), self.weather, WEATHERS)
@@ -203,10 +205,12 @@ class _CameraAsker:
         classes = tuple({thing.label for thing in self.things}) + tuple(self.rng.sample(FREE_WORDS, 2))
         thing = self._alone(self.rng.randrange(GRID))
         if thing and self.rng.random() < 0.5:
-            return Question("class", self._text("class_column", c=COLUMNS[thing.column]), thing.label, classes)
-        thing = self.rng.choice(self.things)
-        text = self._text("class_cell", c=COLUMNS[thing.column], r=ROWS[thing.row])
-        return Question("class", text, thing.label, classes)
+            text = self._text("class_column", c=COLUMNS[thing.column])
+        else:
+            thing = self.rng.choice(self.things)
+            text = self._text("class_cell", c=COLUMNS[thing.column], r=ROWS[thing.row])
+        last_word = text.split()[-1]  # of the cell's name, which is known from there on
+        return Question("class", text, thing.label, classes, {last_word: thing.kind})
 
 
 def spectrogram_scene(rng: Random, drawing: np.random.Generator, wordings: Mapping[str, tuple[str, ...]]) -> Scene:

@@ -1,6 +1,6 @@
-"""Generic questions about text: repeating, look-up, two-hop look-up, comparing, thresholds, rule tables."""
+"""Generic questions about text: repeating, choosing, look-up, two hops, comparing, thresholds, rule tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -14,10 +14,11 @@ _CELLS = (*COLUMNS, *ROWS)
 
 @dataclass(frozen=True)
 class Text:
-    """Words said first, and the generators of questions about them."""
+    """Words said first, the generators of questions about them, and the forms these take if not all."""
 
     preamble: str
     askers: tuple[Callable[[], Question | None], ...]
+    forms: tuple[str, ...] = ()
 
 
 def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]], most_names: int = 8) -> Text:
@@ -37,18 +38,10 @@ def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]], most_names: i
 
     def over() -> Question:
         name = rng.choice(names)
-        bound = _bound_near(rng, int(values[name]))
-        word = rng.choice(("over", "under", "more", "less"))
-        true = (int(values[name]) > bound) == (word in ("over", "more"))
-        return Question(
-            "compare", _word(rng, wordings, "over", k=name, cmp=word, n=str(bound)), _YES_NO[not true], _YES_NO
-        )
+        return _over(rng, wordings, name, values[name])
 
     def compare() -> Question:
-        a, b = rng.sample(names, 2)
-        word = rng.choice(("larger", "smaller"))
-        answer = a if (int(values[a]) > int(values[b])) == (word == "larger") else b
-        return Question("compare", _word(rng, wordings, "compare", a=a, b=b, cmp=word), answer, names)
+        return _compare(rng, wordings, {name: values[name] for name in rng.sample(names, 2)}, names)
 
     def most() -> Question:
         word = rng.choice(("largest", "smallest"))
@@ -58,9 +51,35 @@ def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]], most_names: i
     def level() -> Question:
         name = rng.choice(names)
         index = sum(int(values[name]) >= bound for bound in bounds)
-        return Question("level", _word(rng, wordings, "level", k=name), levels[index], levels)
+        text = _word(rng, wordings, "level", k=name)
+        return Question("level", text, levels[index], levels, {name: values[name]})
 
     return Text(preamble, (read, read, over, over, compare, compare, most, *([level] * 6 if with_levels else [])))
+
+
+def numbers(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
+    """Bare numbers compared: the order of the number words, without anything to look up."""
+
+    def over() -> Question:
+        number = rng.choice(NUMBERS)
+        return _over(rng, wordings, number, number)
+
+    def compare() -> Question:
+        first = rng.choice(NUMBERS)
+        pair = (first, str(_bound_near(rng, int(first))))
+        return _compare(rng, wordings, {number: number for number in pair}, NUMBERS)
+
+    return Text("", (over, compare))
+
+
+def choices(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
+    """Says which word to choose: binding a word to its letter, without anything to find out."""
+
+    def choose() -> Question:
+        word = rng.choice((*FREE_WORDS, *NUMBERS))
+        return Question("choose", _word(rng, wordings, "choose", k=word), word, FREE_WORDS)
+
+    return Text("", (choose,), forms=("letters", "letters", "words"))
 
 
 def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
@@ -93,6 +112,7 @@ def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
             _word(rng, wordings, "pointer", t=table, p=name),
             values[pointers[name]],
             _mixed(rng, values, pool),
+            {name: pointers[name]},
         )
 
     return Text(" ".join(parts), (lookup, *([pointer] * 3 if pointers else [lookup])))
@@ -110,7 +130,8 @@ def column_readings(rng: Random, wordings: Mapping[str, tuple[str, ...]], pointe
 
     def two_hop() -> Question:
         text = _word(rng, wordings, "pointer", t=table, p=pointer[0])
-        return Question("two_hop", text, values[COLUMNS[pointer[1]]], tuple(values.values()))
+        column = COLUMNS[pointer[1]]
+        return Question("two_hop", text, values[column], tuple(values.values()), {pointer[0]: column})
 
     return Text(_pairs(rng, values.items(), table), (lookup, two_hop, two_hop) if pointer else (lookup,))
 
@@ -160,6 +181,26 @@ def _levels(levels: list[str], bounds: list[int]) -> str:
     """ "levels : low under 30 , mid under 60 , high over 59 ." """
     steps = [f"{level} under {bound}" for level, bound in zip(levels, bounds, strict=False)]
     return " levels : " + " , ".join(steps) + f" , {levels[-1]} over {bounds[-1] - 1} ."
+
+
+def _over(rng: Random, wordings: Mapping[str, tuple[str, ...]], name: str, value: str) -> Question:
+    """Whether a named number, or a number itself, lies over or under a bound."""
+    bound = _bound_near(rng, int(value))
+    word = rng.choice(("over", "under", "more", "less"))
+    true = (int(value) > bound) == (word in ("over", "more"))
+    text = _word(rng, wordings, "over", k=name, cmp=word, n=str(bound))
+    return Question("compare", text, _YES_NO[not true], _YES_NO, {name: value} if name != value else {})
+
+
+def _compare(
+    rng: Random, wordings: Mapping[str, tuple[str, ...]], pair: Mapping[str, str], pool: Sequence[str]
+) -> Question:
+    """Which of two named numbers, or of two numbers, is larger or smaller."""
+    word = rng.choice(("larger", "smaller"))
+    answer = (max if word == "larger" else min)(pair, key=lambda name: int(pair[name]))
+    a, b = pair
+    hints = {name: value for name, value in pair.items() if name != value}
+    return Question("compare", _word(rng, wordings, "compare", a=a, b=b, cmp=word), answer, pool, hints)
 
 
 def _bound_near(rng: Random, value: int) -> int:

@@ -52,6 +52,10 @@ _PARTS: dict[str, tuple[tuple[str, ...], ...]] = {
         _ASK,
         ("{t} of {p}", "{t} at {p}", "the {t} of {p}", "{t} of the {p}", "the {t} at {p}"),
     ),
+    "choose": (
+        ("choose", "say", "name", "tell", "the answer is"),
+        ("{k}", "the {k}", "word {k}", "the word {k}", "this {k}"),
+    ),
     "over": (
         ("is {k}", "is the {k}", "tell if {k} is", "say if {k} is", "is value of {k}"),
         ("{cmp} {n}", "{cmp} than {n}", "{cmp} value {n}", "{cmp} level {n}", "{cmp} the number {n}"),
