@@ -44,6 +44,17 @@ def test_induction_heads_work_from_the_start(model):
     assert followed.mean() > 0.5  # uniform attention would give 1/30
 
 
+def test_number_words_begin_in_order(model):
+    """The nearer two numbers, the more alike their embeddings; the random share keeps neighbours apart."""
+    words = model.model.language_model.embed_tokens.weight
+    numbers = words[[WORDS.index(str(n)) for n in range(100)]]
+    alike = torch.nn.functional.cosine_similarity(numbers[:, None], numbers[None], dim=-1)
+    near, far = (alike.diagonal(offset).mean() for offset in (1, 60))
+    assert 0.6 < near < 0.9 and far < near - 0.3
+    others = words[[WORDS.index(word) for word in ("apple", "river", "c1", "car")]]
+    torch.testing.assert_close(numbers.std(), others.std(), rtol=0.1, atol=0)  # no louder than other words
+
+
 def test_patch_positions_are_spoken_in_words(model):
     words = model.model.language_model.embed_tokens.weight
     positions = model.model.vision_tower.embeddings.position_embedding.weight

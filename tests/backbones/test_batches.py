@@ -1,10 +1,13 @@
 """Pretraining documents: labels tell the truth, held-out wordings stay out, a seed fixes everything."""
 
+from itertools import pairwise
+from random import Random
+
 import numpy as np
 import pytest
 import torch
 
-from contextlora.backbones import wordings
+from contextlora.backbones import text_skills, wordings
 from contextlora.backbones.batches import NUM_PATCHES, make_batch
 from contextlora.backbones.vocabulary import IMAGE, UNKNOWN, WORDS
 
@@ -80,3 +83,52 @@ def test_counts_agree_with_the_drawn_pixels():
                 counts.append(int(words[position + 1]))
                 painted.append(batch.pixels[row].float().std().item())
     assert len(counts) > 20 and np.corrcoef(counts, painted)[0, 1] > 0.2
+
+
+def test_hints_are_the_values_that_the_text_names():
+    """At a key of a comparison the model must predict its value, which the `key value` lines say."""
+    found = 0
+    for seed in range(20):
+        batch = make_batch(seed, **SHAPE)
+        for row, position, skill, form in batch.asked:
+            if skill not in ("compare", "level") or form != "open":
+                continue
+            words = words_of(batch.input_ids[row])
+            said = words[: words.index("?")]
+            values = {key: value for key, value in pairwise(said) if value.isdigit() and not key.isdigit()}
+            mark = position - 2  # the question mark
+            start = mark - words[:mark][::-1].index(".")
+            for place in range(start, mark):
+                hinted = batch.labels[row, place]
+                if hinted >= 0:
+                    assert WORDS[hinted] == values[words[place]]
+                    found += 1
+    assert found > 50
+
+
+def test_comparisons_of_bare_numbers_are_true():
+    found = 0
+    for seed in range(40):
+        text = text_skills.numbers(Random(seed), wordings.PLAIN)
+        for question in (ask() for ask in text.askers):
+            numbers = [int(word) for word in question.text.split() if word.isdigit()]
+            chosen = max if {"larger", "over", "more"} & set(question.text.split()) else min
+            best = str(chosen(numbers))
+            expected = best if question.answer.isdigit() else ("yes" if best == str(numbers[0]) else "no")
+            assert question.answer == expected and len(set(numbers)) == 2
+            found += 1
+    assert found == 80
+
+
+@pytest.mark.parametrize("focus, plain", [(1.0, 0.0), (0.0, 1.0)])
+def test_early_rows_ask_in_one_wording(focus, plain):
+    batch = make_batch(0, **SHAPE, focus=focus, plain=plain)
+    skills = {skill for _, _, skill, _ in batch.asked}
+    assert skills <= {"lookup", "name", "tone"} if focus else len(skills) > 5
+    assert {form for _, _, skill, form in batch.asked if skill != "choose"} == {"open"}
+    starts = set()
+    for row, position, skill, _ in batch.asked:
+        if skill == "lookup":
+            words = words_of(batch.input_ids[row])[: position - 2]
+            starts.add(words[len(words) - words[::-1].index(".")])
+    assert len(starts) <= 2  # by key and by pointer; there are five of each
