@@ -1,6 +1,6 @@
 """Frozen ratio x variant: what it does to prerequisites, children and interference.
 
-    .venv/bin/python bench/delta.py [seeds=3] [key=value ...]
+    .venv/bin/python bench/delta.py [seeds=3] [jobs=1] [key=value ...]
 
 Writes <runs_dir>/delta.md and <runs_dir>/delta.png. Every figure is a mean over tasks, then over seeds, in percent.
 """
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from contextlora import workflows
+from contextlora.benchmarks import read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.evaluation.compare import with_interval
 from contextlora.evaluation.metrics import mean_interval
@@ -42,18 +43,25 @@ def figures(results: dict) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
-    arguments = [text for text in sys.argv[1:] if not text.startswith("seeds=")]
-    num_seeds = int(next((text[6:] for text in sys.argv[1:] if text.startswith("seeds=")), 3))
+    (num_seeds, jobs), arguments = read_arguments(sys.argv[1:], seeds=3, jobs=1)
+    configs = {
+        (variant, delta): [
+            load_config(
+                [*arguments, "method=contextlora", f"method.variant={variant}", f"method.delta={delta}", f"seed={seed}"]
+            )
+            for seed in range(num_seeds)
+        ]
+        for variant in VARIANTS
+        for delta in DELTAS
+    }
+    run_missing([config for several in configs.values() for config in several], jobs)
     table, curves = [], {variant: {} for variant in VARIANTS}
-    for variant in VARIANTS:
-        for delta in DELTAS:
-            setting = [*arguments, "method=contextlora", f"method.variant={variant}", f"method.delta={delta}"]
-            configs = [load_config([*setting, f"seed={seed}"]) for seed in range(num_seeds)]
-            seen = [figures(run.results) for run in workflows.run_missing(configs)]
-            intervals = [mean_interval(column) for column in zip(*seen, strict=True)]
-            table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
-            curves[variant][delta] = intervals[3]
+    for (variant, delta), several in configs.items():
+        seen = [figures(run.results) for run in run_missing(several)]
+        intervals = [mean_interval(column) for column in zip(*seen, strict=True)]
+        table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
+        curves[variant][delta] = intervals[3]
     workflows.CONSOLE.print(as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
-    folder = Path(configs[0].runs_dir)
+    folder = Path(several[0].runs_dir)
     (folder / "delta.md").write_text(markdown_table(HEADER, table), encoding="utf-8")
     save_figure(delta_figure(curves, "last task, end to end, %"), folder / "delta.png")

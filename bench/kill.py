@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from contextlora import workflows
+from contextlora.benchmarks import read_arguments
 from contextlora.config import load_config
 from contextlora.runs import find_runs
 
@@ -28,8 +29,7 @@ def final_weights(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    arguments = [text for text in sys.argv[1:] if not text.startswith("times=")]
-    num_times = int(next((text[6:] for text in sys.argv[1:] if text.startswith("times=")), 10))
+    (num_times,), arguments = read_arguments(sys.argv[1:], times=10)
     config = load_config(arguments)
     began = time.monotonic()
     expected = final_weights(workflows.train(config).path)

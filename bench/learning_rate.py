@@ -1,6 +1,6 @@
 """The same search for every method: one grid of learning rates, judged end to end on the validation split.
 
-    .venv/bin/python bench/learning_rate.py [seeds=2] [key=value ...]
+    .venv/bin/python bench/learning_rate.py [seeds=2] [jobs=1] [key=value ...]
 
 Prints the mean validation accuracy over tasks and seeds of every method and rate; the test split is never looked at.
 """
@@ -8,6 +8,7 @@ Prints the mean validation accuracy over tasks and seeds of every method and rat
 import sys
 
 from contextlora import workflows
+from contextlora.benchmarks import read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent
 from contextlora.methods import METHODS
@@ -21,16 +22,28 @@ def validation_accuracy(results: dict) -> float:
 
 
 if __name__ == "__main__":
-    arguments = [text for text in sys.argv[1:] if not text.startswith("seeds=")]
-    num_seeds = int(next((text[6:] for text in sys.argv[1:] if text.startswith("seeds=")), 2))
+    (num_seeds, jobs), arguments = read_arguments(sys.argv[1:], seeds=2, jobs=1)
+    configs = {
+        (method, rate): [
+            load_config(
+                [
+                    f"method={method}",
+                    f"training.learning_rate={rate}",
+                    "evaluation.split=validation",
+                    *arguments,
+                    f"seed={seed}",
+                ]
+            )
+            for seed in range(num_seeds)
+        ]
+        for method in METHODS
+        for rate in RATES
+    }
+    run_missing([config for several in configs.values() for config in several], jobs)
     rows = []
     for method in METHODS:
-        row = []
-        for rate in RATES:
-            setting = [f"method={method}", f"training.learning_rate={rate}", "evaluation.split=validation", *arguments]
-            configs = [load_config([*setting, f"seed={seed}"]) for seed in range(num_seeds)]
-            runs = workflows.run_missing(configs)
-            row.append(sum(validation_accuracy(run.results) for run in runs) / num_seeds)
+        runs = [run_missing(configs[method, rate]) for rate in RATES]
+        row = [sum(validation_accuracy(run.results) for run in several) / num_seeds for several in runs]
         best = max(range(len(RATES)), key=row.__getitem__)
         rows.append((method, *map(percent, row), f"{RATES[best]:g}"))
     header = ("method", *(f"{rate:g}" for rate in RATES), "best rate")

@@ -18,6 +18,7 @@ LAYERS = (
     ("training", "evaluation"),
     ("assembly",),
     ("workflows",),
+    ("benchmarks",),
     ("cli",),
     ("__main__",),
 )

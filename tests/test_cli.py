@@ -23,12 +23,14 @@ ROOT = Path(__file__).parents[1]
 def calls(monkeypatch):
     """Stands in for the workflows; gives the list of calls made."""
     made = []
-    workflows = ModuleType("contextlora.workflows")
-    for command in COMMANDS:
+    for where in {command.module for command in COMMANDS.values()}:
+        module = ModuleType(f"contextlora.{where}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(contextlora, where, module, raising=False)
+    for command, place in COMMANDS.items():
         name = command.replace("-", "_")
-        setattr(workflows, name, lambda *args, _name=name, **kwargs: made.append((_name, args, kwargs)))
-    monkeypatch.setitem(sys.modules, "contextlora.workflows", workflows)
-    monkeypatch.setattr(contextlora, "workflows", workflows, raising=False)
+        record = lambda *args, _name=name, **kwargs: made.append((_name, args, kwargs))  # noqa: E731
+        setattr(sys.modules[f"contextlora.{place.module}"], name, record)
     return made
 
 

@@ -181,14 +181,6 @@ def test_comparing_needs_runs_and_writes_a_table(make_config):
     assert "| majority answer |" in text
 
 
-def test_run_missing_makes_only_what_is_not_there(make_config, monkeypatch):
-    configs = [make_config("training.steps_per_task=1", f"seed={seed}") for seed in range(2)]
-    workflows.train(configs[0])
-    runs = workflows.run_missing(configs)
-    assert [run.settings["seed"] for run in runs] == [0, 1]
-    assert len(list(Path(configs[0].runs_dir).glob("*/*/*/results.json"))) == 2
-
-
 def test_a_mistake_leaves_no_run_folder(make_config):
     config = make_config("method.edge_delta={'a->d': 0.5, 'b->d': 0.5}")
     with pytest.raises(UserError, match="b->d"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import shutil
 import sys
 import textwrap
@@ -22,11 +23,12 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what its workflow takes: the configuration, a run (which one by default), or both."""
+    """A command, what its workflow takes (the configuration, a run, which one by default, or both) and where it is."""
 
     text: str
     settings: bool = True
     run: str = ""
+    module: str = "workflows"
 
 
 COMMANDS = {
@@ -38,7 +40,7 @@ COMMANDS = {
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
-    "bench": Command("measure time, memory and accuracy of the default command"),
+    "bench": Command("measure time, memory and accuracy of the default command", module="benchmarks"),
 }
 
 USAGE = """\
@@ -124,9 +126,8 @@ def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
         run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
         config = load_config(settings, config_dir, saved=run.config_file)
 
-    from contextlora import workflows
-
-    workflow = getattr(workflows, options.command.replace("-", "_"))
+    module = importlib.import_module(f"contextlora.{command.module}")
+    workflow = getattr(module, options.command.replace("-", "_"))
     if options.command == "train":
         workflow(config, dry_run=options.dry_run)
     else:

@@ -2,10 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
-from multiprocessing import get_context
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,10 @@ from contextlora.assembly import (
 from contextlora.config import RunConfig, load_config, to_yaml
 from contextlora.errors import UserError
 from contextlora.evaluation.compare import (
-    FinishedRun,
     alike,
     collect_runs,
     comparison,
     comparison_markdown,
-    cost_rows,
     flatten,
     group_runs,
 )
@@ -54,7 +49,6 @@ from contextlora.training.memory import estimate_memory
 from contextlora.training.module import ContextLoraModule
 
 CONSOLE = Console()
-BENCH_SEEDS = 3
 
 
 def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
@@ -130,26 +124,6 @@ def compare(config: RunConfig) -> None:
     target = Path(config.runs_dir) / "comparison.md"
     write_atomically(target, comparison_markdown(tables))
     CONSOLE.print(f"written: {_shown(target)}", soft_wrap=True)
-
-
-def run_missing(configs: Sequence[RunConfig]) -> list[FinishedRun]:
-    """The finished run of each configuration, made where there is none; each in a process of its own.
-
-    A process of its own, so that peak memory and time are those of a run started from a terminal.
-    """
-    for number, config in enumerate(configs, start=1):
-        settings = flatten(asdict(config))
-        if _find(config.runs_dir, settings) is None:
-            CONSOLE.print(f"run {number}/{len(configs)}: {config.method.name}, seed {config.seed}")
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                pool.submit(train, config).result()
-    return [_find(config.runs_dir, flatten(asdict(config))) for config in configs]
-
-
-def bench(config: RunConfig) -> None:
-    """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
-    runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
-    CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
 
 
 def backbone(config: RunConfig) -> None:
@@ -280,15 +254,6 @@ def _print_where(run: RunFolder, tracker: Tracker, results: dict[str, Any]) -> N
     CONSOLE.print(f"run: {_shown(run.path)}", soft_wrap=True)
     if tracker.how_to_show:
         CONSOLE.print(f"show: {tracker.how_to_show}", soft_wrap=True)
-
-
-def _find(runs_dir: str, settings: dict[str, Any]) -> FinishedRun | None:
-    same = [
-        run
-        for run in collect_runs(runs_dir)
-        if run.settings["seed"] == settings["seed"] and alike(run, settings, ("",))
-    ]
-    return same[-1] if same else None
 
 
 def _shown(path: Path) -> str:
