@@ -17,9 +17,9 @@ _IDS = {word: index for index, word in enumerate(WORDS)}
 _IGNORE = -100
 _FORMS = ("open", "words", "words", "letters")
 _KINDS = (
-    *(text_skills.lookups, text_skills.lookups),
+    *(text_skills.lookups, text_skills.lookups, text_skills.lookups),
     *(text_skills.readings, text_skills.readings, text_skills.readings, text_skills.readings),
-    *(text_skills.rules, text_skills.rules, text_skills.numbers, text_skills.choices),
+    *(text_skills.rules, text_skills.numbers, text_skills.choices),
 )
 _PATCH_WORDS = (".", *OBJECTS, *PATTERNS)
 PATCH_WORD_IDS = [_IDS[word] for word in _PATCH_WORDS]

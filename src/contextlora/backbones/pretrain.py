@@ -44,9 +44,9 @@ class PretrainConfig:
     learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     constant_share: float = 0.4
-    focus_share: float = 0.03
-    plain_share: float = 0.15
-    mixing_share: float = 0.03
+    focus_share: float = 0.025
+    plain_share: float = 0.12
+    mixing_share: float = 0.025
 
 
 class _Batches(Dataset):

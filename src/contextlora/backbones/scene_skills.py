@@ -109,11 +109,12 @@ class _CameraAsker:
             self.locate,
             self.locate,
         ]
-        common += [self.count_all, self.count_kind, self.exist, self.relation, self.relation, self.say_weather]
+        common += [self.count_all, self.count_all, self.count_kind, self.count_kind]
+        common += [self.relation, self.relation, self.relation, self.relation, self.exist, self.say_weather]
         if self.pointer:
-            common += [self.name_pointer] * 5
+            common += [self.name_pointer] * 6
         if self.things[0].label:
-            common += [self.name_class] * 5
+            common += [self.name_class] * 6
         return tuple(common)
 
     def _text(self, wording: str, **slots: str) -> str:
