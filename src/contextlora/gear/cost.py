@@ -1,0 +1,293 @@
+"""What a step costs a group of devices. Seconds, bytes; the letters of the design:
+
+    f_F, f_T   forward of an item of the chain, of the trained task     t_T   forward + backward of an item
+    n          forward-only passes of an item's chain                   q     passes moved from D_f to D_t, whole chains
+    B          items of a step                                          k     items of one call (micro-batch)
+
+A step of ContextGear takes C = max(C_T, C_F) once the pipeline is filled:
+
+    C_F = (n B - q) f_F + link            C_T = B t_T + q f_F + link
+
+where the group's devices share the items (data-parallel, as many items each as balance their speeds, link = ring
+all-reduce of the LoRA gradients) or the layers (pipeline). No split can beat max((n f + t) / (S_F + S_T), t / S_T).
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from contextlora.gear.devices import Device, Fleet
+from contextlora.gear.pipeline import StageTimes, best_cuts, chain_s, pipeline_s
+from contextlora.gear.workload import TaskWork, Workload
+
+
+@dataclass(frozen=True)
+class Group:
+    """Devices that work as one.
+
+    Attributes:
+        devices: names, in the order of the stages where `layout` is a pipeline.
+        layout: `data` (every device holds the whole model and takes a share of the items), `1f1b` or `gpipe` (layer
+            pipelines).
+        cuts: Q, the first layer of every stage but the first; empty for `data`.
+    """
+
+    devices: tuple[str, ...]
+    layout: str = "data"
+    cuts: tuple[int, ...] = ()
+
+    def layers(self, num_layers: int) -> list[range]:
+        """The layers of each stage."""
+        edges = (0, *self.cuts, num_layers)
+        return [range(start, stop) for start, stop in pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a group does its part of a step.
+
+    Attributes:
+        seconds: of one step.
+        items: for each device, items of a step (data) or all of them (pipeline).
+        micro_batches: k of each device.
+    """
+
+    seconds: float
+    items: tuple[int, ...]
+    micro_batches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why a group cannot do its work: this device would need more memory than it has."""
+
+    device: str
+    needed_bytes: float
+    has_bytes: float
+
+
+def micro_batch_sizes(batch_size: int) -> tuple[int, ...]:
+    """Candidates for k, from large to small: the batch's divisors and the powers of two below it."""
+    divisors = {size for size in range(1, batch_size + 1) if batch_size % size == 0}
+    return tuple(sorted(divisors | {2**e for e in range(batch_size.bit_length()) if 2**e <= batch_size}, reverse=True))
+
+
+def split_items(num_items: int, item_s: Sequence[float], call_s: Sequence[float], sizes: Sequence[int]) -> list[int]:
+    """Shares of identical items that end soonest: item after item to the device that would finish it first.
+
+    Exact, since a device's time never falls with one item more: the last of the B smallest finishing times is the least
+    possible maximum.
+
+    Args:
+        num_items: to be shared.
+        item_s, call_s, sizes: seconds per item and per call, and items per call, of each device.
+    """
+    if len(item_s) == 1:
+        return [num_items]
+    shares = [0] * len(item_s)
+    heap = [(item_s[i] + call_s[i], i) for i in range(len(item_s))]
+    heapq.heapify(heap)
+    for _ in range(num_items):
+        _, i = heap[0]
+        shares[i] += 1
+        heapq.heapreplace(heap, (_seconds(shares[i] + 1, item_s[i], call_s[i], sizes[i]), i))
+    return shares
+
+
+def _seconds(items: int, item_s: float, call_s: float, size: int) -> float:
+    return items * item_s + math.ceil(items / size) * call_s
+
+
+class StageCost:
+    """Costs of one stage's tasks on the devices of a fleet; remembers what it has computed."""
+
+    def __init__(self, fleet: Fleet, workload: Workload) -> None:
+        self.fleet, self.workload = fleet, workload
+        self.devices = {device.name: device for device in fleet.devices}
+        self.sizes = micro_batch_sizes(workload.batch_size)
+        self.forward = lru_cache(maxsize=None)(self._forward)
+        self.train = lru_cache(maxsize=None)(self._train)
+
+    # ---- one device
+
+    def pass_s(self, device: str, task: TaskWork) -> float:
+        """f_F: one forward-only pass of one item."""
+        return self.devices[device].forward_s(task.prerequisite_flops)
+
+    def item_s(self, device: str, task: TaskWork) -> float:
+        """t_T: forward and backward of one item."""
+        return self.devices[device].train_s(task.forward_flops, self.workload.train_ratio)
+
+    def stage_bytes(self, layers: range, task: TaskWork, size: int, alive: int) -> float:
+        """Memory of a device that holds these layers.
+
+        Args:
+            layers: all of them in a data-parallel group.
+            task, size: micro-batches of `size` items of this task.
+            alive: micro-batches whose activations wait for their backward; 0 on a device that only runs forward.
+        """
+        work = self.workload
+        share = len(layers) / work.num_layers
+        resident = sum(work.layer_bytes[layer] for layer in layers) + share * work.adapter_bytes
+        if not alive:
+            return resident + size * task.forward_activation_bytes
+        return resident + share * work.optimizer_bytes + alive * size * len(layers) * task.train_activation_bytes
+
+    def memory_bytes(self, group: Group, position: int, task: TaskWork, size: int, trains: bool) -> float:
+        """Memory of one device of a group with micro-batches of `size` items."""
+        num_layers, num_micro = self.workload.num_layers, math.ceil(self.workload.batch_size / size)
+        if group.layout == "data":
+            return self.stage_bytes(range(num_layers), task, size, alive=int(trains))
+        in_flight = num_micro if group.layout == "gpipe" else min(len(group.devices) - position, num_micro)
+        layers = group.layers(num_layers)[position]
+        return self.stage_bytes(layers, task, size, alive=in_flight if trains else 0)
+
+    def _misfit(self, group: Group, position: int, task: TaskWork, size: int, trains: bool) -> Misfit | None:
+        device = self.devices[group.devices[position]]
+        needed = self.memory_bytes(group, position, task, size, trains)
+        return Misfit(device.name, needed, device.memory_bytes) if needed > device.memory_bytes else None
+
+    # ---- groups
+
+    def _forward(self, group: Group, task: TaskWork, num_items: int) -> Share | Misfit:
+        """D_f running the chains of so many items of a step, without the link."""
+        if group.layout != "data":
+            return self._pipeline(group, task, num_items, trains=False)
+        sizes = self._largest_sizes(group, task, trains=False)
+        if isinstance(sizes, Misfit):
+            return sizes
+        n = task.num_prerequisites
+        item_s = [n * self.pass_s(name, task) for name in group.devices]
+        call_s = [n * self.devices[name].overhead_s for name in group.devices]
+        return _shared(num_items, item_s, call_s, sizes)
+
+    def _train(self, group: Group, task: TaskWork, num_chains: int) -> Share | Misfit:
+        """D_t training a batch and running the chains of so many of its items: C_T, all-reduce included.
+
+        In a data-parallel group every device runs chains in proportion to its items.
+        """
+        if group.layout != "data":
+            return self._pipeline(group, task, num_chains, trains=True)
+        sizes = self._largest_sizes(group, task, trains=True)
+        if isinstance(sizes, Misfit):
+            return sizes
+        n, batch_size = task.num_prerequisites, self.workload.batch_size
+        passes, calls = n * num_chains / batch_size, 2 + (n if num_chains else 0)
+        item_s = [self.item_s(name, task) + passes * self.pass_s(name, task) for name in group.devices]
+        call_s = [calls * self.devices[name].overhead_s for name in group.devices]
+        share = _shared(batch_size, item_s, call_s, sizes)
+        return Share(share.seconds + self.all_reduce_s(group.devices, task), share.items, share.micro_batches)
+
+    def _largest_sizes(self, group: Group, task: TaskWork, trains: bool) -> tuple[int, ...] | Misfit:
+        """The largest k that fits each device of a data-parallel group: fewer calls cost less."""
+        found = []
+        for position in range(len(group.devices)):
+            fitting = (size for size in self.sizes if self._misfit(group, position, task, size, trains) is None)
+            size = next(fitting, None)
+            if size is None:
+                return self._misfit(group, position, task, 1, trains)
+            found.append(size)
+        return tuple(found)
+
+    def _pipeline(self, group: Group, task: TaskWork, num_chains: int, trains: bool) -> Share | Misfit:
+        """A layer pipeline with its best k: the chains, pass after pass, then (if it trains) the batch."""
+        best, misfit, count = None, None, len(group.devices)
+        items = self.workload.batch_size if trains else num_chains
+        for size in self.sizes:
+            misfits = (self._misfit(group, position, task, size, trains) for position in range(count))
+            misfit = next(filter(None, misfits), None)
+            if misfit is None:
+                times = self.stage_times(group, task, size)
+                num_micro = math.ceil(num_chains / size)
+                seconds = chain_s(times, task.num_prerequisites, num_micro, drains=not trains)
+                if trains:
+                    seconds += pipeline_s(times, math.ceil(self.workload.batch_size / size), group.layout)
+                if best is None or seconds < best.seconds:
+                    best = Share(seconds, (items,) * count, (size,) * count)
+        return best or misfit
+
+    # ---- layer pipelines
+
+    def stage_times(self, group: Group, task: TaskWork, size: int) -> list[StageTimes]:
+        """Seconds of one micro-batch in each stage of a pipeline."""
+        stages = enumerate(group.layers(self.workload.num_layers))
+        return [self._stage_times(group.devices, position, layers, task, size) for position, layers in stages]
+
+    def cuts(self, devices: tuple[str, ...], layout: str, task: TaskWork) -> list[tuple[int, ...]]:
+        """Cut points worth weighing for a row of devices, over all micro-batch sizes."""
+        found: dict[tuple[int, ...], None] = {}
+        for size in self.sizes:
+            num_micro = math.ceil(self.workload.batch_size / size)
+
+            def times_of(stage: int, layers: range, size: int = size, m: int = num_micro) -> StageTimes | None:
+                alive = m if layout == "gpipe" else min(len(devices) - stage, m)
+                if self.stage_bytes(layers, task, size, alive) > self.devices[devices[stage]].memory_bytes:
+                    return None
+                return self._stage_times(devices, stage, layers, task, size)
+
+            found |= dict.fromkeys(best_cuts(times_of, len(devices), self.workload.num_layers, num_micro))
+        return list(found)
+
+    def _stage_times(
+        self, devices: Sequence[str], position: int, layers: range, task: TaskWork, size: int
+    ) -> StageTimes:
+        device, shares = self.devices[devices[position]], self.workload.layer_flops_shares
+        items = size * sum(shares[layer] for layer in layers)
+        send_s = send_chain_s = send_back_s = 0.0
+        if position + 1 < len(devices):
+            link = self.fleet.link(device.name, devices[position + 1])
+            send_s = link.seconds(size * task.boundary_bytes)
+            send_chain_s = link.seconds(size * task.prerequisite_boundary_bytes)
+        if position:
+            send_back_s = self.fleet.link(devices[position - 1], device.name).seconds(size * task.boundary_bytes)
+        forward_s = items * device.forward_s(task.forward_flops)
+        return StageTimes(
+            forward_s=forward_s + device.overhead_s + send_s,
+            backward_s=items * self.item_s(device.name, task) - forward_s + device.overhead_s + send_back_s,
+            chain_s=items * self.pass_s(device.name, task) + device.overhead_s + send_chain_s,
+        )
+
+    # ---- links
+
+    def all_reduce_s(self, devices: Sequence[str], task: TaskWork) -> float:
+        """Ring all-reduce: 2 (p - 1) messages of 1/p of the gradients over the ring's slowest link."""
+        count = len(devices)
+        if count < 2:
+            return 0.0
+        size = task.gradient_bytes / count
+        return 2 * (count - 1) * max(self.fleet.link(*pair).seconds(size) for pair in ring(devices))
+
+    def answers_s(self, forward: Group, train: Group, task: TaskWork, num_items: int) -> float:
+        """Sending the answers of so many items from D_f to D_t over the slowest link between them."""
+        if not num_items or not task.num_prerequisites:
+            return 0.0
+        size = num_items * task.answer_bytes
+        if not self.fleet.links:
+            return self.fleet.default_link.seconds(size)
+        return max(self.fleet.link(a, b).seconds(size) for a in forward.devices for b in train.devices)
+
+    def lower_bound_s(self, train: Sequence[str], forward: Sequence[str], task: TaskWork) -> float:
+        """max((n f + t) / (S_F + S_T), t / S_T): no schedule of these two groups does a step sooner."""
+        batch_size, n = self.workload.batch_size, task.num_prerequisites
+        # In FLOPs of a forward, so that devices with a t / f of their own stay above the bound.
+        ratios = [device.train_s(1.0, self.workload.train_ratio) / device.forward_s(1.0) for device in self._of(train)]
+        flops = n * task.prerequisite_flops + min(ratios) * task.forward_flops
+        rate = sum(1 / device.forward_s(1.0) for device in self._of((*train, *forward)))
+        train_rate = sum(1 / self.item_s(name, task) for name in train)
+        return batch_size * max(flops / rate, 1 / train_rate)
+
+    def _of(self, names: Sequence[str]) -> list[Device]:
+        return [self.devices[name] for name in names]
+
+
+def ring(devices: Sequence[str]) -> list[tuple[str, str]]:
+    """Neighbours in the ring of an all-reduce."""
+    return list(zip(devices, (*devices[1:], devices[0]), strict=True))
+
+
+def _shared(num_items: int, item_s: list[float], call_s: list[float], sizes: tuple[int, ...]) -> Share:
+    shares = split_items(num_items, item_s, call_s, sizes)
+    return Share(max(map(_seconds, shares, item_s, call_s, sizes)), tuple(shares), sizes)
