@@ -18,7 +18,7 @@ LAYERS = (
     ("backbones", "methods"),
     ("training", "evaluation"),
     ("assembly",),
-    ("workflows",),
+    ("workflows", "planning"),
     ("cli",),
     ("__main__",),
 )

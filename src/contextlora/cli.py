@@ -13,6 +13,7 @@ import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from contextlora.config import describe_settings, load_config
@@ -22,11 +23,12 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what its workflow takes: the configuration, a run (which one by default), or both."""
+    """A command; what its workflow takes: the configuration, a run (which one by default), or both; and its module."""
 
     text: str
     settings: bool = True
     run: str = ""
+    module: str = "workflows"
 
 
 COMMANDS = {
@@ -35,6 +37,7 @@ COMMANDS = {
     "compare": Command("compare the finished runs of a task set over methods and seeds"),
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
+    "plan": Command("plan training over the devices of gear.devices, and say what it would take", module="planning"),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
@@ -117,16 +120,14 @@ def _settings_help() -> Iterator[str]:
 def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
     command = COMMANDS[options.command]
     config_dir = getattr(options, "config_dir", None)
-    # A mistake in the settings is found before the import below, which takes seconds.
+    # A mistake in the settings is found before the import below, which takes seconds where it brings torch.
     config = load_config(settings, config_dir)
     run = None
     if command.run:
         run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
         config = load_config(settings, config_dir, saved=run.config_file)
 
-    from contextlora import workflows
-
-    workflow = getattr(workflows, options.command.replace("-", "_"))
+    workflow = getattr(import_module(f"contextlora.{command.module}"), options.command.replace("-", "_"))
     if options.command == "train":
         workflow(config, dry_run=options.dry_run)
     else:

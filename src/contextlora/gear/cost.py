@@ -121,6 +121,22 @@ class StageCost:
         """t_T: forward and backward of one item."""
         return self.devices[device].train_s(task.forward_flops, self.workload.train_ratio)
 
+    def call_s(self, device: str, task: TaskWork, kind: str, items: float) -> float:
+        """One call of kind F, B, P or R (see `gear.schedule`) on a device.
+
+        Args:
+            device: its name.
+            task: whose items.
+            kind: of the call.
+            items: of the micro-batch, times the share of the layers that the device holds.
+        """
+        if kind in "PR":
+            item_s = self.pass_s(device, task)
+        else:
+            forward_s = self.devices[device].forward_s(task.forward_flops)
+            item_s = forward_s if kind == "F" else self.item_s(device, task) - forward_s
+        return items * item_s + self.devices[device].overhead_s
+
     def stage_bytes(self, layers: range, task: TaskWork, size: int, alive: int) -> float:
         """Memory of a device that holds these layers.
 
@@ -241,13 +257,15 @@ class StageCost:
             link = self.fleet.link(device.name, devices[position + 1])
             send_s = link.seconds(size * task.boundary_bytes)
             send_chain_s = link.seconds(size * task.prerequisite_boundary_bytes)
+        elif position:  # the answers, without which the next pass cannot begin
+            answers_bytes = size * task.answer_bytes / max(1, task.num_prerequisites)
+            send_chain_s = self.fleet.link(device.name, devices[0]).seconds(answers_bytes)
         if position:
             send_back_s = self.fleet.link(devices[position - 1], device.name).seconds(size * task.boundary_bytes)
-        forward_s = items * device.forward_s(task.forward_flops)
         return StageTimes(
-            forward_s=forward_s + device.overhead_s + send_s,
-            backward_s=items * self.item_s(device.name, task) - forward_s + device.overhead_s + send_back_s,
-            chain_s=items * self.pass_s(device.name, task) + device.overhead_s + send_chain_s,
+            forward_s=self.call_s(device.name, task, "F", items) + send_s,
+            backward_s=self.call_s(device.name, task, "B", items) + send_back_s,
+            chain_s=self.call_s(device.name, task, "P", items) + send_chain_s,
         )
 
     # ---- links

@@ -114,5 +114,9 @@ def _with_reason(cost: StageCost, candidate: Candidate, best: Candidate, tasks: 
     if candidate.seconds is None:
         return candidate
     slower = candidate.seconds / best.seconds - 1
-    reason = f"slower by {100 * slower:.3g} %" if slower >= 5e-5 else "as fast, with more devices or parts"
+    reason = f"slower by {_percent(slower)} %" if slower >= 5e-5 else "as fast, less simple"
     return replace(with_details(cost, candidate, tasks), reason=reason)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:,.0f}" if share >= 1 else f"{100 * share:.2g}"
