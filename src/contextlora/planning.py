@@ -58,9 +58,8 @@ def plan(config: RunConfig) -> Plan:
     if len(made.stages) > SHOWN_STAGES:
         CONSOLE.print(f"... and {len(made.stages) - SHOWN_STAGES} more stages, see the JSON file below")
     CONSOLE.print(f"predicted time of all stages: {made.seconds:.4g} s", highlight=False)
-    _write(
-        config, taskset, fleet, made, {stage.stage: first[0] for (stage, _), first in zip(shown, windows, strict=True)}
-    )
+    panels = [(stage, simulations[0]) for (stage, _), simulations in zip(shown, windows, strict=True)]
+    _write(config, f"{taskset.name}-{fleet.name}", made, panels)
     return made
 
 
@@ -154,8 +153,8 @@ def _print_window(stage: StagePlan, simulation: Simulation) -> None:
     ends = simulation.batch_ends_s
     slots = simulation.slots(ends[FILLED_BATCHES - 1], ends[FILLED_BATCHES])
     CONSOLE.print(
-        f"{stage.stage}, one step with the pipeline filled, time downwards (0F3: pipeline stage 0, forward, micro-batch 3;\n"
-        "B backward; P3/1 pass 1 of the chain of micro-batch 3, R the same on D_t):",
+        f"{stage.stage}, one step with the pipeline filled, time downwards (0F3: pipeline stage 0, forward,\n"
+        "micro-batch 3; B backward; P3/1 pass 1 of the chain of micro-batch 3, R the same on D_t):",
         highlight=False,
         soft_wrap=True,
     )
