@@ -30,6 +30,7 @@ TOKENS_PER_WORD = 4 / 3  # English prose under a byte-pair vocabulary, where the
 SHOWN_STAGES = 4
 NUM_BATCHES = 6  # of a simulation: the pipeline fills in the first two
 FILLED_BATCHES = 3
+LATER_BATCHES = 2  # with the answers kept, of the chosen plan
 
 
 def plan(config: RunConfig) -> Plan:
@@ -142,7 +143,11 @@ def _simulate(fleet: Fleet, workload: Workload, stage: StagePlan, queue_batches:
     """The best of each strategy on the stage's task with the longest chain, the chosen one first."""
     task = workload.tasks[_longest(workload)]
     fitting = [candidate for candidate in stage.best_of_each_strategy() if candidate.seconds is not None]
-    return [replay(fleet, workload, candidate, task, NUM_BATCHES, queue_batches) for candidate in fitting]
+    later = [LATER_BATCHES if candidate is stage.best else 0 for candidate in fitting]
+    return [
+        replay(fleet, workload, candidate, task, NUM_BATCHES, num_later, queue_batches)
+        for candidate, num_later in zip(fitting, later, strict=True)
+    ]
 
 
 def _longest(workload: Workload) -> int:

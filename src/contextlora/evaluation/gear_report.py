@@ -100,8 +100,10 @@ def stage_tables(stage: StagePlan, simulation: Simulation) -> list[Table]:
 
 
 def step_s(simulation: Simulation) -> float:
-    """Seconds from one batch's end to the next in the later half of a simulation."""
-    ends = simulation.batch_ends_s
+    """Seconds from one batch's end to the next with the pipeline filled; of batches with chains if there are any."""
+    size = simulation.schedule.batch_size
+    with_chains = {items[0] // size for items in simulation.schedule.chain_items}
+    ends = simulation.batch_ends_s[: len(with_chains) or None]
     first = len(ends) // 2 - 1
     return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from contextlora.gear.candidates import Candidate, TaskPlan
-from contextlora.gear.cost import Group, Share
+from contextlora.gear.group import Group, Share
 from contextlora.gear.schedule import Action, Schedule
 
 

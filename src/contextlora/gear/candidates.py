@@ -14,7 +14,8 @@ parallelism.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from contextlora.gear.cost import Group, Misfit, Share, StageCost
+from contextlora.gear.cost import StageCost
+from contextlora.gear.group import Group, Misfit, Share
 from contextlora.gear.workload import TaskWork
 
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from itertools import combinations
 
 from contextlora.gear.candidates import Candidate, Weighted, weigh
-from contextlora.gear.cost import Group, StageCost
+from contextlora.gear.cost import StageCost
+from contextlora.gear.group import Group
 
 EXHAUSTIVE_DEVICES = 4
 # On many devices the search looks at a few tasks that stand for all; what it finds is then weighed with all.
