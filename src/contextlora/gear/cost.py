@@ -71,7 +71,9 @@ class StageCost:
         resident = sum(work.layer_bytes[layer] for layer in layers) + share * work.adapter_bytes
         if not alive:
             return resident + size * task.forward_activation_bytes
-        return resident + share * work.optimizer_bytes + alive * size * len(layers) * task.train_activation_bytes
+        kept = alive * len(layers) * task.train_activation_bytes
+        passing = task.forward_activation_bytes if task.num_prerequisites else 0.0  # chains run before the batch
+        return resident + share * work.optimizer_bytes + size * max(kept, passing)
 
     def memory_bytes(self, group: Group, position: int, task: TaskWork, size: int, trains: bool) -> float:
         """Memory of one device of a group with micro-batches of `size` items."""

@@ -146,5 +146,5 @@ class Dependencies:
         return node
 
     def _place_in_queue(self, action: Action, rank: int) -> list[Node]:
-        batch = self.schedule.batch_of(action) - self.schedule.queue_batches
+        batch = self.schedule.batch_of(action) - self.schedule.queue_batches - 1
         return [node for node in self._backwards.get((0, batch), []) if node[0] != rank]

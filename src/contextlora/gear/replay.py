@@ -19,7 +19,7 @@ def replay(
     task: TaskWork,
     num_batches: int,
     num_later: int = 0,
-    queue_batches: int = 2,
+    queue_batches: int = 1,
 ) -> Simulation:
     """Simulates some batches of one task under a candidate that fits, from an empty pipeline to an empty one.
 
@@ -29,10 +29,8 @@ def replay(
         num_later: after them, of `candidate.later` with the answers kept.
         queue_batches: how far D_f may run ahead.
     """
-    cost = StageCost(fleet, workload)
-    schedule = build_schedule(
-        candidate, plan_task(cost, candidate, task), workload.batch_size, num_batches, queue_batches
-    )
+    cost, batch_size = StageCost(fleet, workload), workload.batch_size
+    schedule = build_schedule(candidate, plan_task(cost, candidate, task), batch_size, num_batches, queue_batches)
     groups = [candidate.train] * len(schedule.train_items)
     if candidate.later is not None and num_later:
         alone, known = Candidate(candidate.strategy, candidate.later), replace(task, num_prerequisites=0)
@@ -49,6 +47,8 @@ class _Costs:
         self, cost: StageCost, candidate: Candidate, task: TaskWork, schedule: Schedule, groups: list[Group]
     ) -> None:
         self.cost, self.candidate, self.task, self.schedule, self.groups = cost, candidate, task, schedule, groups
+        kind = "R" if candidate.forward else "P"
+        self.own_chains = {a.micro_batch for row in schedule.actions for a in row if a.kind == kind}
 
     def as_costs(self, num_batches: int) -> Costs:
         """For a simulation whose first `num_batches` batches have chains."""
@@ -93,11 +93,11 @@ class _Costs:
         return self._items(action) * self.task.forward_activation_bytes if action.kind in ("P", "R") else 0.0
 
     def _item_bytes(self, action: Action) -> float:
-        """What a send carries for one item; the answers of a pass are its share of the chain's."""
+        """What a send carries for one item: one pass's answers, or at the end of D_f those of the whole chain."""
         task = self.task
         if action.kind == "SEND_A":
-            is_last = action.chain_pass == task.num_prerequisites - 1
-            return task.answer_bytes if is_last else task.answer_bytes / task.num_prerequisites
+            whole = action.chain_pass == task.num_prerequisites - 1 and action.micro_batch not in self.own_chains
+            return task.answer_bytes if whole else task.answer_bytes / task.num_prerequisites
         return task.boundary_bytes if action.kind in ("SEND_F", "SEND_B") else task.prerequisite_boundary_bytes
 
     def _resident_bytes(self, name: str) -> float:

@@ -83,7 +83,7 @@ class Schedule:
         chain_items: items of each chain micro-batch.
         batch_size: B; item i belongs to batch i // B.
         num_passes: n, passes of a chain.
-        queue_batches: D_f begins no chain of a batch before D_t has finished the batch so many earlier.
+        queue_batches: batches that D_f may be ahead of the one that D_t trains; more only take memory for answers.
     """
 
     name: str
