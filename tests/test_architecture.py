@@ -12,8 +12,8 @@ PACKAGE = ROOT / "src" / "contextlora"
 # From the bottom up; a part imports only from layers below its own and from itself.
 LAYERS = (
     ("errors",),
-    ("settings",),
-    ("config", "graph", "gear", "runs", "tracking"),
+    ("settings", "graph"),
+    ("config", "gear", "runs", "tracking"),
     ("tasks", "adapters"),
     ("backbones", "methods"),
     ("training", "evaluation"),

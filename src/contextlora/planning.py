@@ -181,7 +181,7 @@ def _model_folder(name: str) -> Path:
     folder = BUNDLED if name == "bundled" else Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    if name.count("/") == 1 and not folder.exists():
+    if name.count("/") == 1 and not name.startswith((".", "~")) and not folder.parent.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         if isinstance(found := try_to_load_from_cache(name, "config.json"), str):

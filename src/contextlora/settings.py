@@ -117,7 +117,7 @@ class GearConfig:
         "answers in the prompts: the model's own, which need forward passes, or as taskset.context says",
     )
     cache_answers: bool = setting(True, "keep the prerequisites' answers of the first epoch for the later ones")
-    queue_batches: int = setting(1, "batches that forward-only devices may be ahead of the trained one", minimum=1)
+    queue_batches: int = setting(2, "batches that forward-only devices may be ahead of the trained one", minimum=1)
 
 
 @dataclass

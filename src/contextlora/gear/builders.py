@@ -13,7 +13,7 @@ from contextlora.gear.schedule import Action, Schedule
 
 
 def build_schedule(
-    candidate: Candidate, plan: TaskPlan, batch_size: int, num_batches: int, queue_batches: int = 1
+    candidate: Candidate, plan: TaskPlan, batch_size: int, num_batches: int, queue_batches: int = 2
 ) -> Schedule:
     """The schedule of some batches of one task, every batch with its chains.
 

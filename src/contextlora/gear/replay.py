@@ -19,7 +19,7 @@ def replay(
     task: TaskWork,
     num_batches: int,
     num_later: int = 0,
-    queue_batches: int = 1,
+    queue_batches: int = 2,
 ) -> Simulation:
     """Simulates some batches of one task under a candidate that fits, from an empty pipeline to an empty one.
 

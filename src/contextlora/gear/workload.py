@@ -128,32 +128,16 @@ def estimate_workloads(
     for key, value in (("training.batch_size", batch_size), ("training.steps_per_task", steps_per_task)):
         if value < 1:
             raise ConfigError(f"{key} must be at least 1, got {value}")
-    flops = {t: model.forward_flops(tokens[t], _active_rank(plan, t), images[t]) for t in plan.uses}
-    boundary = model.hidden_size * bytes_per_number
+    flops = {task: model.forward_flops(tokens[task], _active_rank(plan, task), images[task]) for task in plan.uses}
     workloads, trained = [], set()
     for number, stage in enumerate(plan.stages, start=1):
         tasks = []
         for task in stage:
             ancestors = graph.prerequisites(task, "ancestors") if answers_needed else ()
             chain = tuple(name for name in ancestors if name in trained)
-            mean = 1 / max(1, len(chain))
-            kept = {name: model.activation_bytes(tokens[name], bytes_per_number) for name in (*chain, task)}
-            tasks.append(
-                TaskWork(
-                    task=task,
-                    steps=steps_per_task,
-                    epoch_items=num_items[task],
-                    num_prerequisites=len(chain),
-                    forward_flops=flops[task],
-                    prerequisite_flops=mean * sum(flops[name] for name in chain),
-                    boundary_bytes=tokens[task] * boundary,
-                    prerequisite_boundary_bytes=mean * sum(tokens[name] for name in chain) * boundary,
-                    answer_bytes=ANSWER_BYTES * len(chain),
-                    gradient_bytes=_FLOAT32_BYTES * model.lora_parameters(_trained_rank(plan, task)),
-                    train_activation_bytes=kept[task],
-                    forward_activation_bytes=max(kept.values()),
-                )
-            )
+            gradient_bytes = _FLOAT32_BYTES * model.lora_parameters(_trained_rank(plan, task))
+            per_item = _per_item(model, task, chain, tokens, flops, bytes_per_number)
+            tasks.append(TaskWork(task, steps_per_task, num_items[task], gradient_bytes=gradient_bytes, **per_item))
         trained.update(stage)
         shares = model.layer_flops_shares(max(tokens[name] for name in stage), any(images[name] for name in stage))
         num_trained = sum(status["train"] for status in plan.statuses(stage).values())
@@ -169,6 +153,30 @@ def estimate_workloads(
             )
         )
     return tuple(workloads)
+
+
+def _per_item(
+    model: ModelSize,
+    task: str,
+    chain: tuple[str, ...],
+    tokens: Mapping[str, int],
+    flops: Mapping[str, float],
+    bytes_per_number: int,
+) -> dict[str, float]:
+    """The figures of a `TaskWork` that one item makes."""
+    boundary = {name: tokens[name] * model.hidden_size * bytes_per_number for name in (*chain, task)}
+    kept = {name: model.activation_bytes(tokens[name], bytes_per_number) for name in (*chain, task)}
+    mean = 1 / max(1, len(chain))
+    return {
+        "num_prerequisites": len(chain),
+        "forward_flops": flops[task],
+        "prerequisite_flops": mean * sum(flops[name] for name in chain),
+        "boundary_bytes": boundary[task],
+        "prerequisite_boundary_bytes": mean * sum(boundary[name] for name in chain),
+        "answer_bytes": ANSWER_BYTES * len(chain),
+        "train_activation_bytes": kept[task],
+        "forward_activation_bytes": max(kept.values()),
+    }
 
 
 def _active_rank(plan: TrainingPlan, task: str) -> int:
