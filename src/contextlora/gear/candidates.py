@@ -106,7 +106,7 @@ def plan_task(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPlan
             return train
         step_s = train.seconds
     else:
-        moved = _balanced(cost, candidate.train, candidate.forward, task)
+        moved = cost.balanced(candidate.train, candidate.forward, task)
         if isinstance(moved, Misfit):
             return moved
         train = cost.train(candidate.train, task, moved)
@@ -126,29 +126,6 @@ def forward_share(cost: StageCost, candidate: Candidate, task: TaskWork, num_ite
     share = cost.forward(candidate.forward, task, num_items)
     sent_s = cost.answers_s(candidate.forward, candidate.train, task, num_items)
     return replace(share, seconds=share.seconds + sent_s)
-
-
-def _balanced(cost: StageCost, train: Group, forward: Group, task: TaskWork) -> int | Misfit:
-    """How many items' chains D_t should run itself: the least max(C_T, C_F).
-
-    C_T rises and C_F falls with every chain that moves, so the best number is at their crossing.
-    """
-    batch_size = cost.workload.batch_size
-    for share in (cost.train(train, task, 0), cost.forward(forward, task, 0)):
-        if isinstance(share, Misfit):
-            return share
-
-    def sides(moved: int) -> tuple[float, float]:
-        kept = batch_size - moved
-        ahead_s = cost.forward(forward, task, kept).seconds + cost.answers_s(forward, train, task, kept)
-        return cost.train(train, task, moved).seconds, ahead_s
-
-    low, high = 0, batch_size
-    while low < high:
-        middle = (low + high) // 2
-        train_s, forward_s = sides(middle)
-        low, high = (low, middle) if train_s >= forward_s else (middle + 1, high)
-    return min(range(max(0, low - 1), low + 1), key=lambda moved: max(sides(moved)))
 
 
 def weigh(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted]) -> Candidate:
@@ -173,9 +150,13 @@ def misfit_text(misfit: Misfit) -> str:
 def with_details(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted]) -> Candidate:
     """Adds memory and bytes to a candidate that fits."""
     memory: dict[str, float] = {}
-    total_bytes = 0.0
+    total_bytes, seen = 0.0, set()
 
     def occupy(group: Group, task: TaskWork, share: Share, trains: bool) -> None:
+        key = (group, share.micro_batches, trains, task.train_activation_bytes, task.forward_activation_bytes)
+        if (key, task.num_prerequisites > 0) in seen:
+            return
+        seen.add((key, task.num_prerequisites > 0))
         for position, name in enumerate(group.devices):
             needed = cost.memory_bytes(group, position, task, share.micro_batches[position], trains)
             memory[name] = max(memory.get(name, 0.0), needed)

@@ -31,16 +31,22 @@ class StageCost:
         self.sizes = micro_batch_sizes(workload.batch_size)
         self.forward = lru_cache(maxsize=None)(self._forward)
         self.train = lru_cache(maxsize=None)(self._train)
+        self.balanced = lru_cache(maxsize=None)(self._balanced)
+        self._figures = lru_cache(maxsize=None)(self._group_figures)
+        self._known_sizes: dict[tuple, int | None] = {}
+        self._flop_s = {  # of a forward, of forward and backward
+            device.name: (device.forward_s(1.0), device.train_s(1.0, workload.train_ratio)) for device in fleet.devices
+        }
 
     # ---- one device
 
     def pass_s(self, device: str, task: TaskWork) -> float:
         """f_F: one forward-only pass of one item."""
-        return self.devices[device].forward_s(task.prerequisite_flops)
+        return self._flop_s[device][0] * task.prerequisite_flops
 
     def item_s(self, device: str, task: TaskWork) -> float:
         """t_T: forward and backward of one item."""
-        return self.devices[device].train_s(task.forward_flops, self.workload.train_ratio)
+        return self._flop_s[device][1] * task.forward_flops
 
     def call_s(self, device: str, task: TaskWork, kind: str, items: float) -> float:
         """One call of kind F, B, P or R (see `gear.schedule`) on a device.
@@ -54,7 +60,7 @@ class StageCost:
         if kind in "PR":
             item_s = self.pass_s(device, task)
         else:
-            forward_s = self.devices[device].forward_s(task.forward_flops)
+            forward_s = self._flop_s[device][0] * task.forward_flops
             item_s = forward_s if kind == "F" else self.item_s(device, task) - forward_s
         return items * item_s + self.devices[device].overhead_s
 
@@ -95,13 +101,11 @@ class StageCost:
         """D_f running the chains of so many items of a step, without the link."""
         if group.layout != "data":
             return self._pipeline(group, task, num_items, trains=False)
-        sizes = self._largest_sizes(group, task, trains=False)
-        if isinstance(sizes, Misfit):
-            return sizes
-        n = task.num_prerequisites
-        item_s = [n * self.pass_s(name, task) for name in group.devices]
-        call_s = [n * self.devices[name].overhead_s for name in group.devices]
-        return share_items(num_items, item_s, call_s, sizes)
+        figures = self._figures(group, task, False)
+        if isinstance(figures, Misfit):
+            return figures
+        n, (_, pass_s, overhead_s, sizes) = task.num_prerequisites, figures
+        return share_items(num_items, [n * value for value in pass_s], [n * value for value in overhead_s], sizes)
 
     def _train(self, group: Group, task: TaskWork, num_chains: int) -> Share | Misfit:
         """D_t training a batch and running the chains of so many of its items: C_T, all-reduce included.
@@ -110,26 +114,61 @@ class StageCost:
         """
         if group.layout != "data":
             return self._pipeline(group, task, num_chains, trains=True)
-        sizes = self._largest_sizes(group, task, trains=True)
-        if isinstance(sizes, Misfit):
-            return sizes
+        figures = self._figures(group, task, True)
+        if isinstance(figures, Misfit):
+            return figures
+        item_s, pass_s, overhead_s, sizes = figures
         n, batch_size = task.num_prerequisites, self.workload.batch_size
         passes, calls = n * num_chains / batch_size, 2 + (n if num_chains else 0)
-        item_s = [self.item_s(name, task) + passes * self.pass_s(name, task) for name in group.devices]
-        call_s = [calls * self.devices[name].overhead_s for name in group.devices]
-        share = share_items(batch_size, item_s, call_s, sizes)
+        both_s = [one + passes * other for one, other in zip(item_s, pass_s, strict=True)]
+        share = share_items(batch_size, both_s, [calls * value for value in overhead_s], sizes)
         return Share(share.seconds + self.all_reduce_s(group.devices, task), share.items, share.micro_batches)
 
-    def _largest_sizes(self, group: Group, task: TaskWork, trains: bool) -> tuple[int, ...] | Misfit:
-        """The largest k that fits each device of a data-parallel group: fewer calls cost less."""
-        found = []
-        for position in range(len(group.devices)):
-            fitting = (size for size in self.sizes if self._misfit(group, position, task, size, trains) is None)
-            size = next(fitting, None)
+    def _balanced(self, train: Group, forward: Group, task: TaskWork) -> int | Misfit:
+        """How many items' chains D_t should run itself: the least max(C_T, C_F).
+
+        C_T rises and C_F falls with every chain that moves, so the best number is at their crossing.
+        """
+        batch_size = self.workload.batch_size
+        for share in (self.train(train, task, 0), self.forward(forward, task, 0)):
+            if isinstance(share, Misfit):
+                return share
+
+        def sides(moved: int) -> tuple[float, float]:
+            kept = batch_size - moved
+            ahead_s = self.forward(forward, task, kept).seconds + self.answers_s(forward, train, task, kept)
+            return self.train(train, task, moved).seconds, ahead_s
+
+        low, high = 0, batch_size
+        while low < high:
+            middle = (low + high) // 2
+            train_s, forward_s = sides(middle)
+            low, high = (low, middle) if train_s >= forward_s else (middle + 1, high)
+        return min(range(max(0, low - 1), low + 1), key=lambda moved: max(sides(moved)))
+
+    def _group_figures(
+        self, group: Group, task: TaskWork, trains: bool
+    ) -> tuple[list[float], list[float], list[float], tuple[int, ...]] | Misfit:
+        """Of each device of a data-parallel group: t_T, f_F, overhead of a call, and the largest k that fits."""
+        names, sizes = group.devices, []
+        for position, name in enumerate(names):
+            size = self._largest_size(self.devices[name].memory_bytes, task, trains)
             if size is None:
                 return self._misfit(group, position, task, 1, trains)
-            found.append(size)
-        return tuple(found)
+            sizes.append(size)
+        item_s, pass_s = [self.item_s(name, task) for name in names], [self.pass_s(name, task) for name in names]
+        return item_s, pass_s, [self.devices[name].overhead_s for name in names], tuple(sizes)
+
+    def _largest_size(self, memory_bytes: float, task: TaskWork, trains: bool) -> int | None:
+        """The largest k with which a whole model fits into so much memory: fewer calls cost less."""
+        # All that memory needs to know of a task: tasks that differ in their chains share the answer.
+        key = (memory_bytes, trains, task.train_activation_bytes, task.forward_activation_bytes)
+        key += (task.num_prerequisites > 0,)
+        if key not in self._known_sizes:
+            layers, alive = range(self.workload.num_layers), int(trains)
+            fitting = (size for size in self.sizes if self.stage_bytes(layers, task, size, alive) <= memory_bytes)
+            self._known_sizes[key] = next(fitting, None)
+        return self._known_sizes[key]
 
     def _pipeline(self, group: Group, task: TaskWork, num_chains: int, trains: bool) -> Share | Misfit:
         """A layer pipeline with its best k: the chains, pass after pass, then (if it trains) the batch."""
@@ -155,10 +194,10 @@ class StageCost:
         stages = enumerate(group.layers(self.workload.num_layers))
         return [self._stage_times(group.devices, position, layers, task, size) for position, layers in stages]
 
-    def cuts(self, devices: tuple[str, ...], layout: str, task: TaskWork) -> list[tuple[int, ...]]:
-        """Cut points worth weighing for a row of devices, over all micro-batch sizes."""
+    def cuts(self, devices: tuple[str, ...], layout: str, task: TaskWork, exact: bool = True) -> list[tuple[int, ...]]:
+        """Cut points worth weighing for a row of devices: over all micro-batch sizes, or over every other one."""
         found: dict[tuple[int, ...], None] = {}
-        for size in self.sizes:
+        for size in self.sizes if exact else self.sizes[::2]:
             num_micro = math.ceil(self.workload.batch_size / size)
 
             def times_of(stage: int, layers: range, size: int = size, m: int = num_micro) -> StageTimes | None:
@@ -167,7 +206,7 @@ class StageCost:
                     return None
                 return self._stage_times(devices, stage, layers, task, size)
 
-            found |= dict.fromkeys(best_cuts(times_of, len(devices), self.workload.num_layers, num_micro))
+            found |= dict.fromkeys(best_cuts(times_of, len(devices), self.workload.num_layers, num_micro, exact))
         return list(found)
 
     def _stage_times(

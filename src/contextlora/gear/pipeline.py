@@ -50,7 +50,11 @@ def chain_s(times: Sequence[StageTimes], num_passes: int, num_micro: int, drains
 
 
 def best_cuts(
-    times_of: Callable[[int, range], StageTimes | None], num_stages: int, num_layers: int, num_micro: int
+    times_of: Callable[[int, range], StageTimes | None],
+    num_stages: int,
+    num_layers: int,
+    num_micro: int,
+    exact: bool = True,
 ) -> list[tuple[int, ...]]:
     """Cut points worth weighing, found by dynamic programming over (stage, layers so far).
 
@@ -62,6 +66,7 @@ def best_cuts(
         times_of: (stage, layers) -> seconds, or None where these layers do not fit the stage's device.
         num_stages, num_layers: p and L.
         num_micro: m, to sort the outcome by.
+        exact: otherwise only the partial cutting with the fastest slowest stage is kept, which takes L^2 p operations.
 
     Returns:
         At most `MAX_CUTS` tuples of p - 1 cut points, the best for 1F1B first; none where nothing fits.
@@ -78,7 +83,7 @@ def best_cuts(
                 if times is not None:
                     for cuts, figures in front.items():
                         reached[cuts if is_last else (*cuts, stop)] = _add(figures, times)
-            grown[stop] = _undominated(reached)
+            grown[stop] = _undominated(reached) if exact else dict(sorted(reached.items(), key=_slowest)[:1])
         fronts = grown
     found = fronts.get(num_layers, {})
     return sorted(found, key=lambda cuts: found[cuts][0] + (num_micro - 1) * found[cuts][1])[:MAX_CUTS]
@@ -95,6 +100,10 @@ def _add(figures: tuple[float, ...], times: StageTimes) -> tuple[float, ...]:
         figures[4] + times.chain_s,
         max(figures[5], times.chain_s),
     )
+
+
+def _slowest(reached: tuple[tuple[int, ...], tuple[float, ...]]) -> tuple[float, float]:
+    return reached[1][1], reached[1][0]
 
 
 def _undominated(reached: dict[tuple[int, ...], tuple[float, ...]]) -> dict[tuple[int, ...], tuple[float, ...]]:

@@ -8,7 +8,7 @@ from contextlora.errors import UserError
 from contextlora.gear.candidates import Candidate, TaskPlan, Weighted, plan_task, weighted_tasks, with_details
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Fleet
-from contextlora.gear.search import Search
+from contextlora.gear.search import Cuts, Search
 from contextlora.gear.workload import Workload
 
 
@@ -71,14 +71,18 @@ def plan_training(fleet: Fleet, workloads: Sequence[Workload], cache_answers: bo
     Raises:
         UserError: no candidate fits the memory of the devices.
     """
-    return Plan(fleet.name, tuple(plan_stage(fleet, workload, cache_answers) for workload in workloads))
+    known_cuts: Cuts = {}
+    stages = tuple(plan_stage(fleet, workload, cache_answers, known_cuts) for workload in workloads)
+    return Plan(fleet.name, stages)
 
 
-def plan_stage(fleet: Fleet, workload: Workload, cache_answers: bool = True) -> StagePlan:
-    """Weighs every candidate of one stage and takes the fastest that fits."""
+def plan_stage(
+    fleet: Fleet, workload: Workload, cache_answers: bool = True, known_cuts: Cuts | None = None
+) -> StagePlan:
+    """Weighs the candidates of one stage and takes the fastest that fits; arguments as of `plan_training`."""
     cost = StageCost(fleet, workload)
     tasks = weighted_tasks(workload.tasks, workload.batch_size)
-    search = Search(cost, tasks, cache_answers)
+    search = Search(cost, tasks, cache_answers, known_cuts)
     candidates = sorted(search.run(), key=_rank)
     if candidates[0].seconds is None:
         raise UserError(

@@ -1,25 +1,29 @@
 """Which candidates are weighed: all of them on a few devices, a greedy start and local search on many.
 
 Up to `EXHAUSTIVE_DEVICES` devices, every subset and every D_t/D_f split is weighed, with every layout and every cut
-worth it. Beyond, the devices that a batch can use at all are sorted by speed; groups are runs of that order whose sizes
-grow geometrically; the best split is then improved by moving single devices until nothing helps. The search never ends
-worse than its greedy start, because the start stays among the candidates.
+worth it. Beyond, the devices that a batch can use at all are sorted by speed, and groups are runs of that order whose
+sizes grow geometrically. A few tasks stand for all until each strategy has its finalists, which are then weighed with
+all tasks. The best split is improved by moving single devices until nothing helps; the search never ends worse than its
+greedy start, because the start stays among the candidates.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import combinations
+from functools import cache
+from itertools import accumulate, combinations
 
 from contextlora.gear.candidates import Candidate, Weighted, weigh
 from contextlora.gear.cost import StageCost
 from contextlora.gear.group import Group
+from contextlora.gear.workload import TaskWork
 
 EXHAUSTIVE_DEVICES = 4
 # On many devices the search looks at a few tasks that stand for all; what it finds is then weighed with all.
-SAMPLED_TASKS = 3
-MAX_ROUNDS = 40
-GREEDY_STARTS = 2
+SAMPLED_TASKS = 2
+FINALISTS = 2
+MAX_ROUNDS = 24
 PIPELINE_STAGES = (2, 3, 4, 8)
+Cuts = dict[tuple, list[tuple[int, ...]]]
 
 
 class Search:
@@ -29,14 +33,18 @@ class Search:
         cost: of the stage on the fleet.
         tasks: with equal ones merged.
         cache_answers: whether answers may be kept from the first epoch on.
+        known_cuts: of earlier stages of the same shape, to which the search on many devices adds its own.
     """
 
-    def __init__(self, cost: StageCost, tasks: list[Weighted], cache_answers: bool) -> None:
+    def __init__(
+        self, cost: StageCost, tasks: list[Weighted], cache_answers: bool, known_cuts: Cuts | None = None
+    ) -> None:
         self.cost, self.tasks = cost, tasks
         self.needs_answers = any(row.task.num_prerequisites for row in tasks)
         self.cache_answers = cache_answers and self.needs_answers and any(r.steps > r.first_steps for r in tasks)
         self.heaviest = max(tasks, key=lambda row: row.steps * row.task.forward_flops).task
-        self._cuts: dict[tuple[tuple[str, ...], str], list[tuple[int, ...]]] = {}
+        self._cuts: Cuts = {}
+        self._known_cuts = {} if known_cuts is None else known_cuts
 
     def run(self) -> list[Candidate]:
         """Every candidate weighed, the best of each pair of groups and way of keeping answers."""
@@ -91,68 +99,96 @@ class Search:
         if candidate.forward:
             laters.append(Group(candidate.devices))
         kept = [weigh(self.cost, replace(candidate, later=later), tasks) for later in laters]
-        return [plain, min(kept, key=lambda found: (found.seconds is None, found.seconds or 0.0))]
+        return [plain, min(kept, key=_time)]
 
-    # ---- many devices: greedy start, local search
+    # ---- many devices: finalists, greedy start, local search
 
     def _many(self, names: tuple[str, ...]) -> Iterator[Candidate]:
-        order = self._by_speed(names)
-        for name in order:
-            yield from self._weighed(Candidate("one device", Group((name,))))
-        for size in _sizes(len(order), self.cost.workload.batch_size):
-            yield from self._weighed(Candidate("data parallel", Group(order[:size])))
-        by_memory = sorted(names, key=lambda name: -self.cost.devices[name].memory_bytes)
-        for size in PIPELINE_STAGES:
-            for row in dict.fromkeys((order[:size], tuple(by_memory[:size]))):
-                if len(row) == size <= self.cost.workload.num_layers:
-                    for candidate in self._alone(row):
-                        yield from self._weighed(candidate)
+        order, sample = self._by_speed(names), self._sample()
+        sizes = _sizes(len(order), self.cost.workload.batch_size)
+        yield from self._finalists((Candidate("one device", Group((name,))) for name in order), sample)
+        yield from self._finalists((Candidate("data parallel", Group(order[:size])) for size in sizes[1:]), sample)
+        by_memory = tuple(sorted(names, key=lambda name: -self.cost.devices[name].memory_bytes))
+        rows = dict.fromkeys(row[:size] for size in PIPELINE_STAGES for row in (order, by_memory))
+        groups = [group for row in rows for group in self._pipelines(row)]
+        for layout in ("1f1b", "gpipe"):
+            yield from self._finalists(
+                (Candidate(f"pipeline {layout}", replace(group, layout=layout)) for group in groups), sample
+            )
         if self.needs_answers:
-            yield from self._splits(order)
+            yield from self._splits(order, sample)
 
     def _by_speed(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Devices that a batch can use, the fastest first: a group cannot give items to more than B."""
         most = 2 * self.cost.workload.batch_size
         return tuple(sorted(names, key=lambda name: self.cost.item_s(name, self.heaviest))[:most])
 
-    def _splits(self, order: tuple[str, ...]) -> Iterator[Candidate]:
-        """Greedy starts and what local search makes of them, weighed with all tasks."""
-        sample = self._sample()
-        batch_size = self.cost.workload.batch_size
-        starts = [
-            (self._bound(order[:a], order[a : a + b], sample), a, b)
-            for a in _sizes(len(order) - 1, batch_size)
-            for b in _sizes(len(order) - a, batch_size)
-        ]
-        for _, a, b in sorted(starts)[:GREEDY_STARTS]:
-            start = Candidate("contextgear", Group(order[:a]), Group(order[a : a + b]))
-            yield from self._weighed(start)
-            yield from self._weighed(self._improved(start, order, sample))
-            if 1 < a <= min(self.cost.workload.num_layers, max(PIPELINE_STAGES)):
-                for group in self._layouts(order[:a], ("1f1b",))[1:]:
-                    yield from self._weighed(replace(start, train=group))
-
     def _sample(self) -> list[Weighted]:
-        """The tasks with least, middle and most prerequisites, each for a third of the steps."""
+        """The tasks with middle and most prerequisites."""
         rows = sorted(self.tasks, key=lambda row: row.task.num_prerequisites)
-        if len(rows) <= SAMPLED_TASKS:
-            return rows
-        chosen = [rows[(len(rows) - 1) * k // (SAMPLED_TASKS - 1)] for k in range(SAMPLED_TASKS)]
-        return [Weighted(row.task, 1, 1) for row in chosen]
+        return rows if len(rows) <= SAMPLED_TASKS else [rows[len(rows) // 2], rows[-1]]
 
-    def _bound(self, train: tuple[str, ...], forward: tuple[str, ...], tasks: list[Weighted]) -> float:
-        """Steps of the tasks at the bound of the groups, with the all-reduce, which the bound leaves out."""
-        return sum(
-            row.steps * (self.cost.lower_bound_s(train, forward, row.task) + self.cost.all_reduce_s(train, row.task))
-            for row in tasks
-        )
+    def _finalists(self, candidates: Iterable[Candidate], sample: list[Weighted]) -> Iterator[Candidate]:
+        """Those that are fastest on the sample, weighed with all tasks, and one that does not fit."""
+        weighed = [(min(self._weighed(candidate, sample), key=_time), candidate) for candidate in candidates]
+        misfits = [found for found, _ in weighed if found.seconds is None]
+        fitting = sorted((pair for pair in weighed if pair[0].seconds is not None), key=lambda pair: _time(pair[0]))
+        for _, candidate in fitting[:FINALISTS]:
+            yield from self._weighed(candidate)
+        yield from misfits[:1]
+
+    def _pipelines(self, devices: tuple[str, ...]) -> list[Group]:
+        """1F1B pipelines over a row of devices; GPipe has the same stages."""
+        work = self.cost.workload
+        if not 1 < len(devices) <= work.num_layers:
+            return []
+        key = (devices, work.layer_flops_shares, work.batch_size, self.heaviest.boundary_bytes)
+        if key not in self._known_cuts:
+            self._known_cuts[key] = self.cost.cuts(devices, "1f1b", self.heaviest, exact=False)
+        return [Group(devices, "1f1b", cuts) for cuts in self._known_cuts[key]]
+
+    def _splits(self, order: tuple[str, ...], sample: list[Weighted]) -> Iterator[Candidate]:
+        """The greedy start and what local search makes of it, and the start with a pipeline for D_t."""
+        batch_size = self.cost.workload.batch_size
+        starts = [(a, b) for a in _sizes(len(order) - 1, batch_size) for b in _sizes(len(order) - a, batch_size)]
+        a, b = min(starts, key=self._scores(order, sample))
+        start = Candidate("contextgear", Group(order[:a]), Group(order[a : a + b]))
+        yield from self._weighed(start)
+        yield from self._weighed(self._improved(start, order, sample))
+        pipelines = [group for size in PIPELINE_STAGES if size < len(order) for group in self._pipelines(order[:size])]
+        ahead = [order[len(group.devices) :][:batch_size] for group in pipelines]
+        pairs = zip(pipelines, ahead, strict=True)
+        yield from self._finalists((Candidate("contextgear", group, Group(rest)) for group, rest in pairs), sample)
+
+    def _scores(self, order: tuple[str, ...], sample: list[Weighted]) -> Callable[[tuple[int, int]], float]:
+        """(|D_t|, |D_f|) -> the sample's steps at the bound of the groups, plus the all-reduce, which it leaves out."""
+        devices = [self.cost.devices[name] for name in order]
+        ratio = self.cost.workload.train_ratio
+        rates = list(accumulate((1 / device.forward_s(1.0) for device in devices), initial=0.0))
+        train_rates = list(accumulate((1 / device.train_s(1.0, ratio) for device in devices), initial=0.0))
+
+        @cache
+        def reduce_s(a: int, task: TaskWork) -> float:
+            return self.cost.all_reduce_s(order[:a], task)
+
+        def score(sizes: tuple[int, int]) -> float:
+            a, b = sizes
+            total_s = 0.0
+            for row in sample:
+                task = row.task
+                flops = task.num_prerequisites * task.prerequisite_flops + ratio * task.forward_flops
+                item_s = max(flops / rates[a + b], task.forward_flops / train_rates[a])
+                total_s += row.steps * (self.cost.workload.batch_size * item_s + reduce_s(a, task))
+            return total_s
+
+        return score
 
     def _improved(self, start: Candidate, order: tuple[str, ...], tasks: list[Weighted]) -> Candidate:
         """Moves single devices between D_t, D_f and neither while that makes the sample faster."""
         best = weigh(self.cost, start, tasks)
         for _ in range(MAX_ROUNDS):
             moved = [weigh(self.cost, other, tasks) for other in _moves(best, order)]
-            ahead = min(moved, key=lambda found: (found.seconds is None, found.seconds or 0.0), default=best)
+            ahead = min(moved, key=_time, default=best)
             if not _better(ahead, best):
                 break
             best = ahead
@@ -171,6 +207,10 @@ def _moves(candidate: Candidate, order: tuple[str, ...]) -> Iterator[Candidate]:
     pairs += [((*train[:-1], forward[0]), (train[-1], *forward[1:]))]
     for first, second in pairs:
         yield replace(candidate, train=Group(first), forward=Group(second))
+
+
+def _time(candidate: Candidate) -> float:
+    return float("inf") if candidate.seconds is None else candidate.seconds
 
 
 def _better(one: Candidate, other: Candidate) -> bool:
