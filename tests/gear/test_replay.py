@@ -32,8 +32,6 @@ def test_contextgear_on_free_links_takes_max_c_t_c_f_exactly(make_fleet, make_ta
 
 @pytest.mark.parametrize("seed", range(25))
 def test_no_candidate_is_predicted_faster_than_it_runs(random_case, seed):
-    # Up to rounding: a data-parallel D_t shares its chains in whole items, and D_f may need a call more for each run of
-    # items whose chains are its own.
     rng = random.Random(seed)
     fleet, workload = random_case(rng)
     try:
@@ -45,12 +43,7 @@ def test_no_candidate_is_predicted_faster_than_it_runs(random_case, seed):
             continue
         for task in workload.tasks:
             plan, simulation, step_s = predicted_and_simulated(fleet, workload, candidate, task)
-            slack = 0.0
-            if candidate.train.layout == "data" and len(candidate.train.devices) > 1:
-                slack = max(task.num_prerequisites * (1 / d.flops_per_s + d.overhead_s) for d in fleet.devices)
-            if candidate.forward and task.num_prerequisites:
-                slack += max(task.num_prerequisites * d.overhead_s for d in fleet.devices) * len(fleet.devices)
-            assert step_s <= plan.step_s * (1 + 1e-9) + slack, (candidate, task)
+            assert step_s <= plan.step_s * (1 + 1e-9), (candidate, task)
             for name, peak in zip(simulation.schedule.devices, simulation.peak_bytes, strict=True):
                 assert peak <= candidate.memory_bytes[name] * (1 + 1e-9)
 

@@ -105,12 +105,14 @@ class StageCost:
         if isinstance(figures, Misfit):
             return figures
         n, (_, pass_s, overhead_s, sizes) = task.num_prerequisites, figures
-        return share_items(num_items, [n * value for value in pass_s], [n * value for value in overhead_s], sizes)
+        return share_items(
+            num_items, sizes, lambda i, items: n * (items * pass_s[i] + -(-items // sizes[i]) * overhead_s[i])
+        )
 
     def _train(self, group: Group, task: TaskWork, num_chains: int) -> Share | Misfit:
         """D_t training a batch and running the chains of so many of its items: C_T, all-reduce included.
 
-        In a data-parallel group every device runs chains in proportion to its items.
+        In a data-parallel group every device runs whole chains, in proportion to its items and rounded up.
         """
         if group.layout != "data":
             return self._pipeline(group, task, num_chains, trains=True)
@@ -119,9 +121,13 @@ class StageCost:
             return figures
         item_s, pass_s, overhead_s, sizes = figures
         n, batch_size = task.num_prerequisites, self.workload.batch_size
-        passes, calls = n * num_chains / batch_size, 2 + (n if num_chains else 0)
-        both_s = [one + passes * other for one, other in zip(item_s, pass_s, strict=True)]
-        share = share_items(batch_size, both_s, [calls * value for value in overhead_s], sizes)
+
+        def finish_s(i: int, items: int) -> float:
+            chains = -(-items * num_chains // batch_size)
+            calls = 2 * -(-items // sizes[i]) + n * -(-chains // sizes[i])
+            return items * item_s[i] + n * chains * pass_s[i] + calls * overhead_s[i]
+
+        share = share_items(batch_size, sizes, finish_s)
         return Share(share.seconds + self.all_reduce_s(group.devices, task), share.items, share.micro_batches)
 
     def _balanced(self, train: Group, forward: Group, task: TaskWork) -> int | Misfit:

@@ -1,8 +1,7 @@
 """Groups of devices that work as one, and how they share items."""
 
 import heapq
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -58,33 +57,30 @@ def micro_batch_sizes(batch_size: int) -> tuple[int, ...]:
     return tuple(sorted(divisors | {2**e for e in range(batch_size.bit_length()) if 2**e <= batch_size}, reverse=True))
 
 
-def split_items(num_items: int, item_s: Sequence[float], call_s: Sequence[float], sizes: Sequence[int]) -> list[int]:
+def split_items(num_items: int, num_devices: int, finish_s: Callable[[int, int], float]) -> list[int]:
     """Shares of identical items that end soonest: item after item to the device that would finish it first.
 
-    Exact, since a device's time never falls with one item more: the last of the B smallest finishing times is the least
-    possible maximum.
+    Exact, since a device never finishes sooner with one item more: the largest of the B smallest finishing times is the
+    least possible maximum.
 
     Args:
         num_items: to be shared.
-        item_s, call_s, sizes: seconds per item and per call, and items per call, of each device.
+        num_devices: that share them.
+        finish_s: (device, items) -> seconds until it has done so many.
     """
-    if len(item_s) == 1:
+    if num_devices == 1:
         return [num_items]
-    shares = [0] * len(item_s)
-    heap = [(item_s[i] + call_s[i], i) for i in range(len(item_s))]
+    shares = [0] * num_devices
+    heap = [(finish_s(device, 1), device) for device in range(num_devices)]
     heapq.heapify(heap)
     for _ in range(num_items):
-        _, i = heap[0]
-        shares[i] += 1
-        heapq.heapreplace(heap, (_finish_s(shares[i] + 1, item_s[i], call_s[i], sizes[i]), i))
+        device = heap[0][1]
+        shares[device] += 1
+        heapq.heapreplace(heap, (finish_s(device, shares[device] + 1), device))
     return shares
 
 
-def _finish_s(items: int, item_s: float, call_s: float, size: int) -> float:
-    return items * item_s + math.ceil(items / size) * call_s
-
-
-def share_items(num_items: int, item_s: list[float], call_s: list[float], sizes: tuple[int, ...]) -> Share:
-    """Identical items shared among devices, each with calls of its own size."""
-    shares = split_items(num_items, item_s, call_s, sizes)
-    return Share(max(map(_finish_s, shares, item_s, call_s, sizes)), tuple(shares), sizes)
+def share_items(num_items: int, sizes: tuple[int, ...], finish_s: Callable[[int, int], float]) -> Share:
+    """Identical items shared among devices; `sizes` are their micro-batches, the rest as in `split_items`."""
+    shares = split_items(num_items, len(sizes), finish_s)
+    return Share(max(finish_s(device, items) for device, items in enumerate(shares)), tuple(shares), sizes)
