@@ -108,6 +108,15 @@ def test_tokens_are_counted_with_the_tokenizer_or_estimated_from_words(
     assert "estimated at 1.33 a word" in notes[0] and "d 32" in notes[0]
 
 
+def test_a_hub_model_is_found_in_the_local_cache(arguments, model_folder, tmp_path, monkeypatch, capsys):
+    snapshot = tmp_path / "hub" / "models--owner--small" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text((model_folder / "config.json").read_text())
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert main(["plan", *arguments, "model=owner/small"]) == 0
+    assert "model: owner/small" in capsys.readouterr().out
+
+
 def test_the_bundled_model_counts_the_patches_of_an_image(tmp_path, make_config):
     config = make_config("taskset=iov", "model=bundled", f"taskset.data_dir={tmp_path}")
     found = planning.count_tokens

@@ -181,11 +181,11 @@ def _model_folder(name: str) -> Path:
     folder = BUNDLED if name == "bundled" else Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    if name.count("/") == 1 and not name.startswith((".", "~")) and not folder.parent.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        if isinstance(found := try_to_load_from_cache(name, "config.json"), str):
-            return Path(found).parent
+    # Where huggingface_hub keeps what was downloaded; the newest, if there are several revisions.
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
+    snapshots = hub.expanduser() / f"models--{name.replace('/', '--')}" / "snapshots"
+    if name.count("/") == 1 and (found := list(snapshots.glob("*/config.json"))):
+        return max(found, key=lambda path: path.stat().st_mtime).parent
     raise UserError(
         f"plan needs the config.json of model {name}; give its folder, or load the model once to download it"
     )
