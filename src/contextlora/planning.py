@@ -28,6 +28,7 @@ CONSOLE = Console()
 BUNDLED = Path(__file__).parent / "backbones" / "bundled"
 TOKENS_PER_WORD = 4 / 3  # English prose under a byte-pair vocabulary, where there is no tokenizer to ask
 SHOWN_STAGES = 4
+SHOWN_RANKS = 8
 NUM_BATCHES = 6  # of a simulation: the pipeline fills in the first two
 FILLED_BATCHES = 3
 LATER_BATCHES = 2  # with the answers kept, of the chosen plan
@@ -163,7 +164,11 @@ def _print_window(stage: StagePlan, simulation: Simulation) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    CONSOLE.print(grid(slots, simulation.schedule.devices) + "\n", highlight=False, soft_wrap=True, markup=False)
+    names = simulation.schedule.devices[:SHOWN_RANKS]
+    shown = [row[: len(names)] for row in slots if any(row[: len(names)])]
+    CONSOLE.print(grid(shown, names), highlight=False, soft_wrap=True, markup=False)
+    hidden = len(simulation.schedule.devices) - len(names)
+    CONSOLE.print(f"and {hidden} more devices\n" if hidden else "")
 
 
 def _write(config: RunConfig, name: str, made: Plan, panels: list[tuple[StagePlan, Simulation]]) -> None:

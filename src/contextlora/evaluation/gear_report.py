@@ -57,7 +57,7 @@ def candidates_table(stage: StagePlan, simulations: Sequence[Simulation], task: 
         simulations: of the candidates that fit, in the order of `best_of_each_strategy`.
         task: which was simulated.
     """
-    header = ["strategy", "kept", "D_t+D_f", "stage", "step", "memory", "sent", "verdict"]
+    header = ["strategy", "kept", "D_t+D_f", "stage", "step", "memory", "sent", "slower by"]
     rows, left = [], iter(simulations)
     for candidate in stage.best_of_each_strategy():
         sizes = f"{len(candidate.train.devices)}+{len(candidate.forward.devices) if candidate.forward else 0}"
@@ -66,7 +66,15 @@ def candidates_table(stage: StagePlan, simulations: Sequence[Simulation], task: 
             most = max(candidate.memory_bytes.values())
             figures = [seconds(candidate.seconds), seconds(step_s(next(left))), size(most), size(candidate.link_bytes)]
         kept = "yes" if candidate.later else "-"
-        rows.append([candidate.strategy, kept, sizes, *figures, candidate.reason or "[bold]chosen[/]"])
+        rows.append(
+            [
+                candidate.strategy,
+                kept,
+                sizes,
+                *figures,
+                candidate.reason.removeprefix("slower by ") or "[bold]chosen[/]",
+            ]
+        )
     num_fit = sum(candidate.seconds is not None for candidate in stage.candidates)
     title = f"{stage.stage}: the best of each strategy; {num_fit} of {len(stage.candidates)} candidates fit. "
     title += f"kept: answers of the first epoch; step: of {task}, simulated; memory: of the fullest device"
@@ -88,11 +96,11 @@ def stage_tables(stage: StagePlan, simulation: Simulation) -> list[Table]:
         for plan in stage.tasks[:MOST_DEVICES]
     ]
     title = f"{stage.stage}, {stage.best.strategy}; bound {seconds(stage.bound_s)}"
-    names = simulation.schedule.devices
+    names = simulation.schedule.devices[:MOST_DEVICES]
     devices = [
         [name, f"{100 * idle:.0f} %", size(peak), _sent(simulation, rank)]
         for rank, (name, idle, peak) in enumerate(
-            zip(names, simulation.idle_shares, simulation.peak_bytes, strict=True)
+            zip(names, simulation.idle_shares, simulation.peak_bytes, strict=False)
         )
     ]
     few = f"{simulation.schedule.num_batches} batches, simulated"
