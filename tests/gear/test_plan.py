@@ -210,3 +210,14 @@ def test_a_large_fleet_and_graph_are_planned_without_everything_being_tried(make
     found = plan_stage(fleet, make_workload(*tasks, batch_size=16))
     assert isinstance(fleet, Fleet) and len(found.tasks) == 100
     assert len(found.candidates) < 200
+
+
+@pytest.mark.parametrize(("n", "measured"), [(1, 0.68), (2, 0.48), (3, 0.52)])
+def test_two_equal_devices_agree_with_a_trial_that_was_measured(make_fleet, make_task, make_workload, n, measured):
+    # Share of one device's time with reassignment, loopback: a trial with emulated compute and real messages. Its n = 1
+    # was measured without reassignment, which cannot help there.
+    task = make_task(n=n, gradient_bytes=1e9, boundary_bytes=1e9, prerequisite_boundary_bytes=1e9)
+    workload = make_workload(task, batch_size=32, train_ratio=2.25)
+    found = plan_stage(make_fleet(1.0, 1.0, link=Link(1e6)), workload, cache_answers=False)
+    assert found.best.strategy == "contextgear"
+    assert found.tasks[0].step_s / (32 * (n + 2.25)) == pytest.approx(measured, abs=0.05)
