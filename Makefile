@@ -12,14 +12,16 @@ STAMP := $(VENV)/.ready
 # Tried in this order for one that is new enough; PYTHON=/path/to/python goes first.
 PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14
 
-# Make variable -> configuration key; an empty variable adds nothing.
+# Make variable -> configuration key; an empty variable adds nothing. DEVICES is a number, but a catalogue for plan.
+DEVICES_KEY := training.devices
+plan: DEVICES_KEY := gear.devices
 SETTINGS = $(if $(TASKSET),'taskset=$(TASKSET)') $(if $(METHOD),'method=$(METHOD)') $(if $(MODEL),'model=$(MODEL)') \
 	$(if $(DELTA),'method.delta=$(DELTA)') $(if $(SEED),'seed=$(SEED)') \
-	$(if $(DEVICES),'training.devices=$(DEVICES)') $(if $(STRATEGY),'training.strategy=$(STRATEGY)') $(ARGS)
+	$(if $(DEVICES),'$(DEVICES_KEY)=$(DEVICES)') $(if $(STRATEGY),'training.strategy=$(STRATEGY)') $(ARGS)
 RUN_OPTION = $(if $(RUN),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume data data-check backbone bench test lint clean
+.PHONY: help setup train evaluate compare export resume plan data data-check backbone bench test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +43,9 @@ export: setup ## write each trained task of RUN as an ordinary PEFT adapter (def
 
 resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one)
 	@$(CONTEXTLORA) resume $(RUN_OPTION)
+
+plan: setup ## plan training of TASKSET over the device catalogue DEVICES; trains nothing
+	@$(CONTEXTLORA) plan $(SETTINGS)
 
 data: setup ## build TASKSET under data/
 	@$(CONTEXTLORA) data $(SETTINGS)

@@ -23,14 +23,12 @@ ROOT = Path(__file__).parents[1]
 def calls(monkeypatch):
     """Stands in for the workflows; gives the list of calls made."""
     made = []
-    for where in {command.module for command in COMMANDS.values()}:
-        module = ModuleType(f"contextlora.{where}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(contextlora, where, module, raising=False)
-    for command, place in COMMANDS.items():
-        name = command.replace("-", "_")
-        record = lambda *args, _name=name, **kwargs: made.append((_name, args, kwargs))  # noqa: E731
-        setattr(sys.modules[f"contextlora.{place.module}"], name, record)
+    for module in {command.module for command in COMMANDS.values()}:
+        workflows = ModuleType(f"contextlora.{module}")
+        for name in (key.replace("-", "_") for key, command in COMMANDS.items() if command.module == module):
+            setattr(workflows, name, lambda *args, _name=name, **kwargs: made.append((_name, args, kwargs)))
+        monkeypatch.setitem(sys.modules, workflows.__name__, workflows)
+        monkeypatch.setattr(contextlora, module, workflows, raising=False)
     return made
 
 
@@ -47,7 +45,7 @@ def test_settings_may_stand_on_both_sides_of_an_option(calls):
     assert calls == [("train", (load_config(["method=joint", "seed=3"]),), {"dry_run": True})]
 
 
-@pytest.mark.parametrize("command", ["compare", "data", "data-check", "backbone", "bench"])
+@pytest.mark.parametrize("command", ["compare", "plan", "data", "data-check", "backbone", "bench"])
 def test_a_command_without_a_run_gets_the_configuration(calls, command):
     assert main([command, "taskset.seed=5"]) == 0
     assert calls == [(command.replace("-", "_"), (load_config(["taskset.seed=5"]),), {})]
@@ -177,6 +175,12 @@ def test_make_variables_become_settings():
     assert (config.taskset.name, config.method.name, config.model.name, config.seed) == ("iov", "joint", "../m", 3)
     assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "ddp")
     assert (config.training.batch_size, config.tracking.mode) == (8, "off")
+
+
+def test_make_plan_takes_a_device_catalogue():
+    words = make("-n", "plan", "TASKSET=iov", "DEVICES=configs/devices/laptops2.yaml").splitlines()[-1].replace("'", "")
+    config = load_config(words.split()[words.split().index("plan") + 1 :])
+    assert (config.gear.devices, config.training.devices) == ("configs/devices/laptops2.yaml", 1)
 
 
 def test_make_names_the_run():

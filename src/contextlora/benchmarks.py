@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from contextlora import workflows
-from contextlora.config import RunConfig
 from contextlora.errors import ConfigError
 from contextlora.evaluation.compare import FinishedRun, alike, collect_runs, cost_rows, flatten
 from contextlora.evaluation.report import as_rich
+from contextlora.settings import RunConfig
 
 BENCH_SEEDS = 3
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import shutil
 import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from contextlora.config import describe_settings, load_config
@@ -23,7 +23,7 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command, what its workflow takes (the configuration, a run, which one by default, or both) and where it is."""
+    """A command; what its workflow takes: the configuration, a run (which one by default), or both; and its module."""
 
     text: str
     settings: bool = True
@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": Command("compare the finished runs of a task set over methods and seeds"),
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
+    "plan": Command("plan training over the devices of gear.devices, and say what it would take", module="planning"),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
@@ -119,15 +120,14 @@ def _settings_help() -> Iterator[str]:
 def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
     command = COMMANDS[options.command]
     config_dir = getattr(options, "config_dir", None)
-    # A mistake in the settings is found before the import below, which takes seconds.
+    # A mistake in the settings is found before the import below, which takes seconds where it brings torch.
     config = load_config(settings, config_dir)
     run = None
     if command.run:
         run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
         config = load_config(settings, config_dir, saved=run.config_file)
 
-    module = importlib.import_module(f"contextlora.{command.module}")
-    workflow = getattr(module, options.command.replace("-", "_"))
+    workflow = getattr(import_module(f"contextlora.{command.module}"), options.command.replace("-", "_"))
     if options.command == "train":
         workflow(config, dry_run=options.dry_run)
     else:

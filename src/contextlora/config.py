@@ -1,7 +1,7 @@
-"""The settings of a run: documented sections, and how YAML files and arguments fill them.
+"""How YAML files and arguments become the settings of a run; the only importer of omegaconf.
 
-The dataclasses are schema and documentation in one: `contextlora train --help` prints them. Files under `configs/` hold
-deviations only. From weak to strong:
+The dataclasses of `contextlora.settings` are schema and documentation in one. Files under `configs/` hold deviations
+only. From weak to strong:
 
     defaults below < default.yaml < <group>/<choice>.yaml < experiment/<name>.yaml < section.key=value
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -22,122 +22,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from contextlora.errors import ConfigError
+from contextlora.settings import RunConfig
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 GROUPS = ("taskset", "method", "model")
-
-
-def setting(default: Any, text: str, **limits: float) -> Any:
-    """A dataclass field with its documentation; `minimum` and `maximum` also hold for the values of a dict."""
-    value = {"default_factory": dict} if default == {} else {"default": default}
-    return field(**value, metadata={"text": text, **limits})
-
-
-@dataclass
-class TasksetConfig:
-    """Which tasks, and how their items become prompts."""
-
-    name: str = setting("iov", "shipped task set, or the path of a task-set folder")
-    regime: Literal["low", "full"] = setting("low", "size of a shipped set: a few hundred items per task, or all")
-    seed: int = setting(0, "seed of a shipped set's items; independent of the run's seed", minimum=0)
-    data_dir: str = setting("data", "where shipped sets are generated on first use")
-    context: Literal["none", "gold", "predicted"] = setting(
-        "none", "prerequisites' answers in the prompts while training; the evaluation is also end to end in any case"
-    )
-    answer_format: Literal["word", "letter"] = setting("word", "score the option words or the option letters")
-    image: Literal["auto", "image", "text"] = setting("auto", "show the image or its text view; auto: as the model can")
-
-
-@dataclass
-class MethodConfig:
-    """How the tasks share one LoRA."""
-
-    name: str = setting("contextlora", "training method, a file of configs/method")
-    rank: int = setting(8, "LoRA ranks per task (r_v)", minimum=1)
-    alpha: float = setting(16.0, "LoRA scale numerator: every slice is scaled by alpha / rank", minimum=0)
-    dropout: float = setting(0.0, "dropout probability on the LoRA input", minimum=0, maximum=0.99)
-    delta: float = setting(
-        1.0, "share of each prerequisite's ranks that stays frozen while a task trains", minimum=0, maximum=1
-    )
-    edge_delta: dict[str, float] = setting(  # noqa: RUF009 - it makes a field
-        {}, "delta of single edges, as {'u->v': 0.5}", minimum=0, maximum=1
-    )
-    scope: Literal["direct", "ancestors"] = setting("direct", "prerequisites: direct parents, or all ancestors")
-    variant: Literal["gated", "paper"] = setting(
-        "gated", "how prerequisite slices enter the forward pass: times a learned gate, or simply added"
-    )
-    frozen_policy: Literal["largest", "first", "random"] = setting("largest", "which ranks of a slice stay frozen")
-    gate_init: float = setting(0.05, "initial gate of a prerequisite's slice (variant gated)")
-
-
-@dataclass
-class ModelConfig:
-    """The frozen language model."""
-
-    name: str = setting("bundled", "the bundled backbone, a checkpoint folder, or a hub id (owner/name)")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "type of the frozen weights; auto: bfloat16 where the processor computes it natively"
-    )
-    attn_implementation: str = setting("eager", "attention of transformers; eager is fastest on CPU at short lengths")
-    target_modules: str = setting(
-        "language-linear",
-        "what gets LoRA: all linear layers of the language model's blocks, or a regex of module names",
-    )
-    chat_template: Literal["auto", "off"] = setting("auto", "wrap prompts in the model's chat template if it has one")
-
-
-@dataclass
-class TrainingConfig:
-    """Optimisation; every stage starts a new optimizer and schedule."""
-
-    learning_rate: float = setting(2e-3, "peak learning rate of a task's own ranks", minimum=0)
-    open_learning_rate_scale: float = setting(
-        0.1, "times learning_rate, for the open ranks of prerequisites; a full rate harms the prerequisites", minimum=0
-    )
-    gate_learning_rate: float = setting(1e-2, "learning rate of the gates", minimum=0)
-    weight_decay: float = setting(0.0, "AdamW weight decay", minimum=0)
-    batch_size: int = setting(32, "items per step, all of one task", minimum=1)
-    steps_per_task: int = setting(160, "optimizer steps per task", minimum=1)
-    validate_every_steps: int = setting(40, "steps between validations and checkpoints", minimum=1)
-    patience: int = setting(0, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
-    warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, maximum=1)
-    gradient_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", minimum=0)
-    strategy: str = setting("auto", "Lightning strategy")
-    devices: int = setting(1, "number of devices", minimum=1)
-    accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu ...")
-    progress: bool = setting(True, "show progress bars")
-
-
-@dataclass
-class EvaluationConfig:
-    """What the final tables are computed on."""
-
-    batch_size: int = setting(128, "items per forward pass", minimum=1)
-    split: Literal["validation", "test"] = setting("test", "split of the final tables; tune on validation")
-    max_items: int | None = setting(None, "use only the first items of each task", minimum=1)
-
-
-@dataclass
-class TrackingConfig:
-    """Weights & Biases."""
-
-    mode: Literal["auto", "online", "offline", "off"] = setting("auto", "auto: online when logged in, else offline")
-    project: str = setting("contextlora", "project that a run is logged to")
-
-
-@dataclass
-class RunConfig:
-    """Everything that determines a run."""
-
-    taskset: TasksetConfig = field(default_factory=TasksetConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = setting(0, "seed of initial weights and batch order", minimum=0)
-    runs_dir: str = setting("runs", "where run folders go")
 
 
 def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, saved: Path | None = None) -> RunConfig:
@@ -165,6 +54,33 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
     _check_limits(config)
     return config
+
+
+def read_devices(name_or_path: str) -> tuple[Any, Path]:
+    """A device catalogue as a plain tree, with the file it was read from.
+
+    Args:
+        name_or_path: the name of a file in `configs/devices`, or a path.
+
+    Raises:
+        ConfigError: there is no such file, or it is no YAML.
+    """
+    path = Path(name_or_path)
+    if not path.suffix and not path.exists():
+        path = _choose(CONFIG_DIR, "devices", name_or_path)
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True), path
+    except FileNotFoundError:
+        raise ConfigError(f"gear.devices names no file: {path}; give a device catalogue (make: DEVICES=FILE)") from None
+    except (OmegaConfBaseException, OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is no readable device catalogue: {' '.join(str(error).split())}") from error
+
+
+def write_devices(tree: dict[str, Any], path: Path, header: str) -> None:
+    """Writes a device catalogue that `read_devices` reads back; `header` says where its figures come from."""
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(comment + OmegaConf.to_yaml(OmegaConf.create(tree)), encoding="utf-8")
 
 
 def to_yaml(config: RunConfig) -> str:

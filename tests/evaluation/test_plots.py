@@ -4,10 +4,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from contextlora.config import MethodConfig
 from contextlora.evaluation.plots import STATUS_COLOURS, delta_figure, matrix_figure, plan_figure, save_figure
 from contextlora.graph import TaskGraph
 from contextlora.methods import build_plan
+from contextlora.settings import MethodConfig
 
 GRAPH = TaskGraph({"a": [], "b": [], "c": ["a", "b"], "d": ["a", "c"]})
 

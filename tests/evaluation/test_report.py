@@ -4,7 +4,6 @@ import io
 
 from rich.console import Console
 
-from contextlora.config import MethodConfig
 from contextlora.evaluation.report import (
     graph_table,
     interval,
@@ -18,6 +17,7 @@ from contextlora.evaluation.report import (
 )
 from contextlora.graph import TaskGraph
 from contextlora.methods import build_plan
+from contextlora.settings import MethodConfig
 
 GRAPH = TaskGraph({"hazard": [], "grip": [], "manoeuvre": ["hazard", "grip"]})
 ROW = {"chance": 0.25, "zero_shot": 0.2, "own_stage": 0.95, "final": 0.94, "end_to_end": 0.931, "n": 500}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from contextlora.config import MethodConfig
 from contextlora.errors import ConfigError
 from contextlora.graph import TaskGraph
 from contextlora.methods import METHODS, build_plan
+from contextlora.settings import MethodConfig
 
 GRAPH = TaskGraph({"a": [], "b": [], "c": ["a", "b"], "d": ["c"]})
 

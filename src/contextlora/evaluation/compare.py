@@ -18,7 +18,7 @@ from contextlora.evaluation.report import markdown_table
 from contextlora.runs import find_runs
 
 # Settings that cannot change a result.
-NEUTRAL = ("seed", "runs_dir", "tracking.", "training.progress", "taskset.data_dir")
+NEUTRAL = ("seed", "runs_dir", "tracking.", "gear.", "training.progress", "taskset.data_dir")
 Row = tuple[str, ...]
 
 

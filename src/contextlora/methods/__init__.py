@@ -5,11 +5,11 @@ All methods train sum(r_v) ranks in total and the same number of gradient steps 
 
 from collections.abc import Callable
 
-from contextlora.config import MethodConfig
 from contextlora.errors import ConfigError
 from contextlora.graph.plan import TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
 from contextlora.methods import contextlora, joint, per_task, sequential
+from contextlora.settings import MethodConfig
 
 METHODS: dict[str, Callable[[TaskGraph, MethodConfig], TrainingPlan]] = {
     "contextlora": contextlora.build,

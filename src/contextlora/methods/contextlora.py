@@ -4,11 +4,11 @@ Paper: arXiv 2507.21199, Eq. (2)-(6). Task v trains its own r_v ranks whole and 
 prerequisite's ranks; stage k trains generation S_k.
 """
 
-from contextlora.config import MethodConfig
 from contextlora.errors import ConfigError
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
+from contextlora.settings import MethodConfig
 
 
 def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:

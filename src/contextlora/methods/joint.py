@@ -1,9 +1,9 @@
 """Joint: one LoRA of rank sum(r_v), trained on the batches of all tasks mixed."""
 
-from contextlora.config import MethodConfig
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
+from contextlora.settings import MethodConfig
 
 
 def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:

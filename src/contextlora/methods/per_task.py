@@ -1,9 +1,9 @@
 """Per task: a small LoRA for each task, trained alone; the reference that uses no graph."""
 
-from contextlora.config import MethodConfig
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
+from contextlora.settings import MethodConfig
 
 
 def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:

@@ -1,9 +1,9 @@
 """Sequential: one LoRA of rank sum(r_v), fine-tuned on one task after the other in the graph's order."""
 
-from contextlora.config import MethodConfig
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
+from contextlora.settings import MethodConfig
 
 
 def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:

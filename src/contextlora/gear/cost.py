@@ -1,0 +1,274 @@
+"""What a step costs a group of devices. Seconds, bytes; the letters of the design:
+
+    f_F, f_T   forward of an item of the chain, of the trained task     t_T   forward + backward of an item
+    n          forward-only passes of an item's chain                   q     passes moved from D_f to D_t, whole chains
+    B          items of a step                                          k     items of one call (micro-batch)
+
+A step of ContextGear takes C = max(C_T, C_F) once the pipeline is filled:
+
+    C_F = (n B - q) f_F + link            C_T = B t_T + q f_F + link
+
+where the group's devices share the items (data-parallel, as many items each as balance their speeds, link = ring
+all-reduce of the LoRA gradients) or the layers (pipeline). No split can beat max((n f + t) / (S_F + S_T), t / S_T).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from contextlora.gear.devices import Device, Fleet
+from contextlora.gear.group import Group, Misfit, Share, micro_batch_sizes, share_items
+from contextlora.gear.pipeline import StageTimes, best_cuts, chain_s, pipeline_s
+from contextlora.gear.workload import TaskWork, Workload
+
+
+class StageCost:
+    """Costs of one stage's tasks on the devices of a fleet; remembers what it has computed."""
+
+    def __init__(self, fleet: Fleet, workload: Workload) -> None:
+        self.fleet, self.workload = fleet, workload
+        self.devices = {device.name: device for device in fleet.devices}
+        self.sizes = micro_batch_sizes(workload.batch_size)
+        self.forward = lru_cache(maxsize=None)(self._forward)
+        self.train = lru_cache(maxsize=None)(self._train)
+        self.balanced = lru_cache(maxsize=None)(self._balanced)
+        self._figures = lru_cache(maxsize=None)(self._group_figures)
+        self._known_sizes: dict[tuple, int | None] = {}
+        self._flop_s = {  # of a forward, of forward and backward
+            device.name: (device.forward_s(1.0), device.train_s(1.0, workload.train_ratio)) for device in fleet.devices
+        }
+
+    # ---- one device
+
+    def pass_s(self, device: str, task: TaskWork) -> float:
+        """f_F: one forward-only pass of one item."""
+        return self._flop_s[device][0] * task.prerequisite_flops
+
+    def item_s(self, device: str, task: TaskWork) -> float:
+        """t_T: forward and backward of one item."""
+        return self._flop_s[device][1] * task.forward_flops
+
+    def call_s(self, device: str, task: TaskWork, kind: str, items: float) -> float:
+        """One call of kind F, B, P or R (see `gear.schedule`) on a device.
+
+        Args:
+            device: its name.
+            task: whose items.
+            kind: of the call.
+            items: of the micro-batch, times the share of the layers that the device holds.
+        """
+        if kind in "PR":
+            item_s = self.pass_s(device, task)
+        else:
+            forward_s = self._flop_s[device][0] * task.forward_flops
+            item_s = forward_s if kind == "F" else self.item_s(device, task) - forward_s
+        return items * item_s + self.devices[device].overhead_s
+
+    def stage_bytes(self, layers: range, task: TaskWork, size: int, alive: int) -> float:
+        """Memory of a device that holds these layers.
+
+        Args:
+            layers: all of them in a data-parallel group.
+            task, size: micro-batches of `size` items of this task.
+            alive: micro-batches whose activations wait for their backward; 0 on a device that only runs forward.
+        """
+        work = self.workload
+        share = len(layers) / work.num_layers
+        resident = sum(work.layer_bytes[layer] for layer in layers) + share * work.adapter_bytes
+        if not alive:
+            return resident + size * task.forward_activation_bytes
+        kept = alive * len(layers) * task.train_activation_bytes
+        passing = task.forward_activation_bytes if task.num_prerequisites else 0.0  # chains run before the batch
+        return resident + share * work.optimizer_bytes + size * max(kept, passing)
+
+    def memory_bytes(self, group: Group, position: int, task: TaskWork, size: int, trains: bool) -> float:
+        """Memory of one device of a group with micro-batches of `size` items."""
+        num_layers, num_micro = self.workload.num_layers, math.ceil(self.workload.batch_size / size)
+        if group.layout == "data":
+            return self.stage_bytes(range(num_layers), task, size, alive=int(trains))
+        in_flight = num_micro if group.layout == "gpipe" else min(len(group.devices) - position, num_micro)
+        layers = group.layers(num_layers)[position]
+        return self.stage_bytes(layers, task, size, alive=in_flight if trains else 0)
+
+    def _misfit(self, group: Group, position: int, task: TaskWork, size: int, trains: bool) -> Misfit | None:
+        device = self.devices[group.devices[position]]
+        needed = self.memory_bytes(group, position, task, size, trains)
+        return Misfit(device.name, needed, device.memory_bytes) if needed > device.memory_bytes else None
+
+    # ---- groups
+
+    def _forward(self, group: Group, task: TaskWork, num_items: int) -> Share | Misfit:
+        """D_f running the chains of so many items of a step, without the link."""
+        if group.layout != "data":
+            return self._pipeline(group, task, num_items, trains=False)
+        figures = self._figures(group, task, False)
+        if isinstance(figures, Misfit):
+            return figures
+        n, (_, pass_s, overhead_s, sizes) = task.num_prerequisites, figures
+        return share_items(
+            num_items, sizes, lambda i, items: n * (items * pass_s[i] + -(-items // sizes[i]) * overhead_s[i])
+        )
+
+    def _train(self, group: Group, task: TaskWork, num_chains: int) -> Share | Misfit:
+        """D_t training a batch and running the chains of so many of its items: C_T, all-reduce included.
+
+        In a data-parallel group every device runs whole chains, in proportion to its items and rounded up.
+        """
+        if group.layout != "data":
+            return self._pipeline(group, task, num_chains, trains=True)
+        figures = self._figures(group, task, True)
+        if isinstance(figures, Misfit):
+            return figures
+        item_s, pass_s, overhead_s, sizes = figures
+        n, batch_size = task.num_prerequisites, self.workload.batch_size
+
+        def finish_s(i: int, items: int) -> float:
+            chains = -(-items * num_chains // batch_size)
+            calls = 2 * -(-items // sizes[i]) + n * -(-chains // sizes[i])
+            return items * item_s[i] + n * chains * pass_s[i] + calls * overhead_s[i]
+
+        share = share_items(batch_size, sizes, finish_s)
+        return Share(share.seconds + self.all_reduce_s(group.devices, task), share.items, share.micro_batches)
+
+    def _balanced(self, train: Group, forward: Group, task: TaskWork) -> int | Misfit:
+        """How many items' chains D_t should run itself: the least max(C_T, C_F).
+
+        C_T rises and C_F falls with every chain that moves, so the best number is at their crossing.
+        """
+        batch_size = self.workload.batch_size
+        for share in (self.train(train, task, 0), self.forward(forward, task, 0)):
+            if isinstance(share, Misfit):
+                return share
+
+        def sides(moved: int) -> tuple[float, float]:
+            kept = batch_size - moved
+            ahead_s = self.forward(forward, task, kept).seconds + self.answers_s(forward, train, task, kept)
+            return self.train(train, task, moved).seconds, ahead_s
+
+        low, high = 0, batch_size
+        while low < high:
+            middle = (low + high) // 2
+            train_s, forward_s = sides(middle)
+            low, high = (low, middle) if train_s >= forward_s else (middle + 1, high)
+        return min(range(max(0, low - 1), low + 1), key=lambda moved: max(sides(moved)))
+
+    def _group_figures(
+        self, group: Group, task: TaskWork, trains: bool
+    ) -> tuple[list[float], list[float], list[float], tuple[int, ...]] | Misfit:
+        """Of each device of a data-parallel group: t_T, f_F, overhead of a call, and the largest k that fits."""
+        names, sizes = group.devices, []
+        for position, name in enumerate(names):
+            size = self._largest_size(self.devices[name].memory_bytes, task, trains)
+            if size is None:
+                return self._misfit(group, position, task, 1, trains)
+            sizes.append(size)
+        item_s, pass_s = [self.item_s(name, task) for name in names], [self.pass_s(name, task) for name in names]
+        return item_s, pass_s, [self.devices[name].overhead_s for name in names], tuple(sizes)
+
+    def _largest_size(self, memory_bytes: float, task: TaskWork, trains: bool) -> int | None:
+        """The largest k with which a whole model fits into so much memory: fewer calls cost less."""
+        # All that memory needs to know of a task: tasks that differ in their chains share the answer.
+        key = (memory_bytes, trains, task.train_activation_bytes, task.forward_activation_bytes)
+        key += (task.num_prerequisites > 0,)
+        if key not in self._known_sizes:
+            layers, alive = range(self.workload.num_layers), int(trains)
+            fitting = (size for size in self.sizes if self.stage_bytes(layers, task, size, alive) <= memory_bytes)
+            self._known_sizes[key] = next(fitting, None)
+        return self._known_sizes[key]
+
+    def _pipeline(self, group: Group, task: TaskWork, num_chains: int, trains: bool) -> Share | Misfit:
+        """A layer pipeline with its best k: the chains, pass after pass, then (if it trains) the batch."""
+        best, misfit, count = None, None, len(group.devices)
+        items = self.workload.batch_size if trains else num_chains
+        for size in self.sizes:
+            misfits = (self._misfit(group, position, task, size, trains) for position in range(count))
+            misfit = next(filter(None, misfits), None)
+            if misfit is None:
+                times = self.stage_times(group, task, size)
+                num_micro = math.ceil(num_chains / size)
+                seconds = chain_s(times, task.num_prerequisites, num_micro, drains=not trains)
+                if trains:
+                    seconds += pipeline_s(times, math.ceil(self.workload.batch_size / size), group.layout)
+                if best is None or seconds < best.seconds:
+                    best = Share(seconds, (items,) * count, (size,) * count)
+        return best or misfit
+
+    # ---- layer pipelines
+
+    def stage_times(self, group: Group, task: TaskWork, size: int) -> list[StageTimes]:
+        """Seconds of one micro-batch in each stage of a pipeline."""
+        stages = enumerate(group.layers(self.workload.num_layers))
+        return [self._stage_times(group.devices, position, layers, task, size) for position, layers in stages]
+
+    def cuts(self, devices: tuple[str, ...], layout: str, task: TaskWork, exact: bool = True) -> list[tuple[int, ...]]:
+        """Cut points worth weighing for a row of devices: over all micro-batch sizes, or over every other one."""
+        found: dict[tuple[int, ...], None] = {}
+        for size in self.sizes if exact else self.sizes[::2]:
+            num_micro = math.ceil(self.workload.batch_size / size)
+
+            def times_of(stage: int, layers: range, size: int = size, m: int = num_micro) -> StageTimes | None:
+                alive = m if layout == "gpipe" else min(len(devices) - stage, m)
+                if self.stage_bytes(layers, task, size, alive) > self.devices[devices[stage]].memory_bytes:
+                    return None
+                return self._stage_times(devices, stage, layers, task, size)
+
+            found |= dict.fromkeys(best_cuts(times_of, len(devices), self.workload.num_layers, num_micro, exact))
+        return list(found)
+
+    def _stage_times(
+        self, devices: Sequence[str], position: int, layers: range, task: TaskWork, size: int
+    ) -> StageTimes:
+        device, shares = self.devices[devices[position]], self.workload.layer_flops_shares
+        items = size * sum(shares[layer] for layer in layers)
+        send_s = send_chain_s = send_back_s = 0.0
+        if position + 1 < len(devices):
+            link = self.fleet.link(device.name, devices[position + 1])
+            send_s = link.seconds(size * task.boundary_bytes)
+            send_chain_s = link.seconds(size * task.prerequisite_boundary_bytes)
+        elif position:  # the answers, without which the next pass cannot begin
+            answers_bytes = size * task.answer_bytes / max(1, task.num_prerequisites)
+            send_chain_s = self.fleet.link(device.name, devices[0]).seconds(answers_bytes)
+        if position:
+            send_back_s = self.fleet.link(devices[position - 1], device.name).seconds(size * task.boundary_bytes)
+        return StageTimes(
+            forward_s=self.call_s(device.name, task, "F", items) + send_s,
+            backward_s=self.call_s(device.name, task, "B", items) + send_back_s,
+            chain_s=self.call_s(device.name, task, "P", items) + send_chain_s,
+        )
+
+    # ---- links
+
+    def all_reduce_s(self, devices: Sequence[str], task: TaskWork) -> float:
+        """Ring all-reduce: 2 (p - 1) messages of 1/p of the gradients over the ring's slowest link."""
+        count = len(devices)
+        if count < 2:
+            return 0.0
+        size = task.gradient_bytes / count
+        return 2 * (count - 1) * max(self.fleet.link(*pair).seconds(size) for pair in ring(devices))
+
+    def answers_s(self, forward: Group, train: Group, task: TaskWork, num_items: int) -> float:
+        """Sending the answers of so many items from D_f to D_t over the slowest link between them."""
+        if not num_items or not task.num_prerequisites:
+            return 0.0
+        size = num_items * task.answer_bytes
+        if not self.fleet.links:
+            return self.fleet.default_link.seconds(size)
+        return max(self.fleet.link(a, b).seconds(size) for a in forward.devices for b in train.devices)
+
+    def lower_bound_s(self, train: Sequence[str], forward: Sequence[str], task: TaskWork) -> float:
+        """max((n f + t) / (S_F + S_T), t / S_T): no schedule of these two groups does a step sooner."""
+        batch_size, n = self.workload.batch_size, task.num_prerequisites
+        # In FLOPs of a forward, so that devices with a t / f of their own stay above the bound.
+        ratios = [device.train_s(1.0, self.workload.train_ratio) / device.forward_s(1.0) for device in self._of(train)]
+        flops = n * task.prerequisite_flops + min(ratios) * task.forward_flops
+        rate = sum(1 / device.forward_s(1.0) for device in self._of((*train, *forward)))
+        train_rate = sum(1 / self.item_s(name, task) for name in train)
+        return batch_size * max(flops / rate, 1 / train_rate)
+
+    def _of(self, names: Sequence[str]) -> list[Device]:
+        return [self.devices[name] for name in names]
+
+
+def ring(devices: Sequence[str]) -> list[tuple[str, str]]:
+    """Neighbours in the ring of an all-reduce."""
+    return list(zip(devices, (*devices[1:], devices[0]), strict=True))

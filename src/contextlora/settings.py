@@ -1,0 +1,135 @@
+"""The schema of a run's settings, which is also their documentation: `contextlora train --help` prints it.
+
+How files and arguments fill it is the business of `contextlora.config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def setting(default: Any, text: str, **limits: float) -> Any:
+    """A dataclass field with its documentation; `minimum` and `maximum` also hold for the values of a dict."""
+    value = {"default_factory": dict} if default == {} else {"default": default}
+    return field(**value, metadata={"text": text, **limits})
+
+
+@dataclass
+class TasksetConfig:
+    """Which tasks, and how their items become prompts."""
+
+    name: str = setting("iov", "shipped task set, or the path of a task-set folder")
+    regime: Literal["low", "full"] = setting("low", "size of a shipped set: a few hundred items per task, or all")
+    seed: int = setting(0, "seed of a shipped set's items; independent of the run's seed", minimum=0)
+    data_dir: str = setting("data", "where shipped sets are generated on first use")
+    context: Literal["none", "gold", "predicted"] = setting(
+        "none", "prerequisites' answers in the prompts while training; the evaluation is also end to end in any case"
+    )
+    answer_format: Literal["word", "letter"] = setting("word", "score the option words or the option letters")
+    image: Literal["auto", "image", "text"] = setting("auto", "show the image or its text view; auto: as the model can")
+
+
+@dataclass
+class MethodConfig:
+    """How the tasks share one LoRA."""
+
+    name: str = setting("contextlora", "training method, a file of configs/method")
+    rank: int = setting(8, "LoRA ranks per task (r_v)", minimum=1)
+    alpha: float = setting(16.0, "LoRA scale numerator: every slice is scaled by alpha / rank", minimum=0)
+    dropout: float = setting(0.0, "dropout probability on the LoRA input", minimum=0, maximum=0.99)
+    delta: float = setting(
+        1.0, "share of each prerequisite's ranks that stays frozen while a task trains", minimum=0, maximum=1
+    )
+    edge_delta: dict[str, float] = setting(  # noqa: RUF009 - it makes a field
+        {}, "delta of single edges, as {'u->v': 0.5}", minimum=0, maximum=1
+    )
+    scope: Literal["direct", "ancestors"] = setting("direct", "prerequisites: direct parents, or all ancestors")
+    variant: Literal["gated", "paper"] = setting(
+        "gated", "how prerequisite slices enter the forward pass: times a learned gate, or simply added"
+    )
+    frozen_policy: Literal["largest", "first", "random"] = setting("largest", "which ranks of a slice stay frozen")
+    gate_init: float = setting(0.05, "initial gate of a prerequisite's slice (variant gated)")
+
+
+@dataclass
+class ModelConfig:
+    """The frozen language model."""
+
+    name: str = setting("bundled", "the bundled backbone, a checkpoint folder, or a hub id (owner/name)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "type of the frozen weights; auto: bfloat16 where the processor computes it natively"
+    )
+    attn_implementation: str = setting("eager", "attention of transformers; eager is fastest on CPU at short lengths")
+    target_modules: str = setting(
+        "language-linear",
+        "what gets LoRA: all linear layers of the language model's blocks, or a regex of module names",
+    )
+    chat_template: Literal["auto", "off"] = setting("auto", "wrap prompts in the model's chat template if it has one")
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation; every stage starts a new optimizer and schedule."""
+
+    learning_rate: float = setting(2e-3, "peak learning rate of a task's own ranks", minimum=0)
+    open_learning_rate_scale: float = setting(
+        0.1, "times learning_rate, for the open ranks of prerequisites; a full rate harms the prerequisites", minimum=0
+    )
+    gate_learning_rate: float = setting(1e-2, "learning rate of the gates", minimum=0)
+    weight_decay: float = setting(0.0, "AdamW weight decay", minimum=0)
+    batch_size: int = setting(32, "items per step, all of one task", minimum=1)
+    steps_per_task: int = setting(160, "optimizer steps per task", minimum=1)
+    validate_every_steps: int = setting(40, "steps between validations and checkpoints", minimum=1)
+    patience: int = setting(0, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
+    warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, maximum=1)
+    gradient_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", minimum=0)
+    strategy: str = setting("auto", "Lightning strategy")
+    devices: int = setting(1, "number of devices", minimum=1)
+    accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu ...")
+    progress: bool = setting(True, "show progress bars")
+
+
+@dataclass
+class EvaluationConfig:
+    """What the final tables are computed on."""
+
+    batch_size: int = setting(128, "items per forward pass", minimum=1)
+    split: Literal["validation", "test"] = setting("test", "split of the final tables; tune on validation")
+    max_items: int | None = setting(None, "use only the first items of each task", minimum=1)
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "off"] = setting("auto", "auto: online when logged in, else offline")
+    project: str = setting("contextlora", "project that a run is logged to")
+
+
+@dataclass
+class GearConfig:
+    """Planning over several devices (`contextlora plan`)."""
+
+    devices: str = setting("jetson4", "device catalogue: a file of configs/devices, or the path of one")
+    context: Literal["predicted", "taskset"] = setting(
+        "predicted",
+        "answers in the prompts: the model's own, which need forward passes, or as taskset.context says",
+    )
+    cache_answers: bool = setting(True, "keep the prerequisites' answers of the first epoch for the later ones")
+    queue_batches: int = setting(2, "batches that forward-only devices may be ahead of the trained one", minimum=1)
+
+
+@dataclass
+class RunConfig:
+    """Everything that determines a run."""
+
+    taskset: TasksetConfig = field(default_factory=TasksetConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    gear: GearConfig = field(default_factory=GearConfig)
+    seed: int = setting(0, "seed of initial weights and batch order", minimum=0)
+    runs_dir: str = setting("runs", "where run folders go")

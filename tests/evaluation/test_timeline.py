@@ -1,0 +1,35 @@
+from contextlora.evaluation.gear_report import seconds, size, step_s
+from contextlora.evaluation.plots import save_figure
+from contextlora.evaluation.timeline import timeline_figure
+from contextlora.gear.devices import Device, Fleet, Link
+from contextlora.gear.plan import plan_stage
+from contextlora.gear.replay import replay
+from contextlora.gear.workload import TaskWork, Workload
+
+
+def planned():
+    """Two equal devices with n f = t: ContextGear halves the step to 8 s."""
+    fleet = Fleet("pair", tuple(Device(name, 1e9, 0.0, 1.0) for name in "ab"), Link(1e3))
+    task = TaskWork("v", 10, 40, 2, 1.0, 1.0, 0.0, 0.0, 8.0, 1e9, 0.0, 0.0)
+    workload = Workload("stage 1", (task,), 4, (0.5, 0.5), (0.0, 0.0), 0.0, 0.0, 2.0)
+    stage = plan_stage(fleet, workload)
+    return stage, replay(fleet, workload, stage.best, task, num_batches=6)
+
+
+def test_the_time_line_names_devices_steps_and_actions(tmp_path):
+    stage, simulation = planned()
+    figure = timeline_figure([(stage, simulation)])
+    (axes,) = figure.axes
+    assert "contextgear, a step every 8 s" in axes.get_title(loc="left")
+    assert [label.get_text().split()[0] for label in axes.get_yticklabels()] == ["a", "b"]
+    assert {text.get_text() for text in axes.texts} >= {"F0", "B0", "P0", "F5", "B5"}
+    assert save_figure(figure, tmp_path / "new" / "line.png").stat().st_size > 1000
+
+
+def test_the_step_is_that_of_the_filled_pipeline():
+    assert step_s(planned()[1]) == 8
+
+
+def test_units():
+    assert [seconds(value) for value in (12.345, 1.0, 0.01234)] == ["12.3 s", "1 s", "12.3 ms"]
+    assert [size(value) for value in (0, 999, 1500, 2.5e6, 3e9)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "3 GB"]
