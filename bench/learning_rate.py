@@ -28,6 +28,7 @@ if __name__ == "__main__":
             load_config(
                 [
                     f"method={method}",
+                    "method.learning_rate_scale=1",
                     f"training.learning_rate={rate}",
                     "evaluation.split=validation",
                     *arguments,

@@ -144,7 +144,7 @@ def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
     training = config.training
     schedule = Schedule(training.steps_per_task, training.validate_every_steps, training.patience)
     optimizer = OptimizerSettings(
-        learning_rate=training.learning_rate,
+        learning_rate=training.learning_rate * config.method.learning_rate_scale,
         open_learning_rate_scale=training.open_learning_rate_scale,
         gate_learning_rate=training.gate_learning_rate,
         weight_decay=training.weight_decay,

@@ -6,7 +6,7 @@ only. From weak to strong:
     defaults below < default.yaml < <group>/<choice>.yaml < experiment/<name>.yaml < section.key=value
 
 `taskset=`, `method=` and `model=` choose a group file; default.yaml and an experiment choose by the same words. Every
-file spells keys from the root, so that a method's file can also set the learning rate that suits it.
+file spells keys from the root, so that a model's file can also set the learning rate that suits it.
 """
 
 from __future__ import annotations

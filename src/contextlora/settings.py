@@ -50,6 +50,9 @@ class MethodConfig:
     )
     frozen_policy: Literal["largest", "first", "random"] = setting("largest", "which ranks of a slice stay frozen")
     gate_init: float = setting(0.05, "initial gate of a prerequisite's slice (variant gated)")
+    learning_rate_scale: float = setting(
+        1.0, "times training.learning_rate: what suits the method, whatever the model", minimum=0
+    )
 
 
 @dataclass
@@ -72,7 +75,9 @@ class ModelConfig:
 class TrainingConfig:
     """Optimisation; every stage starts a new optimizer and schedule."""
 
-    learning_rate: float = setting(2e-3, "peak learning rate of a task's own ranks", minimum=0)
+    learning_rate: float = setting(
+        2e-4, "peak learning rate of a task's own ranks; the default suits models of billions of parameters", minimum=0
+    )
     open_learning_rate_scale: float = setting(
         0.1, "times learning_rate, for the open ranks of prerequisites; a full rate harms the prerequisites", minimum=0
     )
