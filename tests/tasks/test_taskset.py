@@ -1,4 +1,9 @@
+import json
+import textwrap
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from contextlora.graph.task_graph import GraphError
 from contextlora.tasks.prompts import DEFAULT_TEMPLATE
@@ -64,3 +69,22 @@ def test_missing_and_empty_files(folder, tmp_path_factory):
         TaskSet.load(folder)
     with pytest.raises(TaskSetError, match=r"readable .*taskset\.yaml"):
         TaskSet.load(tmp_path_factory.mktemp("empty"))
+
+
+def test_the_example_of_the_documentation_loads(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    description = text.split("taskset.yaml:\n")[1].split("An item:")[0]
+    item = json.loads(text.split("An item:\n")[1].split("Items of one scene")[0])
+    (tmp_path / "taskset.yaml").write_text(textwrap.dedent(description.lstrip("\n")))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / item["image"])
+    child = {"question": "route ?", "options": ["main", "bypass"], "answer": 0, "prerequisites": {"hazard": "heavy"}}
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+        scene = {"scene": f"{item['scene']}-{split}"}
+        (tmp_path / split / "hazard.jsonl").write_text(json.dumps(item | scene) + "\n")
+        (tmp_path / split / "route.jsonl").write_text(json.dumps(item | child | scene) + "\n")
+    taskset = TaskSet.load(tmp_path)
+    assert taskset.graph.prerequisites("route") == ("hazard",)
+    [loaded] = taskset.items("hazard", "train")
+    assert (loaded.options, loaded.answer, loaded.image_text) == (("light", "heavy"), 1, "c2 r1 lorry")
