@@ -26,11 +26,11 @@ def test_the_best_validation_has_the_highest_accuracy_then_the_lowest_loss():
     progress = Progress()
     figures = [(0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.6, 2.0), (0.4, 0.1)]
     assert [progress.record(10, *pair) for pair in figures] == [True, True, False, True, False]
-    assert (progress.best_accuracy, progress.best_loss, progress.best_interval) == (0.6, 2.0, 4)
+    assert (progress.best_accuracy, progress.best_loss) == (0.6, 2.0)
     assert progress.total_steps == 50
 
 
-def test_patience_counts_validations_since_the_best():
+def test_patience_counts_validations_since_the_latest_improvement():
     schedule = Schedule(steps_per_task=100, validate_every_steps=1, patience=2)
     progress = Progress()
     over = []
@@ -38,6 +38,15 @@ def test_patience_counts_validations_since_the_best():
         progress.record(1, accuracy, 1.0)
         over.append(progress.stage_is_over(schedule))
     assert over == [False, False, False, True]
+
+
+def test_a_loss_that_hardly_falls_is_no_improvement():
+    progress = Progress()
+    for loss, improved in ((0.5, 1), (0.48, 2), (0.475, 2), (0.4, 4)):
+        progress.record(1, 1.0, loss)
+        assert progress.improved_interval == improved
+    progress.record(1, 0.9, 0.3)  # less accurate: not the best, but it still learns
+    assert (progress.improved_interval, progress.best_loss) == (5, 0.4)
 
 
 def test_without_patience_a_stage_takes_its_whole_budget():

@@ -12,6 +12,8 @@ from typing import Any
 
 from contextlora.errors import ConfigError
 
+LOSS_IMPROVEMENT = 0.01  # nats; a smaller fall is none
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -20,7 +22,7 @@ class Schedule:
     Attributes:
         steps_per_task: gradient steps for each task of the stage.
         validate_every_steps: gradient steps for each task of the stage between two validations.
-        patience: validations without a better one after which the stage ends; 0 never ends it early.
+        patience: validations without an improvement after which the stage ends; 0 never ends it early.
     """
 
     steps_per_task: int
@@ -55,7 +57,8 @@ class Progress:
         stage: stage in force, or the number of stages when all are done.
         interval: intervals done in this stage.
         total_steps: gradient steps taken in all stages.
-        best_accuracy, best_loss, best_interval: best validation of this stage.
+        best_accuracy, best_loss: best validation of this stage.
+        improved_interval: the latest validation of this stage that was an improvement, see `record`.
         steps_taken: gradient steps of each finished stage.
         seconds: wall-clock time spent in finished intervals.
         history: one row per validation of the whole run.
@@ -66,30 +69,36 @@ class Progress:
     total_steps: int = 0
     best_accuracy: float = -1.0
     best_loss: float = math.inf
-    best_interval: int = 0
+    improved_interval: int = 0
     steps_taken: list[int] = field(default_factory=list)
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self, steps: int, accuracy: float, loss: float) -> bool:
-        """Enters one validation; True if it is the stage's best: higher accuracy, or the same with a lower loss."""
+        """Enters one validation; True if it is the stage's best: higher accuracy, or the same with a lower loss.
+
+        Patience counts from the latest improvement: a higher accuracy, or a loss lower by `LOSS_IMPROVEMENT`. A task
+        that is solved is solved, though its loss may go on falling.
+        """
         self.interval += 1
         self.total_steps += steps
+        if accuracy > self.best_accuracy or loss < self.best_loss - LOSS_IMPROVEMENT:
+            self.improved_interval = self.interval
         better = (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
         if better:
-            self.best_accuracy, self.best_loss, self.best_interval = accuracy, loss, self.interval
+            self.best_accuracy, self.best_loss = accuracy, loss
         return better
 
     def stage_is_over(self, schedule: Schedule) -> bool:
         """Whether the stage has used up its budget or its patience."""
-        out_of_patience = 0 < schedule.patience <= self.interval - self.best_interval
+        out_of_patience = 0 < schedule.patience <= self.interval - self.improved_interval
         return out_of_patience or self.interval >= schedule.num_intervals
 
     def next_stage(self) -> None:
         """Closes the books of this stage and opens those of the next."""
         self.steps_taken.append(self.total_steps - sum(self.steps_taken))
         self.stage += 1
-        self.interval, self.best_interval = 0, 0
+        self.interval, self.improved_interval = 0, 0
         self.best_accuracy, self.best_loss = -1.0, math.inf
 
     def to_dict(self) -> dict[str, Any]:
