@@ -119,6 +119,7 @@ SETTINGS = (
     "training.batch_size=4",
     "training.steps_per_task=5",
     "training.validate_every_steps=2",
+    "training.patience=0",
     "taskset.context=predicted",
     "tracking.mode=off",
     "training.progress=false",
