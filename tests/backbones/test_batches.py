@@ -97,6 +97,8 @@ def test_hints_are_the_values_that_the_text_names():
             said = words[: words.index("?")]
             values = {key: value for key, value in pairwise(said) if value.isdigit() and not key.isdigit()}
             mark = position - 2  # the question mark
+            if "." not in words[:mark]:
+                continue  # bare numbers, the first question of the row
             start = mark - words[:mark][::-1].index(".")
             for place in range(start, mark):
                 hinted = batch.labels[row, place]
