@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+import contextlora.gear.strategy  # noqa: F401 - registers "contextgear" with Lightning
 from contextlora.errors import ConfigError
 from contextlora.training.callbacks import LAST, RunCheckpoint, StageBars, TrackStages
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
@@ -26,6 +27,8 @@ class TrainerSettings:
     Attributes:
         accelerator, strategy: as Lightning takes them.
         gradient_clip: largest norm of the gradient; 0 does not clip.
+        devices: of this machine.
+        num_nodes: machines, with as many devices each.
 
     Raises:
         ConfigError: Lightning does not know the accelerator or strategy, or cannot use it here.
@@ -34,6 +37,8 @@ class TrainerSettings:
     accelerator: str = "auto"
     strategy: str = "auto"
     gradient_clip: float = 1.0
+    devices: int = 1
+    num_nodes: int = 1
 
     def __post_init__(self) -> None:
         try:
@@ -55,7 +60,8 @@ class TrainerSettings:
         torch.utils.deterministic.fill_uninitialized_memory = False
         return Trainer(
             accelerator=self.accelerator,
-            devices=1,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
             strategy=self.strategy,
             max_epochs=-1,  # the module stops it after the last stage
             gradient_clip_val=self.gradient_clip or None,
