@@ -22,6 +22,7 @@ from contextlora.errors import ConfigError
 from contextlora.gear.executor import Groups, Shard, StageExecutor, broadcast_tree
 from contextlora.gear.roles import StageRoles
 
+NAME = "contextgear"
 TIMEOUT = timedelta(minutes=10)  # a dead peer is noticed long before, see gear.peers
 METHODS = ("gear_stage", "gear_batch", "answer_chains", "make_shard")
 
@@ -199,4 +200,4 @@ def _check(trainer: Trainer) -> None:
         )
 
 
-StrategyRegistry.register("contextgear", ContextGearStrategy, description="ContextGear: planned roles of devices")
+StrategyRegistry.register(NAME, ContextGearStrategy, description="ContextGear: planned roles of devices")

@@ -85,6 +85,7 @@ def fit(
     save_stage: Callable[[int], None],
     log: Callable[[Mapping[str, float], int], None],
     console: Console | None,
+    agree: Callable[[str], str] = str,
 ) -> None:
     """Trains all stages that are left, and leaves the module with the last stage's best weights.
 
@@ -96,17 +97,21 @@ def fit(
         save_stage: called with each stage's number when it has ended.
         log: takes (metrics, step).
         console: for progress bars; None draws none.
+        agree: makes the first of several devices' word everybody's; only that one needs the checkpoint.
     """
     last = checkpoints / LAST
     checkpoint = load_checkpoint(last) if last.exists() else None
-    if checkpoint is not None and module.is_finished(checkpoint, module.plan):
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
+    is_finished = checkpoint is not None and module.is_finished(checkpoint, module.plan)
+    state = agree("finished" if is_finished else "new" if checkpoint is None else "interrupted")
+    if state == "finished":
+        if checkpoint is not None:
+            module.on_load_checkpoint(checkpoint)
+            module.load_state_dict(checkpoint["state_dict"])
         return
     callbacks: list[Callback] = [RunCheckpoint(checkpoints, metrics_file, save_stage), TrackStages(log)]
     trainer = settings.trainer(callbacks + ([StageBars(console)] if console else []))
     module.adapted.train()
-    trainer.fit(module, datamodule=data, ckpt_path=last if checkpoint is not None else None)
+    trainer.fit(module, datamodule=data, ckpt_path=last if state == "interrupted" else None)
 
 
 def silence() -> None:
