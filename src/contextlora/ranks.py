@@ -128,12 +128,13 @@ def _start(config: RunConfig, work: Callable[[RunConfig], Any], size: int) -> di
         "GROUP_RANK": "0",
         "GROUP_WORLD_SIZE": "1",
         "TORCHELASTIC_RUN_ID": "contextlora",  # by which Lightning knows that its processes have been started
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # a store that went away comes with a page of stack frames
     }
+    os.environ.update(variables)  # the other processes inherit them
     context = multiprocessing.get_context("spawn")
     for rank in range(1, size):
-        arguments = (config, work, variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        arguments = (config, work, {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         context.Process(target=_enter, args=arguments, daemon=True).start()
-    os.environ.update(variables)
     return variables
 
 
