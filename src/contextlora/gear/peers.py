@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -96,11 +97,15 @@ class Peers:
         if self._thread is not None and _is_broken_connection(error):
             self._thread.join(LOST_S + STORE_TIMEOUT.total_seconds())  # ends this process where a peer is gone
         self._stop.set()
-        try:
-            reason = (str(error).splitlines() or [""])[0]
-            self._store.set("left", f"rank {self.rank} ended: {type(error).__name__}: {reason}")
-        except RuntimeError:
-            pass  # the store's host is gone as well
+        reason = (str(error).splitlines() or [""])[0]
+        self._announce(f"rank {self.rank} ended: {type(error).__name__}: {reason}")
+
+    def _announce(self, what: str) -> None:
+        """Leaves word for the others; rank 0, whose end is that of the store, lets them read it."""
+        with suppress(RuntimeError):  # the store's host is gone as well
+            self._store.set("left", what)
+            if self.rank == 0 and self._thread is not None:
+                time.sleep(3 * BEAT_S)
 
     def _watch(self) -> None:
         others = [rank for rank in range(self.size) if rank != self.rank]
@@ -117,8 +122,11 @@ class Peers:
             now = time.monotonic()
             seen |= {rank: (beat, now) for rank, beat in beats.items() if beat != seen[rank][0]}
             lost = [rank for rank, (_, since) in seen.items() if now - since > LOST_S]
-            if left or lost:
-                self._end(left or f"rank {lost[0]} is gone: no sign of it for {LOST_S:.0f} s")
+            if lost and not left:
+                left = f"rank {lost[0]} is gone: no sign of it for {LOST_S:.0f} s"
+                self._announce(left)
+            if left:
+                self._end(left)
 
     def _end(self, what: str) -> None:
         if self._stop.is_set():
