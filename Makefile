@@ -21,7 +21,7 @@ SETTINGS = $(if $(TASKSET),'taskset=$(TASKSET)') $(if $(METHOD),'method=$(METHOD
 RUN_OPTION = $(if $(RUN),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan data data-check backbone bench test lint clean
+.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ resume: setup ## continue a RUN that was interrupted (default: the newest unfini
 
 plan: setup ## plan training of TASKSET over the device catalogue DEVICES; trains nothing
 	@$(CONTEXTLORA) plan $(SETTINGS)
+
+profile: setup ## measure this machine (with DEVICES=2 STRATEGY=contextgear also links) into runs/devices/
+	@$(CONTEXTLORA) profile $(SETTINGS)
 
 data: setup ## build TASKSET under data/
 	@$(CONTEXTLORA) data $(SETTINGS)

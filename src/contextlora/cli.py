@@ -38,6 +38,9 @@ COMMANDS = {
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
     "plan": Command("plan training over the devices of gear.devices, and say what it would take", module="planning"),
+    "profile": Command(
+        "measure this machine, or all processes and their links, into a device catalogue", module="preparation"
+    ),
     "data": Command("build a task set", module="preparation"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found", module="preparation"),
     "backbone": Command("rebuild the bundled backbone from scratch", module="preparation"),
