@@ -41,8 +41,8 @@ compare: setup ## compare the finished runs of a TASKSET over methods and seeds
 export: setup ## write each trained task of RUN as an ordinary PEFT adapter (default: runs/latest)
 	@$(CONTEXTLORA) export $(RUN_OPTION) $(SETTINGS)
 
-resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one)
-	@$(CONTEXTLORA) resume $(RUN_OPTION)
+resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one), on DEVICES if given
+	@$(CONTEXTLORA) resume $(RUN_OPTION) $(if $(DEVICES),--devices '$(DEVICES)')
 
 plan: setup ## plan training of TASKSET over the device catalogue DEVICES; trains nothing
 	@$(CONTEXTLORA) plan $(SETTINGS)

@@ -77,10 +77,6 @@ class ContextGearStrategy(DDPStrategy):
         super().__init__(timeout=timeout, **kwargs)
         self._trains = False
 
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": 1, "rank": 0}  # every rank walks through all batches
-
     def setup_environment(self) -> None:
         super().setup_environment()
         self.groups = Groups()
@@ -90,6 +86,8 @@ class ContextGearStrategy(DDPStrategy):
         # Lightning asks rank 0 before every step whether it got SIGTERM. Nobody could run ahead of it. Without that,
         # the rank that got the signal ends and its peers notice, as with any other end.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        # Nor may it put a sampler of its own in the loader's place: every rank walks through all batches, in order.
+        trainer._accelerator_connector.use_distributed_sampler = False
         super().setup(trainer)
 
     def configure_ddp(self) -> None:
