@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from contextlora.tasks.taskset import TaskSet
 from contextlora.workloads import stage_workloads
 
 # Processes of one machine: the plan depends on no more than that they are equal and that links are fast.
+_JOINED = threading.Event()
 LOCAL_FLOPS_PER_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 1e15, Link(1e10, 5e-5)
 
 
@@ -59,12 +62,14 @@ def joined(config: RunConfig, device: torch.device, work: Callable[[RunConfig], 
         return
     variables = _start(config, work, size) if "RANK" not in os.environ else {}
     peers = Peers(device)
+    _JOINED.set()  # from here on the peers watch each other
     try:
         yield peers
     except BaseException as error:
         peers.leave(error)
         raise
     finally:
+        _JOINED.clear()
         for name in variables:
             del os.environ[name]
 
@@ -77,7 +82,7 @@ def together(peers: Peers | None, checkpoint: str) -> Iterator[None]:
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // int(os.environ["LOCAL_WORLD_SIZE"])))
-    peers.watch(peers.share("checkpoint", checkpoint))
+    peers.name_checkpoint(checkpoint)
     try:
         yield
     finally:
@@ -131,18 +136,37 @@ def _start(config: RunConfig, work: Callable[[RunConfig], Any], size: int) -> di
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # a store that went away comes with a page of stack frames
     }
     os.environ.update(variables)  # the other processes inherit them
-    context = multiprocessing.get_context("spawn")
+    context, sentinels = multiprocessing.get_context("spawn"), {}
     for rank in range(1, size):
         arguments = (config, work, {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        context.Process(target=_enter, args=arguments, daemon=True).start()
+        process = context.Process(target=_enter, args=arguments, daemon=True)
+        process.start()
+        sentinels[process.sentinel] = rank
+    _watch_until_joined(sentinels)
     return variables
 
 
 def _enter(config: RunConfig, work: Callable[[RunConfig], Any], variables: dict[str, str]) -> None:
     """What a process that `_start` started does."""
     os.environ.update(variables)
+    _watch_until_joined({multiprocessing.parent_process().sentinel: 0})
     try:
         work(config)
     except UserError as error:
         print(f"contextlora: rank {variables['RANK']}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _watch_until_joined(sentinels: dict[int, int]) -> None:
+    """Ends this process if another one (sentinel -> rank) ends before all have found each other."""
+
+    def watch() -> None:
+        while not _JOINED.is_set():
+            ended = wait(list(sentinels), timeout=0.5)
+            if ended and not _JOINED.is_set():
+                print(
+                    f"contextlora: rank {sentinels[ended[0]]} ended before training began", file=sys.stderr, flush=True
+                )
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -39,12 +39,15 @@ class Peers:
         dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._checkpoint, self._stop = "", threading.Event()
-        self._thread: threading.Thread | None = None
         # A connection of its own: a waiting get of the main thread would hold the beats back.
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=STORE_TIMEOUT
         )
         self._store = dist.PrefixStore(f"contextlora-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        self._store.set(f"beat/{self.rank}", "0")
+        dist.barrier()  # every rank has its first beat
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
     def compare(self, facts: Mapping[str, str]) -> None:
         """Checks that all ranks have the same versions, data and settings.
@@ -56,12 +59,12 @@ class Peers:
             ConfigError: on every rank, naming the first fact that differs, and where.
         """
         self._store.set(f"facts/{self.rank}", json.dumps(dict(facts)))
-        self._store.set(f"beat/{self.rank}", "0")
-        self._store.wait([f"{key}/{rank}" for rank in range(self.size) for key in ("facts", "beat")], JOIN_TIMEOUT)
+        self._store.wait([f"facts/{rank}" for rank in range(self.size)], JOIN_TIMEOUT)
         rows = [json.loads(self._store.get(f"facts/{rank}")) for rank in range(self.size)]
         for rank, row in enumerate(rows):
             for key in sorted({*row, *rows[0]}):
                 if row.get(key) != rows[0].get(key):
+                    self._stop.set()  # every rank finds the same and says so itself
                     raise ConfigError(
                         f"all devices must agree on {key}: rank 0 has {rows[0].get(key)}, rank {rank} has "
                         f"{row.get(key)}. Make them alike and start again."
@@ -74,15 +77,9 @@ class Peers:
         self._store.wait([f"shared/{key}"], JOIN_TIMEOUT)
         return self._store.get(f"shared/{key}").decode()
 
-    def watch(self, checkpoint: str) -> None:
-        """Watches the others from now on.
-
-        Args:
-            checkpoint: path of the last checkpoint, for the message.
-        """
-        self._checkpoint = checkpoint
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+    def name_checkpoint(self, path: str) -> None:
+        """Says where the last checkpoint will lie, for the message of a rank that stops."""
+        self._checkpoint = self.share("checkpoint", path)
 
     def close(self) -> None:
         """Ends the watch once every rank has come here, so that a rank that ends well is not missed."""
@@ -94,7 +91,7 @@ class Peers:
 
     def leave(self, error: BaseException) -> None:
         """Tells the others why this rank ends; a broken connection is somebody else's end, which the watch names."""
-        if self._thread is not None and _is_broken_connection(error):
+        if _is_broken_connection(error):
             self._thread.join(LOST_S + STORE_TIMEOUT.total_seconds())  # ends this process where a peer is gone
         self._stop.set()
         reason = (str(error).splitlines() or [""])[0]
@@ -104,7 +101,7 @@ class Peers:
         """Leaves word for the others; rank 0, whose end is that of the store, lets them read it."""
         with suppress(RuntimeError):  # the store's host is gone as well
             self._store.set("left", what)
-            if self.rank == 0 and self._thread is not None:
+            if self.rank == 0:
                 time.sleep(3 * BEAT_S)
 
     def _watch(self) -> None:
@@ -132,7 +129,7 @@ class Peers:
         if self._stop.is_set():
             return
         last = self._checkpoint if os.path.exists(self._checkpoint) else "none yet"
-        if self.rank and self._checkpoint and last == "none yet":
+        if self.rank and last == "none yet":
             last = f"{self._checkpoint} on rank 0, if it got that far"
         print(
             f"contextlora: rank {self.rank} of {self.size} stops, because {what}; last checkpoint: {last}. "
