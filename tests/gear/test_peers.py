@@ -1,40 +1,40 @@
 """Processes that are not alike are refused, and a dead one ends all others with its name."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from contextlora.errors import ConfigError
-from contextlora.gear.peers import Peers
+from contextlora.gear import peers
 
-SURVIVOR = """
-import sys, torch, torch.distributed as dist
-import contextlora.gear.peers as peers
-peers.LOST_S = 3.0
-me = peers.Peers(torch.device("cpu"))
-me.compare({})
-open(sys.argv[1] + f"/pid-{me.rank}", "w").close()
-me.name_checkpoint(sys.argv[1] + "/last.ckpt")
-try:
-    while True:
-        dist.all_reduce(torch.zeros(1))
-except RuntimeError as error:
-    me.leave(error)
-    raise
-"""
+
+def survive(folder, rank, port):
+    """Talks to the others for ever; what it says goes to a file."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="3", RANK=str(rank))
+    sys.stderr = (folder / f"errors-{rank}").open("w")
+    peers.LOST_S = 3.0
+    me = peers.Peers(torch.device("cpu"))
+    me.name_checkpoint(str(folder / "last.ckpt"))
+    (folder / f"ready-{rank}").touch()
+    try:
+        while True:
+            dist.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        me.leave(error)
+        raise
 
 
 def compare(own):
-    peers = Peers(torch.device("cpu"))
+    me = peers.Peers(torch.device("cpu"))
     try:
-        peers.compare(own[peers.rank])
+        me.compare(own[me.rank])
     except ConfigError as error:
         text = str(error)
     else:
@@ -55,30 +55,26 @@ def test_a_device_with_another_version_is_named_on_every_rank(run_ranks):
 @pytest.mark.parametrize("victim, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_survivors_name_the_peer_that_was_killed_or_cut_off(victim, how, tmp_path):
     (tmp_path / "last.ckpt").touch()
-    port = 20000 + os.getpid() % 20000 + victim
-    variables = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
-    variables |= {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SURVIVOR, str(tmp_path)],
-            env=variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=survive, args=(tmp_path, rank, port)) for rank in range(3)]
+    for process in ranks:
+        process.start()
     try:
-        ends = time.monotonic() + 50
-        while len(list(tmp_path.glob("pid-*"))) < 3 and time.monotonic() < ends:
+        ends = time.monotonic() + 30
+        while len(list(tmp_path.glob("ready-*"))) < 3 and time.monotonic() < ends:
             time.sleep(0.1)
-        time.sleep(2.0)
-        ranks[victim].send_signal(how)
+        time.sleep(0.5)
+        os.kill(ranks[victim].pid, how)
         for rank in (rank for rank in range(3) if rank != victim):
-            _, errors = ranks[rank].communicate(timeout=30)
-            assert ranks[rank].returncode == 1
+            ranks[rank].join(30)
+            errors = (tmp_path / f"errors-{rank}").read_text()
+            assert ranks[rank].exitcode == 1
             assert f"because rank {victim} is gone" in errors
             assert f"last checkpoint: {tmp_path / 'last.ckpt'}" in errors
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
+            process.join()
