@@ -21,7 +21,7 @@ SETTINGS = $(if $(TASKSET),'taskset=$(TASKSET)') $(if $(METHOD),'method=$(METHOD
 RUN_OPTION = $(if $(RUN),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan data data-check backbone bench test lint clean
+.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,11 +41,14 @@ compare: setup ## compare the finished runs of a TASKSET over methods and seeds
 export: setup ## write each trained task of RUN as an ordinary PEFT adapter (default: runs/latest)
 	@$(CONTEXTLORA) export $(RUN_OPTION) $(SETTINGS)
 
-resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one)
-	@$(CONTEXTLORA) resume $(RUN_OPTION)
+resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one), on DEVICES if given
+	@$(CONTEXTLORA) resume $(RUN_OPTION) $(if $(DEVICES),--devices '$(DEVICES)')
 
 plan: setup ## plan training of TASKSET over the device catalogue DEVICES; trains nothing
 	@$(CONTEXTLORA) plan $(SETTINGS)
+
+profile: setup ## measure this machine (with DEVICES=2 STRATEGY=contextgear also links) into runs/devices/
+	@$(CONTEXTLORA) profile $(SETTINGS)
 
 data: setup ## build TASKSET under data/
 	@$(CONTEXTLORA) data $(SETTINGS)

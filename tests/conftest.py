@@ -1,8 +1,14 @@
 """A tiny task set and a tiny random language model that reads it: made from configurations, nothing is downloaded."""
 
+import multiprocessing
+import os
+import queue
 import random
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,3 +141,50 @@ def make_config(taskset_folder: Path, model_folder: Path, tmp_path: Path) -> Cal
         return load_config([*fixed, *SETTINGS, *settings])
 
     return make
+
+
+def _rank(function: Callable[..., Any], arguments: tuple, variables: dict[str, str], results: Any) -> None:
+    os.environ.update(variables)
+    torch.set_num_threads(1)  # the thread pool of a forked process is dead
+    results.put((int(variables["RANK"]), function(*arguments)))
+    results.close()
+    results.join_thread()
+
+
+@pytest.fixture
+def run_ranks() -> Callable[..., list[Any]]:
+    """(number, function, arguments ...) -> what the function returned on each rank, None where the process ended.
+
+    Processes are forked: what the test's process has imported and made is there at once.
+    """
+
+    def run(number: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("fork")
+        results, found = context.Queue(), {}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
+        shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0"}
+        own = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+        processes = [context.Process(target=_rank, args=(function, arguments, row, results)) for row in own]
+        for process in processes:
+            process.start()
+        ends = time.monotonic() + 60
+        try:
+            while len(found) < number and time.monotonic() < ends:
+                alive = any(process.is_alive() for process in processes)
+                try:
+                    rank, value = results.get(timeout=0.2)
+                    found[rank] = value
+                except queue.Empty:
+                    if not alive:
+                        break
+            for process in processes:
+                process.join(max(0.1, ends - time.monotonic()))
+        finally:
+            for process in processes:
+                process.kill()
+        return [found.get(rank) for rank in range(number)]
+
+    return run

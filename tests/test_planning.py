@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from contextlora import planning
+from contextlora import planning, workloads
 from contextlora.cli import main
 from contextlora.errors import UserError
 from contextlora.tasks.taskset import TaskSet
@@ -96,7 +96,7 @@ def test_tokens_are_counted_with_the_tokenizer_or_estimated_from_words(
     make_config, taskset_folder, model_folder, tmp_path
 ):
     config, taskset = make_config(), TaskSet.load(taskset_folder)
-    (_, _, stage), notes = planning.stage_workloads(config, taskset)
+    (_, _, stage), notes = workloads.stage_workloads(config, taskset)
     # `sees p q . d ? given : a red , c blue . options : red , blue , green . answer :` has 6 + 8 + 8 + 2 words
     assert "counted with tokenizer.json" in notes[0] and "a 16, b 16, c 24, d 24" in notes[0]
     assert stage.tasks[0].boundary_bytes == 24 * 32 * 4  # h = 32 of the tiny model in float32
@@ -104,7 +104,7 @@ def test_tokens_are_counted_with_the_tokenizer_or_estimated_from_words(
     bare.mkdir()
     (bare / "config.json").write_text((model_folder / "config.json").read_text())
     config.model.name = str(bare)
-    _, notes = planning.stage_workloads(config, taskset)
+    _, notes = workloads.stage_workloads(config, taskset)
     assert "estimated at 1.33 a word" in notes[0] and "d 32" in notes[0]
 
 
@@ -119,11 +119,11 @@ def test_a_hub_model_is_found_in_the_local_cache(arguments, model_folder, tmp_pa
 
 def test_the_bundled_model_counts_the_patches_of_an_image(tmp_path, make_config):
     config = make_config("taskset=iov", "model=bundled", f"taskset.data_dir={tmp_path}")
-    found = planning.count_tokens
-    size = planning.ModelSize.from_config(json.loads((planning.BUNDLED / "config.json").read_text()))
+    found = workloads.count_tokens
+    size = workloads.ModelSize.from_config(json.loads((workloads.BUNDLED / "config.json").read_text()))
     taskset = _one_image_item(tmp_path)
-    with_image, _ = found(config, taskset, size, "image", "none", planning.BUNDLED)
-    as_text, _ = found(config, taskset, size, "text", "none", planning.BUNDLED)
+    with_image, _ = found(config, taskset, size, "image", "none", workloads.BUNDLED)
+    as_text, _ = found(config, taskset, size, "text", "none", workloads.BUNDLED)
     # the image's text view is one word
     assert with_image["see"] - as_text["see"] == size.vision.num_image_tokens - 1
 
@@ -148,4 +148,4 @@ def test_every_shipped_catalogue_plans_the_tiny_set(make_config, taskset_folder,
 def test_a_model_description_that_is_no_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json must hold a JSON object, got list"):
-        planning._read_json(tmp_path / "config.json")
+        workloads._read_json(tmp_path / "config.json")

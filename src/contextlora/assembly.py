@@ -1,10 +1,12 @@
 """Builds the parts of a run from its configuration: task set, backbone, plan, adapted model, evaluator, trainer."""
 
 import hashlib
+import os
 import platform
 import resource
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +18,11 @@ from contextlora.adapters import AdaptedModel, AdapterConfig, load_slices, save_
 from contextlora.backbones.load import Backbone, load_backbone
 from contextlora.backbones.scoring import encode
 from contextlora.config import RunConfig
-from contextlora.errors import ConfigError
+from contextlora.evaluation.compare import flatten
 from contextlora.evaluation.evaluate import Evaluator
+from contextlora.gear.peers import Peers
+from contextlora.gear.roles import StageRoles
+from contextlora.gear.strategy import NAME as GEAR
 from contextlora.graph import TrainingPlan
 from contextlora.methods import build_plan
 from contextlora.tasks.datamodule import TaskSetDataModule
@@ -25,10 +30,12 @@ from contextlora.tasks.prompts import resolve_image_view
 from contextlora.tasks.taskset import TaskSet
 from contextlora.tasks.tasksets import resolve_taskset
 from contextlora.training.fit import TrainerSettings
+from contextlora.training.gear import GearedContextLoraModule
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stages import Schedule
 
+LOCAL_SETTINGS = ("runs_dir", "taskset.data_dir", "training.devices", "training.progress")
 PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
@@ -70,7 +77,7 @@ def run_parts(config: RunConfig) -> Parts:
     backbone = load_backbone(
         model.name,
         dtype=model.dtype,
-        device=trainer_settings(config).device,
+        device=compute_device(config),
         attn_implementation=model.attn_implementation,
         chat_template=model.chat_template,
     )
@@ -131,16 +138,41 @@ def adapter_config(config: RunConfig) -> AdapterConfig:
     )
 
 
-def trainer_settings(config: RunConfig) -> TrainerSettings:
-    """Where and how Lightning runs; several devices are refused."""
+def trainer_settings(config: RunConfig, peers: Peers | None = None) -> TrainerSettings:
+    """Where and how Lightning runs, alone or among peers."""
     training = config.training
-    if training.devices != 1:
-        raise ConfigError(f"training.devices must be 1: got {training.devices}. Training on several is not built yet.")
-    return TrainerSettings(training.accelerator, training.strategy, training.gradient_clip)
+    if peers is None:
+        strategy = "auto" if training.strategy == GEAR else training.strategy
+        return TrainerSettings(training.accelerator, strategy, training.gradient_clip)
+    devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    return TrainerSettings(training.accelerator, GEAR, training.gradient_clip, devices, peers.size // devices)
 
 
-def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
-    """The LightningModule that trains the parts."""
+def compute_device(config: RunConfig) -> torch.device:
+    """Where this process computes."""
+    device = trainer_settings(config).device
+    local = os.environ.get("LOCAL_RANK")
+    return torch.device(device.type, int(local)) if device.type == "cuda" and local else device
+
+
+def facts(config: RunConfig, parts: Parts) -> dict[str, str]:
+    """What all devices of a run must agree on; folders may differ from machine to machine."""
+    settings = {key: str(value) for key, value in flatten(asdict(config)).items() if key not in LOCAL_SETTINGS}
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    return versions | settings | identity(parts)
+
+
+def identity(parts: Parts) -> dict[str, str]:
+    """What a checkpoint must agree on to be this run's."""
+    return {
+        "task set": taskset_fingerprint(parts.taskset),
+        "backbone": parts.backbone.fingerprint,
+        "dtype": str(parts.backbone.model.dtype),
+    }
+
+
+def training_module(config: RunConfig, parts: Parts, roles: Sequence[StageRoles] | None = None) -> ContextLoraModule:
+    """The LightningModule that trains the parts, alone or in the roles that a plan gives to ranks."""
     training = config.training
     schedule = Schedule(training.steps_per_task, training.validate_every_steps, training.patience)
     optimizer = OptimizerSettings(
@@ -150,7 +182,11 @@ def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
         weight_decay=training.weight_decay,
         warmup_share=training.warmup_share,
     )
-    return ContextLoraModule(
+    kind = ContextLoraModule
+    if roles is not None:
+        choices, queue = parts.evaluator.chain_choices, config.gear.queue_batches
+        kind = partial(GearedContextLoraModule, roles=roles, chain_choices=choices, queue_batches=queue)
+    return kind(
         parts.adapted,
         parts.plan,
         schedule,
@@ -158,11 +194,7 @@ def training_module(config: RunConfig, parts: Parts) -> ContextLoraModule:
         context=config.taskset.context,
         predict=parts.evaluator.chain_answers,
         seed=config.seed,
-        identity={
-            "task set": taskset_fingerprint(parts.taskset),
-            "backbone": parts.backbone.fingerprint,
-            "dtype": str(parts.backbone.model.dtype),
-        },
+        identity=identity(parts),
     )
 
 

@@ -38,9 +38,12 @@ COMMANDS = {
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
     "plan": Command("plan training over the devices of gear.devices, and say what it would take", module="planning"),
-    "data": Command("build a task set"),
-    "data-check": Command("probe a task set for shortcuts; fails where one is found"),
-    "backbone": Command("rebuild the bundled backbone from scratch"),
+    "profile": Command(
+        "measure this machine, or all processes and their links, into a device catalogue", module="preparation"
+    ),
+    "data": Command("build a task set", module="preparation"),
+    "data-check": Command("probe a task set for shortcuts; fails where one is found", module="preparation"),
+    "backbone": Command("rebuild the bundled backbone from scratch", module="preparation"),
     "bench": Command("measure time, memory and accuracy of the default command", module="benchmarks"),
 }
 
@@ -95,6 +98,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         if command.run:
             default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
             sub.add_argument("--run", metavar="FOLDER", help=f"the run (default: {default})")
+        if name == "resume":
+            sub.add_argument("--devices", metavar="N", type=int, help="devices of this machine (default: as before)")
         if command.settings:
             sub.add_argument("--config-dir", metavar="FOLDER", type=Path, help="default: configs/ of the repository")
             sub.add_argument("settings", nargs="*", metavar="key=value", help="settings, see below")
@@ -130,6 +135,8 @@ def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
     workflow = getattr(import_module(f"contextlora.{command.module}"), options.command.replace("-", "_"))
     if options.command == "train":
         workflow(config, dry_run=options.dry_run)
+    elif options.command == "resume":
+        workflow(run, devices=options.devices)
     else:
         workflow(*([config] if command.settings else []), *([run] if run else []))
 

@@ -89,8 +89,8 @@ class TrainingConfig:
     patience: int = setting(2, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
     warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, maximum=1)
     gradient_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", minimum=0)
-    strategy: str = setting("auto", "Lightning strategy")
-    devices: int = setting(1, "number of devices", minimum=1)
+    strategy: str = setting("auto", "Lightning strategy; contextgear for several devices")
+    devices: int = setting(1, "devices of this machine; torchrun brings its own number of processes", minimum=1)
     accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu ...")
     progress: bool = setting(True, "show progress bars")
 
@@ -114,9 +114,11 @@ class TrackingConfig:
 
 @dataclass
 class GearConfig:
-    """Planning over several devices (`contextlora plan`)."""
+    """Several devices: `contextlora plan`, and training with training.strategy=contextgear."""
 
-    devices: str = setting("jetson4", "device catalogue: a file of configs/devices, or the path of one")
+    devices: str = setting(
+        "", "device catalogue: a file of configs/devices, or a path; empty: jetson4 to plan, equal ones to train"
+    )
     context: Literal["predicted", "taskset"] = setting(
         "predicted",
         "answers in the prompts: the model's own, which need forward passes, or as taskset.context says",

@@ -3,17 +3,18 @@
 import os
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contextlora.adapters import export_adapter
 from contextlora.assembly import (
     Parts,
+    compute_device,
     describe,
-    load_taskset,
+    facts,
     peak_memory_bytes,
     run_parts,
     trainer_settings,
@@ -37,13 +38,15 @@ from contextlora.evaluation.report import (
     partition_table,
     references_table,
     results_table,
-    skills_table,
     stages_table,
 )
 from contextlora.evaluation.suite import evaluate_suite
-from contextlora.runs import RunFolder, write_atomically
-from contextlora.tasks.checks import check_table, check_taskset
+from contextlora.gear.peers import Peers
+from contextlora.gear.plan import Plan
+from contextlora.ranks import is_rank_0, joined, plan_ranks, together
+from contextlora.runs import RunFolder, find_runs, write_atomically
 from contextlora.tracking import Tracker, open_tracker
+from contextlora.training.callbacks import LAST
 from contextlora.training.fit import fit
 from contextlora.training.memory import estimate_memory
 from contextlora.training.module import ContextLoraModule
@@ -56,12 +59,46 @@ def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
     began = time.monotonic()
     if dry_run:
         return show_plan(config)
-    parts = run_parts(config)
-    module = training_module(config, parts)  # before there is a run folder: a mistake leaves nothing behind
-    run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
-    with run.recording():
-        _carry_out(config, parts, module, run, began)
+    if not is_rank_0():
+        _train_alongside(config)
+        return None
+    with joined(config, compute_device(config), _train_alongside) as peers:
+        parts = run_parts(config)
+        module, plan = _module(config, parts, peers)  # before there is a run folder: a mistake leaves nothing behind
+        run = _new_folder(config)
+        with run.recording():
+            _carry_out(config, parts, module, run, began, peers, plan)
     return run
+
+
+def _new_folder(config: RunConfig) -> RunFolder:
+    """A new run folder, or that of the attempt before where torchrun starts the processes again."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        for run in reversed(find_runs(config.runs_dir, finished=False)):
+            if run.config_file.read_text(encoding="utf-8") == to_yaml(config):
+                run.claim()
+                return run
+    return RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
+
+
+def _train_alongside(config: RunConfig) -> None:
+    """What every rank but the first does: its part of the training, nothing else."""
+    with joined(config, compute_device(config), _train_alongside) as peers:
+        parts = run_parts(config)
+        module, _ = _module(config, parts, peers)
+        _train_stages(config, parts, module, None, Tracker(), peers)
+
+
+def _module(config: RunConfig, parts: Parts, peers: Peers | None) -> tuple[ContextLoraModule, Plan | None]:
+    """The module that trains, with the plan that it follows among peers."""
+    if peers is None:
+        return training_module(config, parts), None
+    peers.compare(facts(config, parts))
+    plan, roles = plan_ranks(config, parts.taskset, peers.size)
+    if peers.rank == 0:
+        for stage in roles:
+            CONSOLE.print(stage.summary, highlight=False, soft_wrap=True)
+    return training_module(config, parts, roles), plan
 
 
 def show_plan(config: RunConfig) -> None:
@@ -81,14 +118,18 @@ def show_plan(config: RunConfig) -> None:
     CONSOLE.print(str(estimate_memory(adapted.model, total, max(trainable), training.batch_size, widest)))
 
 
-def resume(run: RunFolder) -> None:
-    """Continues a run that was interrupted, to the very weights that it would have had."""
+def resume(run: RunFolder, devices: int | None = None) -> None:
+    """Continues a run that was interrupted, to the very weights that it would have had; on other devices if told so."""
     began = time.monotonic()
+    config = load_config([f"training.devices={devices}"] if devices else [], saved=run.config_file)
+    if not is_rank_0():
+        _train_alongside(config)
+        return
     run.claim()
-    with run.recording():
-        config = load_config(saved=run.config_file)
+    with run.recording(), joined(config, compute_device(config), _train_alongside) as peers:
         parts = run_parts(config)
-        _carry_out(config, parts, training_module(config, parts), run, began)
+        module, plan = _module(config, parts, peers)
+        _carry_out(config, parts, module, run, began, peers, plan)
 
 
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
@@ -126,32 +167,6 @@ def compare(config: RunConfig) -> None:
     CONSOLE.print(f"written: {_shown(target)}", soft_wrap=True)
 
 
-def backbone(config: RunConfig) -> None:
-    """Builds a backbone from scratch, as the bundled one was, into `<runs_dir>/backbone/seed-<seed>`."""
-    from contextlora.backbones.build import SKILL_TARGETS, build_backbone
-    from contextlora.backbones.pretrain import PretrainConfig
-
-    settings = PretrainConfig(seed=config.seed)
-    folder = Path(config.runs_dir) / "backbone" / f"seed-{config.seed}"
-    columns = (
-        TextColumn("pretraining"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Progress(*columns, console=CONSOLE) as bars:
-        bar = bars.add_task("", total=settings.num_steps, loss="")
-        card = build_backbone(
-            folder, settings, lambda step, loss: bars.update(bar, completed=step, loss=f"loss {loss:.3f}")
-        )
-    CONSOLE.print(skills_table(card["skills"]["test"], SKILL_TARGETS))
-    CONSOLE.print(
-        f"backbone: {_shown(folder)}, {card['train_seconds'] / 60:.0f} min; use it with MODEL={_shown(folder)}",
-        soft_wrap=True,
-    )
-
-
 def export(config: RunConfig, run: RunFolder) -> None:
     """Writes each task of a finished run as an ordinary PEFT adapter."""
     if run.state != "finished":
@@ -162,36 +177,24 @@ def export(config: RunConfig, run: RunFolder) -> None:
     CONSOLE.print(f"adapters: {_shown(run.path / 'adapters')}", soft_wrap=True)
 
 
-def data(config: RunConfig) -> None:
-    """Builds the task set where it is not there yet, and prints what it holds."""
-    taskset = load_taskset(config)
-    CONSOLE.print(f"task set {taskset.name}: {taskset.folder}")
-    for task in taskset.graph.tasks:
-        counts = ", ".join(f"{len(taskset.items(task, split))} {split}" for split in ("train", "validation", "test"))
-        CONSOLE.print(f"  {task}: {counts}")
-
-
-def data_check(config: RunConfig) -> None:
-    """Runs the probes for shortcuts and prints their table.
-
-    Raises:
-        UserError: a probe breaks its limit.
-    """
-    checks = check_taskset(load_taskset(config))
-    CONSOLE.print(check_table(checks))
-    broken = [check for check in checks if not check.ok]
-    if broken:
-        raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")
-
-
-def _carry_out(config: RunConfig, parts: Parts, module: ContextLoraModule, run: RunFolder, began: float) -> None:
+def _carry_out(
+    config: RunConfig,
+    parts: Parts,
+    module: ContextLoraModule,
+    run: RunFolder,
+    began: float,
+    peers: Peers | None = None,
+    plan: Plan | None = None,
+) -> None:
+    if plan is not None:
+        write_atomically(run.path / "plan.json", plan.to_json() + "\n")
     tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
     succeeded = False
     try:
         tracker.log_config(asdict(config))
         picture = plan_figure(parts.taskset.graph, parts.plan)
         tracker.log_image("plan", save_figure(picture, run.folder("figures") / "plan.png"))
-        _train_stages(config, parts, module, run, tracker)
+        _train_stages(config, parts, module, run, tracker, peers)
         results = describe(config, parts) | {
             "train_seconds": module.progress.seconds,
             "gradient_steps": {"total": module.progress.total_steps, "stages": module.progress.steps_taken},
@@ -211,23 +214,33 @@ def _carry_out(config: RunConfig, parts: Parts, module: ContextLoraModule, run: 
     _print_where(run, tracker, results)
 
 
-def _train_stages(config: RunConfig, parts: Parts, module: ContextLoraModule, run: RunFolder, tracker: Tracker) -> None:
-    checkpoints = run.folder("checkpoints")
-    fit(
-        module,
-        parts.data,
-        trainer_settings(config),
-        checkpoints=checkpoints,
-        metrics_file=run.path / "metrics.jsonl",
-        save_stage=lambda stage: parts.save_stage(checkpoints, stage),
-        log=tracker.log,
-        console=CONSOLE if config.training.progress else None,
-    )
+def _train_stages(
+    config: RunConfig,
+    parts: Parts,
+    module: ContextLoraModule,
+    run: RunFolder | None,
+    tracker: Tracker,
+    peers: Peers | None,
+) -> None:
+    """Trains; without a run folder (every rank but the first) nothing is written."""
+    checkpoints = run.folder("checkpoints") if run else Path()
+    with together(peers, str(checkpoints / LAST)):
+        fit(
+            module,
+            parts.data,
+            trainer_settings(config, peers),
+            checkpoints=checkpoints if run else Path(os.devnull),
+            metrics_file=run.path / "metrics.jsonl" if run else Path(os.devnull),
+            save_stage=lambda stage: parts.save_stage(checkpoints, stage),
+            log=tracker.log,
+            console=CONSOLE if config.training.progress and run else None,
+            agree=partial(peers.share, "state") if peers else str,
+        )
 
 
 def _figures(config: RunConfig, parts: Parts, run: RunFolder) -> dict[str, Any]:
     checkpoints, began = run.folder("checkpoints"), time.monotonic()
-    parts.adapted.to(trainer_settings(config).device)  # Lightning leaves it on the CPU
+    parts.adapted.to(compute_device(config))  # Lightning leaves it on the CPU
     with CONSOLE.status("evaluating"):
         found = evaluate_suite(
             parts.evaluator,

@@ -1,10 +1,13 @@
 """Dropout from few random numbers: the distribution of `nn.Dropout`, exact scaling, fixed by the seed."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
-from contextlora.adapters.dropout import Dropout
+from contextlora.adapters.dropout import Dropout, Shard
+from contextlora.adapters.slices import ActiveUse
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.99])
@@ -40,3 +43,16 @@ def test_the_seed_fixes_it_and_evaluation_passes_everything():
     assert torch.equal(outcomes[0], outcomes[1]) and not torch.equal(outcomes[0], outcomes[2])
     assert layer.eval()(x) is x or torch.equal(layer(x), x)
     assert isinstance(layer, nn.Dropout)  # merging tools that look for dropout find it
+
+
+@pytest.mark.parametrize("cuts", [(0, 8), (0, 3, 8), (0, 1, 5, 8)])
+def test_the_mask_does_not_depend_on_who_computes_which_rows(cuts):
+    """Expected: the rows of the mask that one device draws for the whole batch, from the same seed."""
+    x = torch.ones(8 * 5, 6)  # 8 rows of 5 tokens
+    torch.manual_seed(3)
+    whole = Dropout(0.3)(x)
+    holder = ActiveUse()
+    for first, stop in pairwise(cuts):
+        holder.shard = Shard(first, stop - first, 8)
+        torch.manual_seed(3)
+        assert torch.equal(Dropout(0.3, holder)(x[5 * first : 5 * stop]), whole[5 * first : 5 * stop])

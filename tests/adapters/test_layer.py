@@ -27,7 +27,7 @@ def make_layer(base=None, edges=(), dropout=0.0):
 
 
 def activate(layer, use, task=None):
-    layer.lora_slices._active.use, layer.lora_slices._active.task = use, task
+    layer.lora_slices.active.use, layer.lora_slices.active.task = use, task
 
 
 def dense(layer, x, columns, gates=None):

@@ -24,7 +24,7 @@ def slices():
 
 
 def factors(slices, use, task):
-    slices._active.use, slices._active.task = use, task
+    slices.active.use, slices.active.task = use, task
     return slices.factors(torch.float32)
 
 

@@ -18,10 +18,10 @@ def prompts(monkeypatch):
     seen = []
     with_context = TaskSetDataModule._with_context
 
-    def spy(self, task, items):
+    def spy(self, task, items, rows=None):
         names = self.taskset.graph.prerequisites(task)
         seen.extend((task, item, {name: self.predicted.get((name, item.scene)) for name in names}) for item in items)
-        return with_context(self, task, items)
+        return with_context(self, task, items, rows)
 
     monkeypatch.setattr(TaskSetDataModule, "_with_context", spy)
     return seen

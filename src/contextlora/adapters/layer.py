@@ -49,7 +49,7 @@ class RankSliceLinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.lora_slices = slices
-        self.lora_dropout = Dropout(dropout) if dropout else nn.Identity()
+        self.lora_dropout = Dropout(dropout, slices.active) if dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.config import AdapterConfig, AdapterError, replace_linears
+from contextlora.adapters.dropout import Shard
 from contextlora.adapters.freezing import freezing_order, rank_norms
 from contextlora.adapters.layer import RankSliceLinear
 from contextlora.adapters.slices import ActiveUse, RankSlices
@@ -82,11 +83,12 @@ class AdaptedModel(nn.Module):
         return self.model(*args, **kwargs)
 
     @contextmanager
-    def active(self, use: SliceUse | None, task: str | None = None) -> Iterator[None]:
+    def active(self, use: SliceUse | None, task: str | None = None, shard: Shard | None = None) -> Iterator[None]:
         """Puts the slices of `use` in force for the forwards inside.
 
         With None, as outside of any such context, the base runs alone. `task` says whose gates apply. Gradients reach
         the leaves if `task` is in the stage with this very use; otherwise the slices' current values are constants.
+        `shard` says which rows of a batch the forwards compute, for a dropout mask that does not depend on it.
         With activation checkpointing the backward repeats forwards, so it must run inside too.
 
         Raises:
@@ -94,12 +96,12 @@ class AdaptedModel(nn.Module):
         """
         if use is not None:
             self._check_use(use, task)
-        before = self._active.use, self._active.task
-        self._active.use, self._active.task = use, task
+        before = self._active.use, self._active.task, self._active.shard
+        self._active.use, self._active.task, self._active.shard = use, task, shard
         try:
             yield
         finally:
-            self._active.use, self._active.task = before
+            self._active.use, self._active.task, self._active.shard = before
 
     def _check_use(self, use: SliceUse, task: str | None) -> None:
         for name in use.active:
@@ -144,6 +146,21 @@ class AdaptedModel(nn.Module):
         return {
             module: {name: list(order) for name, order in orders.items()} for module, orders in self._orders.items()
         }
+
+    @property
+    def trained_slices(self) -> set[str]:
+        """Slices of which the stage trains at least a part."""
+        return {leaf.slice_name for slices in self._slices.values() for leaf in slices.leaves}
+
+    @contextmanager
+    def with_state(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Puts the values of another time in force for the forwards inside; nothing may train meanwhile."""
+        now = self.adapter_state()
+        self.load_adapter_state(state)
+        try:
+            yield
+        finally:
+            self.load_adapter_state(now)
 
     def _choose_orders(self, prerequisites: Sequence[str]) -> dict[str, dict[str, list[int]]]:
         policy = self.config.frozen_policy

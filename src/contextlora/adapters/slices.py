@@ -30,6 +30,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from contextlora.adapters.dropout import Shard
 from contextlora.graph import RankPartition, SliceUse
 
 
@@ -39,6 +40,7 @@ class ActiveUse:
 
     use: SliceUse | None = None
     task: str | None = None
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ class RankSlices(nn.Module):
         self.leaf_parameters = nn.ParameterDict()
         self.leaves: list[Leaf] = []
         self._stage: dict[str, StageTask] = {}
-        self._active = active
+        self.active = active
         self._kept: tuple | None = None  # key, A, B of the latest forward without training
 
     # The forward -------------------------------------------------------------------------------------------------
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """A (n, d_in) and s B (d_out, n) of what is in force, gates folded into B; None for the base alone."""
-        use, task = self._active.use, self._active.task
+        use, task = self.active.use, self.active.task
         if use is None:
             return None
         stage_task = self._stage.get(task)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from contextlora.adapters.dropout import Shard
 from contextlora.backbones.load import Backbone, BackboneError
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
 
@@ -34,6 +35,7 @@ class OptionBatch:
         option_mask: (B, K, L) bool, True where there is a token.
         answer: (B,) index of the right option.
         task: name of the task.
+        shard: which rows of a batch these are; None for a whole batch.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -41,6 +43,7 @@ class OptionBatch:
     option_mask: torch.Tensor
     answer: torch.Tensor
     task: str
+    shard: Shard | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
         """The same batch on another device."""
@@ -74,12 +77,13 @@ class _SeenImage:
     features: dict[str, torch.Tensor]
 
 
-def encode(backbone: Backbone, prompts: Sequence[Prompt]) -> OptionBatch:
+def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = None) -> OptionBatch:
     """Encodes prompts of one task.
 
     Args:
         backbone: which reads them.
         prompts: at least one.
+        rows: the prompts wanted; they are padded as in the whole batch. None wants all.
 
     Raises:
         BackboneError: a prompt does not fit the backbone: an image for a text-only model, more tokens than positions,
@@ -87,19 +91,24 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt]) -> OptionBatch:
     """
     _tokenise_new(backbone, prompts)
     encoded = [backbone.encodings.prompts[_key(prompt)] for prompt in prompts]
-    images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
+    width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
     length = max(len(option) for row in encoded for option in row.options)
+    _check_length(backbone, width + length - 1)
+    shard = None
+    if rows is not None:
+        shard = Shard(rows.start, len(rows), len(prompts))
+        prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
+    images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
     option_ids = torch.zeros(len(prompts), num_options, length, dtype=torch.long)
     option_mask = torch.zeros(len(prompts), num_options, length, dtype=torch.bool)
     for b, row in enumerate(encoded):
         for k, option in enumerate(row.options):
             option_ids[b, k, : len(option)] = torch.tensor(option)
             option_mask[b, k, : len(option)] = True
-    inputs = _pad_prompts(backbone, encoded, images)
-    _check_length(backbone, inputs["input_ids"].shape[1] + length - 1)
+    inputs = _pad_prompts(backbone, encoded, images, width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
-    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task)
+    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, shard)
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:
@@ -208,10 +217,9 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
 
 
 def _pad_prompts(
-    backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[_SeenImage | None]
+    backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[_SeenImage | None], width: int
 ) -> dict[str, torch.Tensor]:
     """Arguments of the model's forward. Padded columns are masked, so that any id will do in them."""
-    width = max(len(row.ids) for row in encoded)
     inputs = {
         "input_ids": torch.zeros(len(encoded), width, dtype=torch.long),
         "attention_mask": torch.zeros(len(encoded), width, dtype=torch.long),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from contextlora.adapters.model import AdaptedModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.graph.plan import SliceUse, TrainingPlan
+from contextlora.tasks.datamodule import part_of
 from contextlora.tasks.prompts import context_of
 from contextlora.tasks.task import Item
 from contextlora.tasks.taskset import TaskSet
@@ -102,7 +103,7 @@ class Evaluator:
         return self._predict(task, split, self.items(task, split), context, use)
 
     def chain_answers(
-        self, tasks: Sequence[str], split: str, untrained: Collection[str] = ()
+        self, tasks: Sequence[str], split: str, untrained: Collection[str] = (), part: tuple[int, int] = (0, 1)
     ) -> dict[tuple[str, str], str]:
         """Predicted answers of the prerequisites of every item of these tasks: (task, scene) -> word.
 
@@ -110,10 +111,11 @@ class Evaluator:
             tasks: whose items get the answers.
             split: of the items.
             untrained: prerequisites that know nothing yet; their right answers are taken.
+            part: (rank, number of ranks): only the rank's part of each task's items.
         """
         answers: dict[tuple[str, str], str] = {}
         for task in tasks:
-            items = self.taskset.items(task, split)
+            items = part_of(self.taskset.items(task, split), *part)
             for name in self.taskset.graph.prerequisites(task, self.scope):
                 if name in untrained:
                     words = {i.scene: i.prerequisites[name] for i in items if name in i.prerequisites}
@@ -121,6 +123,27 @@ class Evaluator:
                     words = self.predicted_words(name, split, items)
                 answers |= {(name, scene): word for scene, word in words.items()}
         return answers
+
+    def chain_choices(self, task: str, numbers: Sequence[int], names: Sequence[str]) -> torch.Tensor:
+        """Predicted answers of the prerequisites of some train items.
+
+        Args:
+            task: whose items.
+            numbers: their places in the train split.
+            names: prerequisites, all of them trained.
+
+        Returns:
+            (items, names) positions of the chosen options; -1 where a prerequisite has no item of the scene.
+        """
+        items = [self.taskset.items(task, "train")[number] for number in numbers]
+        choices = torch.full((len(items), len(names)), -1, dtype=torch.long)
+        for column, name in enumerate(names):
+            words = self.predicted_words(name, "train", items)
+            for row, item in enumerate(items):
+                if item.scene in words:
+                    options = self.taskset.item(name, "train", item.scene).options
+                    choices[row, column] = options.index(words[item.scene])
+        return choices
 
     def predicted_words(self, task: str, split: str, items: Sequence[Item]) -> dict[str, str]:
         """A task's predicted answer for the scene of each item of another task: scene -> word, where it has an item."""

@@ -1,4 +1,5 @@
-"""ContextGear: training over unequal devices joined by slow links; what is here imports no torch.
+"""ContextGear: training over unequal devices joined by slow links.
 
-devices -> workload -> cost -> plan -> schedule -> simulate
+devices -> workload -> cost -> plan -> schedule -> simulate       without torch
+                               plan -> roles -> executor -> strategy; peers, profile
 """

@@ -61,6 +61,7 @@ class TaskPlan:
         reassigned_passes: q, passes of a batch that D_t runs; whole chains, so a multiple of n.
         step_s: C, seconds of a step once the pipeline is filled.
         later_step_s: likewise where the answers are known already.
+        later: items and micro-batches of who trains then; None where answers are not kept.
     """
 
     task: str
@@ -70,6 +71,7 @@ class TaskPlan:
     reassigned_passes: int
     step_s: float
     later_step_s: float
+    later: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,13 @@ def plan_task(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPlan
         train = cost.train(candidate.train, task, moved)
         chains = forward_share(cost, candidate, task, batch_size - moved)
         step_s = max(train.seconds, chains.seconds)
-    later_s = step_s
+    later_s, later = step_s, None
     if candidate.later is not None:
         later = cost.train(candidate.later, task, 0)
         if isinstance(later, Misfit):
             return later
         later_s = later.seconds
-    return TaskPlan(task.task, n, train, chains, n * moved, step_s, later_s)
+    return TaskPlan(task.task, n, train, chains, n * moved, step_s, later_s, later)
 
 
 def forward_share(cost: StageCost, candidate: Candidate, task: TaskWork, num_items: int) -> Share:

@@ -8,7 +8,7 @@ from contextlora.errors import UserError
 from contextlora.gear.candidates import Candidate, TaskPlan, Weighted, plan_task, weighted_tasks, with_details
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Fleet
-from contextlora.gear.search import Cuts, Search
+from contextlora.gear.search import LAYOUTS, Cuts, Search
 from contextlora.gear.workload import Workload
 
 
@@ -60,29 +60,36 @@ class Plan:
         return json.dumps(asdict(self), indent=1)
 
 
-def plan_training(fleet: Fleet, workloads: Sequence[Workload], cache_answers: bool = True) -> Plan:
+def plan_training(
+    fleet: Fleet, workloads: Sequence[Workload], cache_answers: bool = True, layouts: Sequence[str] = LAYOUTS
+) -> Plan:
     """Plans every stage.
 
     Args:
         fleet: devices and links.
         workloads: the stages, from `workload.estimate_workloads`.
         cache_answers: whether the prerequisites' answers of the first epoch may be kept; they are constant in a stage.
+        layouts: what groups may be; only "data" where layer pipelines cannot be run.
 
     Raises:
         UserError: no candidate fits the memory of the devices.
     """
     known_cuts: Cuts = {}
-    stages = tuple(plan_stage(fleet, workload, cache_answers, known_cuts) for workload in workloads)
+    stages = tuple(plan_stage(fleet, workload, cache_answers, known_cuts, layouts) for workload in workloads)
     return Plan(fleet.name, stages)
 
 
 def plan_stage(
-    fleet: Fleet, workload: Workload, cache_answers: bool = True, known_cuts: Cuts | None = None
+    fleet: Fleet,
+    workload: Workload,
+    cache_answers: bool = True,
+    known_cuts: Cuts | None = None,
+    layouts: Sequence[str] = LAYOUTS,
 ) -> StagePlan:
     """Weighs the candidates of one stage and takes the fastest that fits; arguments as of `plan_training`."""
     cost = StageCost(fleet, workload)
     tasks = weighted_tasks(workload.tasks, workload.batch_size)
-    search = Search(cost, tasks, cache_answers, known_cuts)
+    search = Search(cost, tasks, cache_answers, known_cuts, layouts)
     candidates = sorted(search.run(), key=_rank)
     if candidates[0].seconds is None:
         raise UserError(

@@ -7,7 +7,7 @@ all tasks. The best split is improved by moving single devices until nothing hel
 greedy start, because the start stays among the candidates.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate, combinations
@@ -23,6 +23,7 @@ SAMPLED_TASKS = 2
 FINALISTS = 2
 MAX_ROUNDS = 24
 PIPELINE_STAGES = (2, 3, 4, 8)
+LAYOUTS = ("data", "1f1b", "gpipe")
 Cuts = dict[tuple, list[tuple[int, ...]]]
 
 
@@ -34,12 +35,18 @@ class Search:
         tasks: with equal ones merged.
         cache_answers: whether answers may be kept from the first epoch on.
         known_cuts: of earlier stages of the same shape, to which the search on many devices adds its own.
+        layouts: what groups may be: "data", and perhaps layer pipelines.
     """
 
     def __init__(
-        self, cost: StageCost, tasks: list[Weighted], cache_answers: bool, known_cuts: Cuts | None = None
+        self,
+        cost: StageCost,
+        tasks: list[Weighted],
+        cache_answers: bool,
+        known_cuts: Cuts | None = None,
+        layouts: Collection[str] = LAYOUTS,
     ) -> None:
-        self.cost, self.tasks = cost, tasks
+        self.cost, self.tasks, self.layouts = cost, tasks, layouts
         self.needs_answers = any(row.task.num_prerequisites for row in tasks)
         self.cache_answers = cache_answers and self.needs_answers and any(r.steps > r.first_steps for r in tasks)
         self.heaviest = max(tasks, key=lambda row: row.steps * row.task.forward_flops).task
@@ -83,7 +90,7 @@ class Search:
     def _layouts(self, devices: tuple[str, ...], pipelines: Iterable[str]) -> list[Group]:
         groups = [Group(devices)]
         if 1 < len(devices) <= self.cost.workload.num_layers:
-            for layout in pipelines:
+            for layout in (name for name in pipelines if name in self.layouts):
                 if (devices, layout) not in self._cuts:
                     self._cuts[devices, layout] = self.cost.cuts(devices, layout, self.heaviest)
                 groups += [Group(devices, layout, cuts) for cuts in self._cuts[devices, layout]]
@@ -140,7 +147,7 @@ class Search:
     def _pipelines(self, devices: tuple[str, ...]) -> list[Group]:
         """1F1B pipelines over a row of devices; GPipe has the same stages."""
         work = self.cost.workload
-        if not 1 < len(devices) <= work.num_layers:
+        if "1f1b" not in self.layouts or not 1 < len(devices) <= work.num_layers:
             return []
         key = (devices, work.layer_flops_shares, work.batch_size, self.heaviest.boundary_bytes)
         if key not in self._known_cuts:

@@ -6,7 +6,7 @@ a pure function of (seed, stage, step): a run that resumes anywhere reads what t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -17,6 +17,13 @@ from contextlora.tasks.task import Item, TaskSetError
 from contextlora.tasks.taskset import TaskSet
 
 Batch = Any  # whatever `encode` makes: backbones.encoding.OptionBatch, which tasks/ must not import
+
+
+class ItemNumbers(NamedTuple):
+    """A gradient step's items, not encoded yet: places among the task's training items."""
+
+    task: str
+    numbers: tuple[int, ...]
 
 
 class TaskSetDataModule(lightning.LightningDataModule):
@@ -59,6 +66,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.image, self.answer_format = context, scope, image, answer_format
         self.predicted: Mapping[tuple[str, str], str] = {}
+        self.by_numbers, self.part = False, (0, 1)
         self.set_interval(0, 0, 0)
 
     def set_interval(self, stage: int, first_step: int, num_steps: int) -> None:
@@ -69,8 +77,29 @@ class TaskSetDataModule(lightning.LightningDataModule):
         """Gives the answer words for each (task, scene) that prompts hold in context mode `predicted`."""
         self.predicted = answers
 
-    def encode_items(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]] | None) -> Batch:
-        """One batch of a task's items, with the prerequisites' answers in `contexts` written into their prompts."""
+    def share(self, rank: int, num_ranks: int) -> None:
+        """From now on train batches are `ItemNumbers`, the same on every rank, and validation batches this rank's part.
+
+        Which rows of a train batch a rank encodes is known only once the roles of its step are: see `encode_rows`.
+        """
+        self.by_numbers, self.part = True, (rank, num_ranks)
+
+    def encode_rows(self, batch: ItemNumbers, rows: range) -> Batch:
+        """Some rows of a train batch, padded as the whole batch is."""
+        items = self.taskset.items(batch.task, "train")
+        return self._with_context(batch.task, [items[number] for number in batch.numbers], rows)
+
+    def encode_items(
+        self,
+        task: str,
+        items: Sequence[Item],
+        contexts: Sequence[Mapping[str, str]] | None,
+        rows: range | None = None,
+    ) -> Batch:
+        """One batch of a task's items, with the prerequisites' answers in `contexts` written into their prompts.
+
+        Of a batch that several devices share, `rows` are this device's.
+        """
         prompts = [
             render(
                 item,
@@ -83,7 +112,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
             )
             for index, item in enumerate(items)
         ]
-        return self.encode(prompts)
+        return self.encode(prompts) if rows is None else self.encode(prompts, rows)
 
     def train_dataloader(self) -> DataLoader:
         """The interval's steps, one batch each."""
@@ -95,34 +124,43 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
     def _train_batches(self) -> Iterator[Batch]:
         rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if num_ranks > self.batch_size:
+        if num_ranks > self.batch_size and not self.by_numbers:
             raise TaskSetError(f"batch size {self.batch_size} gives nothing to some of {num_ranks} devices; raise it")
         tasks = self.stages[self.stage]
         for step in range(self.first_step, self.first_step + self.num_steps):
             turn, number = divmod(step, len(tasks))
-            items = self._train_items(tasks[number], number, turn)
-            yield self._with_context(tasks[number], items[rank::num_ranks])
+            task, numbers = tasks[number], self._train_numbers(tasks[number], number, turn)
+            if self.by_numbers:
+                yield ItemNumbers(task, tuple(numbers))
+            else:
+                items = self.taskset.items(task, "train")
+                yield self._with_context(task, [items[n] for n in numbers[rank::num_ranks]])
 
-    def _train_items(self, task: str, number: int, turn: int) -> list[Item]:
-        """The task's items number turn * batch_size onwards, of an endless row of shuffled rounds."""
+    def _train_numbers(self, task: str, number: int, turn: int) -> list[int]:
+        """Places of the items turn * batch_size onwards, of an endless row of shuffled rounds of the task's items."""
         items = self.taskset.items(task, "train")
         places = range(turn * self.batch_size, (turn + 1) * self.batch_size)
         orders = {
             round_: np.random.default_rng((self.seed, self.stage, number, round_)).permutation(len(items))
             for round_ in {place // len(items) for place in places}
         }
-        return [items[orders[place // len(items)][place % len(items)]] for place in places]
+        return [int(orders[place // len(items)][place % len(items)]) for place in places]
 
     def _validation_batches(self) -> Iterator[Batch]:
         for task in self.stages[self.stage]:
-            items = self.taskset.items(task, "validation")
+            items = part_of(self.taskset.items(task, "validation"), *self.part)
             for start in range(0, len(items), self.eval_batch_size):
                 yield self._with_context(task, items[start : start + self.eval_batch_size])
 
-    def _with_context(self, task: str, items: Sequence[Item]) -> Batch:
+    def _with_context(self, task: str, items: Sequence[Item], rows: range | None = None) -> Batch:
         prerequisites = self.taskset.graph.prerequisites(task, scope=self.scope)
         contexts = [context_of(item, prerequisites, self.context, self.predicted) for item in items]
-        return self.encode_items(task, items, contexts)
+        return self.encode_items(task, items, contexts, rows)
+
+
+def part_of(items: Sequence[Item], rank: int, num_ranks: int) -> Sequence[Item]:
+    """The rank's part of a list that `num_ranks` ranks share evenly."""
+    return items[len(items) * rank // num_ranks : len(items) * (rank + 1) // num_ranks]
 
 
 class _Batches(IterableDataset):

@@ -30,11 +30,13 @@ class RunCheckpoint(Checkpoint):
         self.folder, self.metrics_file, self.save_stage = folder, metrics_file, save_stage
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
-        if pl_module.ended_stage is not None:
-            self.save_stage(pl_module.ended_stage)
-        # Rewritten whole from the checkpointed history: a resumed run repeats no line and loses none.
-        lines = "".join(json.dumps(row) + "\n" for row in pl_module.progress.history)
-        write_atomically(self.metrics_file, lines.encode())
+        if trainer.is_global_zero:
+            if pl_module.ended_stage is not None:
+                self.save_stage(pl_module.ended_stage)
+            # Rewritten whole from the checkpointed history: a resumed run repeats no line and loses none.
+            lines = "".join(json.dumps(row) + "\n" for row in pl_module.progress.history)
+            write_atomically(self.metrics_file, lines.encode())
+        # On every rank: all take part in collecting what is saved, one writes it.
         trainer.save_checkpoint(self.folder / LAST)
 
 

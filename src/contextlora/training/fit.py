@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+import contextlora.gear.strategy  # noqa: F401 - registers "contextgear" with Lightning
 from contextlora.errors import ConfigError
 from contextlora.training.callbacks import LAST, RunCheckpoint, StageBars, TrackStages
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
@@ -26,6 +27,8 @@ class TrainerSettings:
     Attributes:
         accelerator, strategy: as Lightning takes them.
         gradient_clip: largest norm of the gradient; 0 does not clip.
+        devices: of this machine.
+        num_nodes: machines, with as many devices each.
 
     Raises:
         ConfigError: Lightning does not know the accelerator or strategy, or cannot use it here.
@@ -34,6 +37,8 @@ class TrainerSettings:
     accelerator: str = "auto"
     strategy: str = "auto"
     gradient_clip: float = 1.0
+    devices: int = 1
+    num_nodes: int = 1
 
     def __post_init__(self) -> None:
         try:
@@ -55,7 +60,8 @@ class TrainerSettings:
         torch.utils.deterministic.fill_uninitialized_memory = False
         return Trainer(
             accelerator=self.accelerator,
-            devices=1,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
             strategy=self.strategy,
             max_epochs=-1,  # the module stops it after the last stage
             gradient_clip_val=self.gradient_clip or None,
@@ -79,6 +85,7 @@ def fit(
     save_stage: Callable[[int], None],
     log: Callable[[Mapping[str, float], int], None],
     console: Console | None,
+    agree: Callable[[str], str] = str,
 ) -> None:
     """Trains all stages that are left, and leaves the module with the last stage's best weights.
 
@@ -90,17 +97,21 @@ def fit(
         save_stage: called with each stage's number when it has ended.
         log: takes (metrics, step).
         console: for progress bars; None draws none.
+        agree: makes the first of several devices' word everybody's; only that one needs the checkpoint.
     """
     last = checkpoints / LAST
     checkpoint = load_checkpoint(last) if last.exists() else None
-    if checkpoint is not None and module.is_finished(checkpoint, module.plan):
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
+    is_finished = checkpoint is not None and module.is_finished(checkpoint, module.plan)
+    state = agree("finished" if is_finished else "new" if checkpoint is None else "interrupted")
+    if state == "finished":
+        if checkpoint is not None:
+            module.on_load_checkpoint(checkpoint)
+            module.load_state_dict(checkpoint["state_dict"])
         return
     callbacks: list[Callback] = [RunCheckpoint(checkpoints, metrics_file, save_stage), TrackStages(log)]
     trainer = settings.trainer(callbacks + ([StageBars(console)] if console else []))
     module.adapted.train()
-    trainer.fit(module, datamodule=data, ckpt_path=last if checkpoint is not None else None)
+    trainer.fit(module, datamodule=data, ckpt_path=last if state == "interrupted" else None)
 
 
 def silence() -> None:

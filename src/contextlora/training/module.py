@@ -94,10 +94,17 @@ class ContextLoraModule(lightning.LightningModule):
         """Settles the prerequisites' answers in the train prompts: right ones of tasks that have not trained yet."""
         if self.context == "none":
             return
+        self.answers = self._snapshot_answers(self._untrained())
+
+    def _untrained(self) -> set[str]:
+        """Tasks whose right answers stand for predicted ones."""
         untrained = set(self.plan.uses)
         if self.context == "predicted":
             untrained.difference_update(*self.plan.stages[: self.progress.stage + (self.progress.interval > 0)])
-        self.answers = self.predict(self.stage_tasks, "train", untrained)
+        return untrained
+
+    def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
+        return self.predict(self.stage_tasks, "train", untrained)
 
     @property
     def _stage_feeds_itself(self) -> bool:
@@ -118,10 +125,13 @@ class ContextLoraModule(lightning.LightningModule):
         if progress.record(steps, accuracy, loss):
             self.best_state = self.adapted.adapter_state()
         row = {"stage": stage, "interval": progress.interval, "step": progress.total_steps}
-        row |= {"train_loss": float(torch.stack(self._train_losses).mean()), "accuracy": accuracy, "loss": loss}
+        row |= {"train_loss": self._mean_train_loss(), "accuracy": accuracy, "loss": loss}
         row |= {f"accuracy/{task}": value[0] for task, value in rows.items()}
         row |= {f"loss/{task}": value[1] for task, value in rows.items()}
         progress.history.append(row)
+
+    def _mean_train_loss(self) -> float:
+        return float(torch.stack(self._train_losses).mean())
 
     def _end_stage(self) -> None:
         self.adapted.load_adapter_state(self.best_state)
@@ -140,7 +150,14 @@ class ContextLoraModule(lightning.LightningModule):
         if not self.finished:
             uses = {task: self.plan.uses[task] for task in self.stage_tasks}
             self.adapted.begin_stage(uses, state=ours["stage_state"])
+            if ours.get("snapshot"):
+                self._restore_snapshot(ours["snapshot"])
         self._stage_is_ready = True
+
+    def _restore_snapshot(self, weights: dict[str, torch.Tensor]) -> None:
+        """Makes the answers that several devices had not finished; Lightning loads the weights of now after this."""
+        self.adapted.load_adapter_state(weights)
+        self.answers = self._snapshot_answers(self._untrained())
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *_: Any, **__: Any) -> None:
         self.adapted.load_adapter_state(state_dict)
@@ -176,8 +193,10 @@ class ContextLoraModule(lightning.LightningModule):
         # before the validation loop starts, because that fetches its first batch ahead of every hook.
         is_last = batch_idx + 1 == self.schedule.interval_steps(self.stage_tasks, self.progress.interval)
         if is_last and self.context != "none":
-            answers = self.predict(self.stage_tasks, "validation", ())
-            self.trainer.datamodule.set_predicted(self.answers | answers)
+            self.trainer.datamodule.set_predicted(self.answers | self._validation_answers())
+
+    def _validation_answers(self) -> Answers:
+        return self.predict(self.stage_tasks, "validation", ())
 
     def on_validation_epoch_start(self) -> None:
         self._sums = {task: [0.0, 0.0, 0.0] for task in self.stage_tasks}
@@ -212,9 +231,10 @@ class ContextLoraModule(lightning.LightningModule):
             "stage_state": self.adapted.stage_state(),
             "best_state": self.best_state,
             "answers": self.answers,
+            "snapshot": {},  # weights of the stage's start, where answers are still to be made by them
         }
 
     def _scores(self, batch: OptionBatch) -> torch.Tensor:
         """(B, K) option log-likelihoods with the slices of the batch's task."""
-        with self.adapted.active(self.plan.uses[batch.task], batch.task):
+        with self.adapted.active(self.plan.uses[batch.task], batch.task, batch.shard):
             return option_scores(self.adapted.model, batch)

@@ -1,0 +1,145 @@
+"""The processes of a run: alike when they start, and each told in time when one of them is gone.
+
+Every rank counts up a beat in the TCP store and watches those of the others from a thread, because the main thread may
+sit in a collective that never ends. A rank whose beat stops, or that says that it leaves, ends all others:
+
+    main thread   collective ................ blocked           (a reset connection raises at once: `explain`)
+    watch thread  beat 7, beat 8, beat 9: "rank 1 is gone" -> exit code 1, the checkpoint stays as it was
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from contextlora.errors import ConfigError
+
+BEAT_S = 1.0
+LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
+JOIN_TIMEOUT = timedelta(minutes=5)  # processes of several machines are started by hand
+STORE_TIMEOUT = timedelta(seconds=10)
+
+
+class Peers:
+    """This process among those of the run; there must be the environment variables that torchrun sets.
+
+    Attributes:
+        rank, size: of this process, and how many there are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+        dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._checkpoint, self._stop = "", threading.Event()
+        # A connection of its own: a waiting get of the main thread would hold the beats back.
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=STORE_TIMEOUT
+        )
+        self._store = dist.PrefixStore(f"contextlora-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        self._store.set(f"beat/{self.rank}", "0")
+        dist.barrier()  # every rank has its first beat
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def compare(self, facts: Mapping[str, str]) -> None:
+        """Checks that all ranks have the same versions, data and settings.
+
+        Args:
+            facts: what is compared -> its value here.
+
+        Raises:
+            ConfigError: on every rank, naming the first fact that differs, and where.
+        """
+        self._store.set(f"facts/{self.rank}", json.dumps(dict(facts)))
+        self._store.wait([f"facts/{rank}" for rank in range(self.size)], JOIN_TIMEOUT)
+        rows = [json.loads(self._store.get(f"facts/{rank}")) for rank in range(self.size)]
+        for rank, row in enumerate(rows):
+            for key in sorted({*row, *rows[0]}):
+                if row.get(key) != rows[0].get(key):
+                    self._stop.set()  # every rank finds the same and says so itself
+                    raise ConfigError(
+                        f"all devices must agree on {key}: rank 0 has {rows[0].get(key)}, rank {rank} has "
+                        f"{row.get(key)}. Make them alike and start again."
+                    )
+
+    def share(self, key: str, value: str) -> str:
+        """Rank 0's value, on every rank; a key is used once."""
+        if self.rank == 0:
+            self._store.set(f"shared/{key}", value)
+        self._store.wait([f"shared/{key}"], JOIN_TIMEOUT)
+        return self._store.get(f"shared/{key}").decode()
+
+    def name_checkpoint(self, path: str) -> None:
+        """Says where the last checkpoint will lie, for the message of a rank that stops."""
+        self._checkpoint = self.share("checkpoint", path)
+
+    def close(self) -> None:
+        """Ends the watch once every rank has come here, so that a rank that ends well is not missed."""
+        dist.barrier()
+        self._stop.set()
+        self._thread.join()
+        dist.barrier()
+        dist.destroy_process_group()
+
+    def leave(self, error: BaseException) -> None:
+        """Tells the others why this rank ends; a broken connection is somebody else's end, which the watch names."""
+        if _is_broken_connection(error):
+            self._thread.join(LOST_S + STORE_TIMEOUT.total_seconds())  # ends this process where a peer is gone
+        self._stop.set()
+        reason = (str(error).splitlines() or [""])[0]
+        self._announce(f"rank {self.rank} ended: {type(error).__name__}: {reason}")
+
+    def _announce(self, what: str) -> None:
+        """Leaves word for the others; rank 0, whose end is that of the store, lets them read it."""
+        with suppress(RuntimeError):  # the store's host is gone as well
+            self._store.set("left", what)
+            if self.rank == 0:
+                time.sleep(3 * BEAT_S)
+
+    def _watch(self) -> None:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        seen, number = {rank: ("", time.monotonic()) for rank in others}, 0
+        while not self._stop.wait(BEAT_S):
+            try:
+                number += 1
+                self._store.set(f"beat/{self.rank}", str(number))
+                beats = {rank: self._store.get(f"beat/{rank}").decode() for rank in others}
+                left = self._store.get("left").decode() if self._store.check(["left"]) else ""
+            except RuntimeError:
+                self._end("rank 0 is gone: its store does not answer")
+                return
+            now = time.monotonic()
+            seen |= {rank: (beat, now) for rank, beat in beats.items() if beat != seen[rank][0]}
+            lost = [rank for rank, (_, since) in seen.items() if now - since > LOST_S]
+            if lost and not left:
+                left = f"rank {lost[0]} is gone: no sign of it for {LOST_S:.0f} s"
+                self._announce(left)
+            if left:
+                self._end(left)
+
+    def _end(self, what: str) -> None:
+        if self._stop.is_set():
+            return
+        last = self._checkpoint if os.path.exists(self._checkpoint) else "none yet"
+        if self.rank and last == "none yet":
+            last = f"{self._checkpoint} on rank 0, if it got that far"
+        print(
+            f"contextlora: rank {self.rank} of {self.size} stops, because {what}; last checkpoint: {last}. "
+            "Continue with: make resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # the main thread may be in a collective, which nothing interrupts
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))

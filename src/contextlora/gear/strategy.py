@@ -1,0 +1,201 @@
+# ruff: noqa: D102 - Lightning's hooks say what they are by their names
+"""`Trainer(strategy="contextgear")`: Lightning's loop on every rank, with the executor deciding who computes what.
+
+Every rank walks through the same batches, so that global_step, schedules and the end of training agree. A rank that
+does not train in a step returns a loss without a backward: its gradients stay None, which no optimizer moves by. The
+weights reach it when it joins in, before a validation and before a checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from torch import Tensor
+
+from contextlora.errors import ConfigError
+from contextlora.gear.executor import Groups, Shard, StageExecutor, broadcast_tree
+from contextlora.gear.roles import StageRoles
+
+NAME = "contextgear"
+TIMEOUT = timedelta(minutes=10)  # a dead peer is noticed long before, see gear.peers
+METHODS = ("gear_stage", "gear_batch", "answer_chains", "make_shard")
+
+
+@dataclass(frozen=True)
+class GearStage:
+    """A stage, as a module describes it.
+
+    Attributes:
+        roles: of all ranks, from `gear.roles.stage_roles`.
+        num_items: task -> training items.
+        num_answers: task -> answers that its prompts need.
+        known: (task, item number) -> answers, of a stage that is resumed.
+        queue_batches: how far forward-only ranks may be ahead.
+    """
+
+    roles: StageRoles
+    num_items: dict[str, int]
+    num_answers: dict[str, int]
+    known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    queue_batches: int = 2
+
+
+class GearModule(Protocol):
+    """What a LightningModule must have besides the usual; its train loader yields the whole batch on every rank."""
+
+    def gear_stage(self, num_ranks: int) -> GearStage:
+        """The stage that begins; called whenever optimizers are set up."""
+
+    def gear_batch(self, batch: Any) -> tuple[str, Sequence[int]]:
+        """The task of a batch and the numbers of its items."""
+
+    def answer_chains(self, task: str, numbers: Sequence[int]) -> Tensor:
+        """(items, n) option ids of the prerequisites' answers, by the weights of the stage's start."""
+
+    def make_shard(self, batch: Any, shard: Shard) -> Any:
+        """The rows of a shard with the answers in their prompts; `training_step` gets it and returns its mean loss."""
+
+
+class ContextGearStrategy(DDPStrategy):
+    """Runs the executor under Lightning; processes are launched as for `ddp`, or by torchrun.
+
+    Attributes:
+        executor: of the stage in force.
+        groups: of the processes.
+    """
+
+    executor: StageExecutor
+    groups: Groups
+
+    def __init__(self, timeout: timedelta = TIMEOUT, **kwargs: Any) -> None:
+        super().__init__(timeout=timeout, **kwargs)
+        self._trains = False
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        self.groups = Groups()
+
+    def setup(self, trainer: Trainer) -> None:
+        _check(trainer)
+        # Lightning asks rank 0 before every step whether it got SIGTERM. Nobody could run ahead of it. Without that,
+        # the rank that got the signal ends and its peers notice, as with any other end.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        # Nor may it put a sampler of its own in the loader's place: every rank walks through all batches, in order.
+        trainer._accelerator_connector.use_distributed_sampler = False
+        super().setup(trainer)
+
+    def configure_ddp(self) -> None:
+        """No wrapper: it would synchronise every step of every rank."""
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        super().setup_optimizers(trainer)
+        self.begin_stage()
+
+    def begin_stage(self) -> None:
+        """Takes the module's `gear_stage` anew, as after new optimizers; call it when answers start to differ."""
+        module, stage = self.lightning_module, self.lightning_module.gear_stage(self.world_size)
+        self.executor = StageExecutor(
+            stage.roles,
+            self.groups,
+            stage.num_items,
+            stage.num_answers,
+            module.answer_chains,
+            self._get_state,
+            self._set_state,
+            stage.known,
+            stage.queue_batches,
+        )
+
+    # ---- a step
+
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        module = self.lightning_module
+        shard = self.executor.shard(*module.gear_batch(batch))
+        self._trains = shard is not None
+        if shard is None:
+            return torch.zeros((), device=self.root_device)
+        loss = super().training_step(self.batch_to_device(module.make_shard(batch, shard)), *args, **kwargs)
+        if shard.weight == 1:
+            return loss
+        return {**loss, "loss": loss["loss"] * shard.weight} if isinstance(loss, dict) else loss * shard.weight
+
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._trains:
+            return closure_loss
+        closure_loss = super().backward(closure_loss, *args, **kwargs)
+        self.executor.reduce(self._parameters())
+        return closure_loss
+
+    # ---- where every rank must have the weights of now
+
+    def share_weights(self) -> None:
+        """Gives every rank the trained weights and all answers; all ranks must call it together."""
+        self.executor.share_state()
+        self.executor.collect()
+
+    def on_validation_start(self) -> None:
+        if hasattr(self, "executor"):  # not in Trainer.validate
+            self.share_weights()
+        super().on_validation_start()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if hasattr(self, "executor"):
+            self.share_weights()
+        return super().lightning_module_state_dict()
+
+    def on_train_end(self) -> None:
+        self.share_weights()
+        super().on_train_end()
+
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Rank 0 reads, the others need no file."""
+        found = super().load_checkpoint(checkpoint_path, *args, **kwargs) if self.is_global_zero else None
+        return broadcast_tree(found, 0, self.groups)
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        if self.is_global_zero:
+            super().remove_checkpoint(filepath)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+
+    def _get_state(self) -> dict[str, Any]:
+        weights = [parameter.detach() for parameter in self._parameters()]
+        return {"weights": weights, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters(), state["weights"], strict=True):
+                parameter.copy_(value)
+        for optimizer, value in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(value)
+
+
+def _check(trainer: Trainer) -> None:
+    """Refuses what the strategy cannot run.
+
+    Raises:
+        ConfigError: names it.
+    """
+    module: LightningModule = trainer.lightning_module
+    missing = [name for name in METHODS if not callable(getattr(module, name, None))]
+    if missing:
+        raise ConfigError(
+            f"strategy=contextgear needs a module with the methods {', '.join(METHODS)}: {type(module).__name__} lacks "
+            f"{', '.join(missing)}; add them (contextlora.gear.strategy.GearModule says what they do) or use ddp."
+        )
+    if not module.automatic_optimization or trainer.accumulate_grad_batches != 1:
+        raise ConfigError(
+            f"strategy=contextgear needs automatic optimization without accumulation: {type(module).__name__} has "
+            f"automatic_optimization={module.automatic_optimization}, the trainer accumulate_grad_batches="
+            f"{trainer.accumulate_grad_batches}; change them or use ddp."
+        )
+
+
+StrategyRegistry.register(NAME, ContextGearStrategy, description="ContextGear: planned roles of devices")

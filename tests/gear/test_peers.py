@@ -1,0 +1,80 @@
+"""Processes that are not alike are refused, and a dead one ends all others with its name."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from contextlora.errors import ConfigError
+from contextlora.gear import peers
+
+
+def survive(folder, rank, port):
+    """Talks to the others for ever; what it says goes to a file."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="3", RANK=str(rank))
+    sys.stderr = (folder / f"errors-{rank}").open("w")
+    peers.LOST_S = 3.0
+    me = peers.Peers(torch.device("cpu"))
+    me.name_checkpoint(str(folder / "last.ckpt"))
+    (folder / f"ready-{rank}").touch()
+    try:
+        while True:
+            dist.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        me.leave(error)
+        raise
+
+
+def compare(own):
+    me = peers.Peers(torch.device("cpu"))
+    try:
+        me.compare(own[me.rank])
+    except ConfigError as error:
+        text = str(error)
+    else:
+        text = "alike"
+    dist.barrier()  # rank 0 holds the store that the others still read
+    dist.destroy_process_group()
+    return text
+
+
+def test_a_device_with_another_version_is_named_on_every_rank(run_ranks):
+    facts = {"torch": "2.13.0", "backbone": "abc"}
+    assert run_ranks(2, compare, [facts, facts]) == ["alike"] * 2
+    found = run_ranks(3, compare, [facts, facts, facts | {"torch": "2.12.0"}])
+    assert len(set(found)) == 1
+    assert "must agree on torch: rank 0 has 2.13.0, rank 2 has 2.12.0" in found[0]
+
+
+@pytest.mark.parametrize("victim, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_survivors_name_the_peer_that_was_killed_or_cut_off(victim, how, tmp_path):
+    (tmp_path / "last.ckpt").touch()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=survive, args=(tmp_path, rank, port)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    try:
+        ends = time.monotonic() + 30
+        while len(list(tmp_path.glob("ready-*"))) < 3 and time.monotonic() < ends:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        os.kill(ranks[victim].pid, how)
+        for rank in (rank for rank in range(3) if rank != victim):
+            ranks[rank].join(30)
+            errors = (tmp_path / f"errors-{rank}").read_text()
+            assert ranks[rank].exitcode == 1
+            assert f"because rank {victim} is gone" in errors
+            assert f"last checkpoint: {tmp_path / 'last.ckpt'}" in errors
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()

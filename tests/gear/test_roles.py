@@ -1,0 +1,52 @@
+"""Shares of a plan made out for ranks; expected rows are written out by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from contextlora.errors import UserError
+from contextlora.gear.candidates import Candidate, TaskPlan
+from contextlora.gear.group import Group, Share
+from contextlora.gear.plan import StagePlan
+from contextlora.gear.roles import stage_roles
+
+
+def share(*items):
+    return Share(1.0, items, items)
+
+
+# D_t = a, b with 3 rows each, D_f = c; one chain (of n = 2 passes) reassigned to each of D_t; then all three train.
+BEST = Candidate("contextgear", Group(("b", "a")), Group(("c",)), Group(("a", "b", "c")), seconds=1.0)
+TASK = TaskPlan("v", 2, share(2, 4), share(4), 4, 1.0, 1.0, share(3, 2, 1))
+PLAN = StagePlan("stage 1", 6, (BEST,), (TASK,), 1.0)
+
+
+def test_rows_follow_the_plan():
+    roles = stage_roles(PLAN, ("a", "b", "c"), keeps_answers=True).tasks["v"]
+    assert [list(roles.rows(rank, False, 6)) for rank in range(3)] == [[0, 1, 2, 3], [4, 5], []]
+    assert [list(roles.rows(rank, True, 6)) for rank in range(3)] == [[0, 1, 2], [3, 4], [5]]
+    # q = 4 passes are two chains: of 4 and 2 rows, a takes ceil(4 * 2 / 6) = 2 and b ceil(2 * 2 / 6) = 1.
+    assert [roles.owner(row, 6) for row in range(6)] == [0, 0, 2, 2, 1, 2]
+
+
+def test_every_row_of_a_smaller_batch_is_trained_once():
+    roles = stage_roles(PLAN, ("a", "b", "c"), keeps_answers=True).tasks["v"]
+    for num_items in range(1, 6):
+        rows = [row for rank in range(3) for row in roles.rows(rank, False, num_items)]
+        assert rows == list(range(num_items))
+        assert all(roles.owner(row, num_items) in range(3) for row in rows)
+
+
+def test_without_forward_only_devices_each_rank_runs_its_own_chains():
+    best, task = Candidate("data parallel", Group(("a", "b"))), replace(TASK, chains=None, later=None)
+    roles = stage_roles(replace(PLAN, candidates=(best,), tasks=(task,)), ("a", "b"), keeps_answers=False)
+    assert roles.tasks["v"].chain_owners == (0, 0, 1, 1, 1, 1)
+    assert roles.summary == "stage 1: data parallel, a + b train"
+
+
+def test_what_the_executor_cannot_run_is_refused():
+    pipeline = replace(BEST, train=Group(("a", "b"), "1f1b", (1,)))
+    with pytest.raises(UserError, match="data-parallel groups only, the plan has a 1f1b"):
+        stage_roles(replace(PLAN, candidates=(pipeline,)), ("a", "b", "c"), True)
+    with pytest.raises(UserError, match="the plan uses c, but the ranks are a, b"):
+        stage_roles(PLAN, ("a", "b"), True)

@@ -1,0 +1,107 @@
+"""`Trainer(strategy="contextgear")` with a user's own module; the reference is a loop in plain torch."""
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import contextlora.gear.strategy  # noqa: F401 - registers the strategy
+from contextlora.errors import ConfigError
+from contextlora.gear.roles import StageRoles, TaskRoles
+from contextlora.gear.strategy import GearStage
+
+INPUTS = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+BATCHES = [[(4 * step + row) * 5 % 12 for row in range(4)] for step in range(5)]
+JOINS = TaskRoles((0, 0, 4), (0, 2, 4), (0, 0, 1, 0))  # rank 0 is forward-only at first
+
+
+def chain(weights, numbers):
+    return (INPUTS[list(numbers)] @ weights[:, :5].T).argmax(-1, keepdim=True)
+
+
+def loss_of(model, numbers, answers):
+    inputs = torch.cat([INPUTS[list(numbers)], answers.float()], 1)
+    return nn.functional.cross_entropy(model(inputs), torch.tensor([number % 3 for number in numbers]))
+
+
+class Own(lightning.LightningModule):
+    """The least that the strategy wants."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Linear(6, 3)
+        self.snapshot, self.items = self.model.weight.detach().clone(), []
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+    def train_dataloader(self):
+        return DataLoader(BATCHES, batch_size=None)
+
+    def gear_stage(self, num_ranks):
+        return GearStage(StageRoles({"v": JOINS}, True, ""), num_items={"v": 12}, num_answers={"v": 1})
+
+    def gear_batch(self, batch):
+        return "v", batch
+
+    def answer_chains(self, task, numbers):
+        return chain(self.snapshot, numbers)
+
+    def make_shard(self, batch, shard):
+        rows = slice(shard.rows.start, shard.rows.stop)
+        return batch[rows], shard.answers[rows]
+
+    def training_step(self, batch, batch_idx):
+        self.items += batch[0]
+        return loss_of(self.model, *batch)
+
+
+class Plain(lightning.LightningModule):
+    """Knows nothing of ContextGear."""
+
+    def configure_optimizers(self):
+        return None
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+def fit(make, ranks, **settings):
+    module = make()
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(accelerator="cpu", strategy="contextgear", devices=ranks, **quiet, **settings)
+    try:
+        trainer.fit(module, train_dataloaders=None if make is Own else DataLoader([1]))
+    except ConfigError as error:
+        return str(error)
+    return [p.detach().numpy() for p in module.parameters()], trainer.global_step, getattr(module, "items", [])
+
+
+@pytest.mark.parametrize("max_steps", [5, 2])
+def test_a_module_of_ones_own(max_steps, run_ranks):
+    module = Own()
+    optimizer = module.configure_optimizers()
+    for numbers in BATCHES[:max_steps]:
+        optimizer.zero_grad()
+        loss_of(module.model, numbers, chain(module.snapshot, numbers)).backward()
+        optimizer.step()
+    found = run_ranks(2, lambda: fit(Own, 2, max_steps=max_steps))
+    items = [row[2] for row in found]
+    for weights, global_step, _ in found:
+        assert global_step == max_steps
+        for ours, theirs in zip(weights, module.parameters(), strict=True):
+            torch.testing.assert_close(torch.tensor(ours), theirs.detach(), rtol=1e-4, atol=1e-6)
+    later = BATCHES[3:max_steps]  # after three steps every item has its answer
+    assert items[0] == [number for numbers in later for number in numbers[:2]]
+    assert items[1] == [n for numbers in BATCHES[:3][:max_steps] for n in numbers] + [
+        number for numbers in later for number in numbers[2:]
+    ]
+
+
+def test_what_cannot_run_is_said_before_anything_runs(run_ranks):
+    (text,) = run_ranks(1, fit, Plain, 1)
+    assert "Plain lacks gear_stage, gear_batch, answer_chains, make_shard" in text
+    (text,) = run_ranks(1, lambda: fit(Own, 1, accumulate_grad_batches=2))
+    assert "accumulate_grad_batches=2" in text

@@ -1,0 +1,63 @@
+"""Training on several processes of this machine through the workflow, and what is refused before it starts."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextlora import workflows
+from contextlora.config import RunConfig
+from contextlora.errors import ConfigError
+from contextlora.evaluation.compare import flatten
+from contextlora.ranks import num_ranks, plan_ranks
+from contextlora.runs import RunFolder
+from contextlora.tasks.taskset import TaskSet
+
+GEAR = ("training.strategy=contextgear", "training.devices=2")
+
+
+def command_line(config: RunConfig) -> list[str]:
+    """All settings as arguments."""
+    return [f"{key}={value}" for key, value in flatten(asdict(config)).items() if value not in (None, {}, "")]
+
+
+def test_two_processes_leave_the_run_of_one(make_config):
+    alone = workflows.train(make_config("training.steps_per_task=8"))
+    config = make_config("training.steps_per_task=8", *GEAR)
+    # In a process of its own: this one will be forked by other tests, which it cannot after talking to peers.
+    command = [sys.executable, "-m", "contextlora", "train", *command_line(config)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    (folder,) = set(alone.path.parent.iterdir()) - {alone.path}  # one, so none of the other rank
+    run = RunFolder.open(folder)
+    assert run.state == "finished"
+    assert shown.stderr == ""
+    assert shown.stdout.count("accuracy in %") == 2  # the tables of rank 0 only
+    assert "stage 2: contextgear, device-0 train, device-1 run the chains" in shown.stdout
+    stages = json.loads((run.path / "plan.json").read_text())["stages"]
+    assert [stage["candidates"][0]["strategy"] for stage in stages] == ["one device", "contextgear", "contextgear"]
+    # One device trains in every stage of this plan, so no reduction differs.
+    for file in sorted((alone.path / "checkpoints").glob("stage-*.safetensors")):
+        found, expected = load_file(run.path / "checkpoints" / file.name), load_file(file)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert run.results["tasks"] == alone.results["tasks"]
+    assert {path.name for path in (run.path / "adapters").iterdir()} == {"a", "b", "c", "d"}
+
+
+def test_several_devices_need_the_strategy(make_config):
+    assert num_ranks(make_config(*GEAR)) == 2
+    with pytest.raises(ConfigError, match=r"needs training.strategy=contextgear: got auto with 2 devices"):
+        num_ranks(make_config("training.devices=2"))
+
+
+def test_a_catalogue_has_one_device_for_each_process(make_config, taskset_folder: Path):
+    config, taskset = make_config("gear.devices=laptops2"), TaskSet.load(taskset_folder)
+    plan, roles = plan_ranks(config, taskset, 2)
+    assert plan.fleet == "laptops2"
+    assert len(roles) == 3
+    with pytest.raises(ConfigError, match=r"gear.devices must list one device for each process: laptops2 lists 2"):
+        plan_ranks(config, taskset, 3)

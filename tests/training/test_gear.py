@@ -1,0 +1,131 @@
+"""Training on several ranks under Lightning: the weights of one process, whoever trains, answers and resumes."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextlora.assembly import run_parts, trainer_settings, training_module
+from contextlora.gear.peers import Peers
+from contextlora.gear.roles import StageRoles, TaskRoles
+from contextlora.ranks import together
+from contextlora.tasks.task import Task
+from contextlora.tasks.taskset import TaskSet, write_taskset
+from contextlora.training.callbacks import LAST
+from contextlora.training.checkpoint import AtomicCheckpointIO
+from contextlora.training.fit import fit
+
+ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # rank 0 trains, rank 1 runs the chains
+LAST_TRAINS = TaskRoles((0, 0, 4), (0, 0, 4), (0, 0, 1, 0))  # rank 0, which saves, does not train
+JOINS = TaskRoles((0, 4, 4), (0, 1, 4), (0, 1, 1, 1))
+THREE = TaskRoles((0, 2, 4, 4), (0, 2, 3, 4), (2, 0, 2, 2))
+
+
+@pytest.fixture(scope="session")
+def chain_folder(taskset_folder, tmp_path_factory) -> Path:
+    """The tiny task set with its tasks in a row, a -> b -> c -> d: stages of 0, 1, 2 and 3 prerequisite passes."""
+    tiny, folder = TaskSet.load(taskset_folder), tmp_path_factory.mktemp("chain") / "chain"
+    above = {"a": (), "b": ("a",), "c": ("b",), "d": ("c",)}
+    items = {}
+    for split in ("train", "validation", "test"):
+        words = {(t, i.scene): i.answer_word for t in above for i in tiny.items(t, split)}
+        for number, task in enumerate(above):
+            known = [(i, {t: words[t, i.scene] for t in list(above)[:number]}) for i in tiny.items(task, split)]
+            items[task, split] = [replace(item, prerequisites=right) for item, right in known]
+    write_taskset(folder, "chain", [Task(name, needs, num_options=3) for name, needs in above.items()], items)
+    return folder
+
+
+def train(config, folder, roles=None):
+    """One rank's training, or that of one process: weights and validations."""
+    peers = Peers(torch.device("cpu")) if roles else None
+    parts = run_parts(config)
+    stages = [StageRoles(dict.fromkeys(stage, roles), True, "") for stage in parts.plan.stages]
+    module = training_module(config, parts, stages if roles else None)
+    is_first = os.environ.get("RANK", "0") == "0"
+    with together(peers, str(folder / LAST)):
+        fit(
+            module,
+            parts.data,
+            trainer_settings(config, peers),
+            checkpoints=folder if is_first else Path(os.devnull),
+            metrics_file=folder / "metrics.jsonl",
+            save_stage=lambda stage: parts.save_stage(folder, stage),
+            log=lambda metrics, step: None,
+            console=None,
+            agree=(lambda state: peers.share("state", state)) if peers else str,
+        )
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}, module.progress.history
+
+
+def assert_alike(found, expected, exact):
+    weights, history = found
+    assert len(history) == len(expected[1])
+    for ours, theirs in zip(history, expected[1], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    for name, tensor in expected[0].items():
+        ours, theirs = torch.tensor(weights[name]), torch.tensor(tensor)
+        assert torch.equal(ours, theirs) if exact else torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "delta, roles, exact",
+    [(0, LAST_TRAINS, True), (0.5, ONE, True), (0.5, JOINS, False), (1, JOINS, False), (1, LAST_TRAINS, True)],
+)
+def test_two_ranks_end_with_the_weights_of_one_process(
+    delta, roles, exact, make_config, chain_folder, tmp_path, run_ranks
+):
+    """In every stage: dropout, weight decay and gates on, predicted answers, 24 items in batches of 4 for 9 steps."""
+    # A task of the graph's start takes part in every chain: delta = 0 lets it change while it answers.
+    config = make_config(f"taskset={chain_folder}", f"method.delta={delta}", "training.steps_per_task=9")
+    expected = train(config, tmp_path / "one")
+    for found in run_ranks(2, train, config, tmp_path / "two", roles):
+        assert_alike(found, expected, exact)
+
+
+def test_three_ranks_share_a_batch(make_config, tmp_path, run_ranks):
+    config = make_config()
+    expected = train(config, tmp_path / "one")
+    for found in run_ranks(3, train, config, tmp_path / "three", THREE):
+        assert_alike(found, expected, exact=False)
+
+
+def test_a_stage_that_feeds_itself_answers_anew_after_every_interval(make_config, tmp_path, run_ranks):
+    """Exact only: an answer that rounding turns over would change all that follows."""
+    config = make_config("method=joint")
+    expected = train(config, tmp_path / "one")
+    for found in run_ranks(2, train, config, tmp_path / "two", ONE):
+        assert_alike(found, expected, exact=True)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_two_or_one(make_config, chain_folder, tmp_path, run_ranks, monkeypatch):
+    """From a stage's start, from its middle before all answers were made, and from the end."""
+    config = make_config(f"taskset={chain_folder}", "training.steps_per_task=8", "training.validate_every_steps=4")
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_and_keep(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path, storage_options)
+        kept = len(list(tmp_path.glob("after-*")))
+        shutil.copytree(Path(path).parent, tmp_path / f"after-{kept}")
+
+    expected = train(config, tmp_path / "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
+        run_ranks(2, train, config, tmp_path / "two", ONE)
+    folders = sorted(tmp_path.glob("after-*"))
+    assert len(folders) == 8  # four stages of two intervals
+    for number in (2, 3, 7):
+        folder = folders[number]
+        shutil.copytree(folder, tmp_path / f"alone-{number}")
+        found = run_ranks(2, train, config, folder, ONE)
+        assert_alike(found[0], expected, exact=True)
+        if number < 7:  # after the last one there is nothing to do, and rank 0 alone reads it
+            assert_alike(found[1], expected, exact=True)
+        assert_alike(train(config, tmp_path / f"alone-{number}"), expected, exact=True)
+        assert (folder / LAST).exists()
+        last = load_file(folder / "stage-4.safetensors")
+        assert all(torch.equal(tensor, torch.tensor(expected[0][name])) for name, tensor in last.items())
