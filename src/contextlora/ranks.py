@@ -23,8 +23,8 @@ from contextlora.gear.strategy import NAME as GEAR
 from contextlora.tasks.taskset import TaskSet
 from contextlora.workloads import stage_workloads
 
-# Processes of one machine: the plan depends on no more than that they are equal and that links are fast.
 _JOINED = threading.Event()
+# Processes of one machine: the plan depends on no more than that they are equal and that links are fast.
 LOCAL_FLOPS_PER_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 1e15, Link(1e10, 5e-5)
 
 
