@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# One thread a process, set before torch is loaded: the number of threads changes the last digits of a product, and
+# tests that compare several processes with one, bit by bit, must give each the same.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 import transformers as hf
