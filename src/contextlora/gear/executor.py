@@ -11,26 +11,32 @@ Needs neither Lightning nor this project's models; a training loop on every rank
         shard = executor.shard(task, numbers)              # waits for the answers of these items
         optimizer.zero_grad()
         if shard is not None:                              # None: this rank does not train in this step
-            (shard.weight * mean_loss(task, numbers, shard)).backward()
+            executor.backward(shard, run, item)            # micro-batch by micro-batch
             executor.reduce(parameters)
+            executor.clip(parameters, max_norm)            # by the norm of the whole gradient
             optimizer.step()
     executor.share_state()                                 # now every rank has the trained weights
+
+where `run(part, layers, hidden)` gives the mean loss over the rows of `part`. In a layer pipeline it computes these
+layers only and gives hidden states in all stages but the last (see `gear.pipeline_executor`); elsewhere `layers` and
+`hidden` are None, and `item` is not needed.
 
 Every rank issues the same collectives in the same order. Answers and weights go over gloo, whatever the device is;
 gradients over the default group's backend.
 """
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from contextlora.gear.roles import StageRoles
+from contextlora.gear.groups import Groups, broadcast_tree
+from contextlora.gear.pipeline_executor import PipelineExecutor, Run
+from contextlora.gear.roles import Pipeline, StageRoles
 
 
 @dataclass(frozen=True)
@@ -41,27 +47,20 @@ class Shard:
         rows: its rows.
         answers: (B, n) option ids of the prerequisites of all rows; n = 0 where the task has none.
         weight: share of the batch: sum of weight x mean loss over the ranks is the mean loss of the batch.
+        size: k, the most rows to be computed at a time; 0 sets no limit.
+        pipeline: whose ranks compute these rows together; None where this rank does it alone.
     """
 
     rows: range
     answers: Tensor
     weight: float
+    size: int = 0
+    pipeline: Pipeline | None = None
 
-
-class Groups:
-    """Process groups by their ranks, each made once, when its members first ask for it."""
-
-    def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        # NCCL would hold a forward-only device's GPU until its peer joins in.
-        self.cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
-
-    def of(self, ranks: Sequence[int]) -> Any:
-        """The group of these ranks on the default backend."""
-        if tuple(ranks) not in self._made:
-            self._made[tuple(ranks)] = dist.new_group(list(ranks), use_local_synchronization=True)
-        return self._made[tuple(ranks)]
+    def parts(self) -> list["Shard"]:
+        """Micro-batches of at most `size` rows."""
+        parts = _cut(self.rows, self.size)
+        return [replace(self, rows=rows, weight=self.weight * len(rows) / len(self.rows)) for rows in parts]
 
 
 class StageExecutor:
@@ -73,9 +72,12 @@ class StageExecutor:
         num_items: task -> training items.
         num_answers: task -> answers that its prompts need, 0 for none.
         answer_chains: (task, item numbers) -> (items, n) option ids by the weights of the stage's start.
-        get_state, set_state: the trained weights and the optimizer's state, as a tree of tensors and numbers.
+        get_state, set_state: the trained weights and the optimizer's state, as a tree of tensors and numbers. After a
+            layer pipeline each of its ranks is asked by `get_state(layers)` for those of its layers, and `set_state`
+            gets one such part after another.
         known: (task, item number) -> answers made before, of a stage that is resumed; the same on every rank.
         queue_batches: how many batches of answers may wait to be taken.
+        device: where this rank computes.
     """
 
     def __init__(
@@ -85,19 +87,28 @@ class StageExecutor:
         num_items: dict[str, int],
         num_answers: dict[str, int],
         answer_chains: Callable[[str, Sequence[int]], Tensor],
-        get_state: Callable[[], Any],
+        get_state: Callable[..., Any],
         set_state: Callable[[Any], None],
         known: dict[tuple[str, int], Tensor] | None = None,
         queue_batches: int = 2,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.roles, self.groups = roles, groups
         self.num_items, self.num_answers, self.answer_chains = num_items, num_answers, answer_chains
         self.get_state, self.set_state, self.queue_batches = get_state, set_state, queue_batches
+        self.device = torch.device(device)
         self.known = dict(known or {})
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
+        self._split: Pipeline | None = None  # the pipeline over whose ranks these weights are spread
         self._trainers: tuple[int, ...] = ()
+        self._task = ""  # whose chains are being run
+        self._pipelines = {
+            row: PipelineExecutor(row, groups.rank, groups.of(sorted(row.ranks)), self.device)
+            for row in roles.pipelines
+            if groups.rank in row.ranks
+        }
 
     def shard(self, task: str, numbers: Sequence[int]) -> Shard | None:
         """Does this rank's part of a batch's chains, and says which rows it trains; None for none.
@@ -109,14 +120,62 @@ class StageExecutor:
         later = self._all_asked()
         self._run_chains(task, numbers)
         size, ranks, shares = len(numbers), range(self.groups.size), self.roles.tasks[task]
+        pipeline = self.roles.later if later else self.roles.train
         trainers = tuple(rank for rank in ranks if shares.rows(rank, later, size))
-        if not set(trainers) <= set(self._newest):
+        if pipeline is not None:
+            trainers = pipeline.ranks
+        if not set(trainers) <= set(self._newest) or self._split not in (None, pipeline):
             self.share_state()
         self._newest = self._trainers = trainers
+        self._split = pipeline
         if self.groups.rank not in trainers:
             return None
-        rows = shares.rows(self.groups.rank, later, size)
-        return Shard(rows, self.answers(task, numbers), len(rows) / size)
+        rows = range(size) if pipeline is not None else shares.rows(self.groups.rank, later, size)
+        return Shard(rows, self.answers(task, numbers), len(rows) / size, self._size(task, later), pipeline)
+
+    def backward(self, shard: Shard, run: Run, item: Tensor | None = None) -> Tensor:
+        """Forward and backward of a shard, a micro-batch at a time; gradients are added to those that are there.
+
+        Args:
+            shard: from `shard`.
+            run: (part, layers, hidden states) -> mean loss over the rows of a part, see the module's head.
+            item: for pipelines, the hidden states of one item, (T, h), as a meta tensor.
+
+        Returns:
+            This rank's share of the batch's mean loss; in a pipeline the last stage has it all.
+        """
+        parts = shard.parts()
+
+        def weighted(part: Shard, layers: slice | None, hidden: Tensor | None) -> Tensor:
+            found = run(part, layers, hidden)
+            return found if layers is not None and layers.stop is not None else part.weight * found
+
+        if shard.pipeline is not None:
+            sizes = [len(part.rows) for part in parts]
+            return self._pipelines[shard.pipeline].train(parts, sizes, weighted, item)
+        losses = []
+        for part in parts:
+            loss = weighted(part, None, None)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def forward(self, num_items: int, run: Run, item: Tensor | None = None, output: Tensor | None = None) -> Tensor:
+        """One pass of the chains being run, for `answer_chains` to call: forward only, a micro-batch at a time.
+
+        Args:
+            num_items: of the pass.
+            run: (rows, layers, hidden states) -> (rows, ...) outputs of these items, or hidden states between stages.
+            item, output: for pipelines, one item's hidden states (T, h) and outputs, as meta tensors.
+
+        Returns:
+            (items, ...) outputs, the same on every rank that takes part.
+        """
+        parts = _cut(range(num_items), self._size(self._task, False))
+        pipeline = self.roles.runs_chains_in(self.groups.rank)
+        if pipeline is not None:
+            return self._pipelines[pipeline].forward(parts, list(map(len, parts)), run, item, output)
+        return torch.cat([run(rows, None, None) for rows in parts])
 
     def answers(self, task: str, numbers: Sequence[int]) -> Tensor:
         """(items, n) answers of items whose chains have been run, waiting for those that are underway."""
@@ -134,22 +193,35 @@ class StageExecutor:
         """Sums the gradients of the ranks that train this step; a parameter without one is left alone."""
         group = self._group(self._trainers)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if group is None or not gradients:
+        if group is None or self._split is not None or not gradients:  # stages have no layer in common
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat, group=group)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def clip(self, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> None:
+        """Scales the gradients down to a norm, that of all layers together also where a pipeline's ranks share them."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        square = sum((gradient.float().pow(2).sum() for gradient in gradients), torch.zeros((), device=self.device))
+        if self._split is not None:
+            dist.all_reduce(square, group=self.groups.of(sorted(self._split.ranks)))
+        scale = max_norm / (square.sqrt() + 1e-6)  # as torch.nn.utils.clip_grad_norm_ has it
+        if scale < 1:
+            for gradient in gradients:
+                gradient.mul_(scale)
+
     def share_state(self) -> None:
         """Gives every rank the weights of now and the optimizer's state; does nothing where all have them."""
-        if len(self._newest) == self.groups.size:
+        if len(self._newest) == self.groups.size and self._split is None:
             return
-        source = min(self._newest)
-        state = broadcast_tree(self.get_state() if self.groups.rank == source else None, source, self.groups)
-        if self.groups.rank not in self._newest:
-            self.set_state(state)
-        self._newest = tuple(range(self.groups.size))
+        split, here = self._split, self.groups.rank
+        for stage, source in enumerate(split.ranks if split else [min(self._newest)]):
+            layers = (split.layers(stage),) if split else ()
+            state = broadcast_tree(self.get_state(*layers) if here == source else None, source, self.groups)
+            if here != source and (split or here not in self._newest):
+                self.set_state(state)
+        self._newest, self._split = tuple(range(self.groups.size)), None
 
     # ---- answers
 
@@ -173,10 +245,14 @@ class StageExecutor:
             by_rank[self.roles.tasks[task].owner(row, len(numbers))].append(numbers[row])
         while len(self._underway) >= self.queue_batches:
             self._take()
-        mine = by_rank[self.groups.rank]
+        pipeline = self.roles.runs_chains_in(self.groups.rank)
+        owner = self.groups.rank if pipeline is None else pipeline.ranks[-1]
+        mine, self._task = by_rank[owner], task
         sent = torch.full((max(map(len, by_rank)), self.num_answers[task]), -1, dtype=torch.long)
         if mine:
-            sent[: len(mine)] = self.answer_chains(task, mine)
+            found = self.answer_chains(task, mine)
+            if owner == self.groups.rank:
+                sent[: len(mine)] = found
         received = [torch.empty_like(sent) for _ in by_rank]
         work = dist.all_gather(received, sent, group=self.groups.cpu, async_op=True)
         self._underway.append(_Exchange(task, by_rank, sent, received, work))
@@ -190,6 +266,12 @@ class StageExecutor:
     def _group(self, ranks: tuple[int, ...]) -> Any:
         return self.groups.of(ranks) if len(ranks) > 1 else None
 
+    def _size(self, task: str, later: bool) -> int:
+        """k of this rank."""
+        shares = self.roles.tasks[task]
+        sizes = shares.later_sizes if later else shares.sizes
+        return sizes[self.groups.rank] if sizes else 0
+
 
 @dataclass(frozen=True)
 class _Exchange:
@@ -202,16 +284,6 @@ class _Exchange:
     work: Any
 
 
-def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:
-    """Gives every rank a tree of tensors (on the CPU when they arrive) and plain values that `source` has."""
-    content = torch.empty(0, dtype=torch.uint8)
-    if groups.rank == source:
-        buffer = io.BytesIO()
-        torch.save(tree, buffer)
-        content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-    size = torch.tensor([len(content)])
-    dist.broadcast(size, source, group=groups.cpu)
-    if groups.rank != source:
-        content = torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(content, source, group=groups.cpu)
-    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+def _cut(rows: range, size: int) -> list[range]:
+    """Runs of at most `size` rows; 0 sets no limit."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)] if size else [rows]

@@ -25,11 +25,17 @@ class TaskRoles:
         edges: rank r trains rows edges[r] to edges[r + 1] - 1.
         later_edges: likewise once all answers are known.
         chain_owners: for each row the rank that runs its chain.
+        sizes: k of each rank, the most items that it computes at a time; empty sets no limit.
+        later_sizes: likewise once all answers are known.
+
+    A layer pipeline stands here as its last rank, which has all of its rows.
     """
 
     edges: tuple[int, ...]
     later_edges: tuple[int, ...]
     chain_owners: tuple[int, ...]
+    sizes: tuple[int, ...] = ()
+    later_sizes: tuple[int, ...] = ()
 
     def rows(self, rank: int, later: bool, num_items: int) -> range:
         """The rows of a batch that a rank trains; a batch of fewer items than planned is cut in proportion."""
@@ -42,6 +48,26 @@ class TaskRoles:
 
 
 @dataclass(frozen=True)
+class Pipeline:
+    """Ranks that share the layers.
+
+    Attributes:
+        ranks: in the order of the stages.
+        layout: 1f1b or gpipe.
+        cuts: first layer of every stage but the first.
+    """
+
+    ranks: tuple[int, ...]
+    layout: str
+    cuts: tuple[int, ...]
+
+    def layers(self, stage: int) -> slice:
+        """The layers of a stage; the last one's have no stop, whatever their number."""
+        edges = (0, *self.cuts, None)
+        return slice(*edges[stage : stage + 2])
+
+
+@dataclass(frozen=True)
 class StageRoles:
     """The roles of all ranks in a stage.
 
@@ -49,11 +75,25 @@ class StageRoles:
         tasks: task -> shares of its batches.
         keeps_answers: whether an item's chain runs only once in the stage.
         summary: the plan in one line, for people.
+        train, forward, later: D_t, D_f, and who trains once all answers are known, where these are layer pipelines;
+            None where every rank computes whole items.
     """
 
     tasks: Mapping[str, TaskRoles]
     keeps_answers: bool
     summary: str
+    train: Pipeline | None = None
+    forward: Pipeline | None = None
+    later: Pipeline | None = None
+
+    @property
+    def pipelines(self) -> tuple[Pipeline, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys(filter(None, (self.train, self.forward, self.later))))
+
+    def runs_chains_in(self, rank: int) -> Pipeline | None:
+        """The pipeline in which a rank runs prerequisite chains."""
+        return next((p for p in (self.train, self.forward) if p is not None and rank in p.ranks), None)
 
 
 def stage_roles(plan: StagePlan, devices: Sequence[str], keeps_answers: bool) -> StageRoles:
@@ -65,49 +105,73 @@ def stage_roles(plan: StagePlan, devices: Sequence[str], keeps_answers: bool) ->
         keeps_answers: see `StageRoles`.
 
     Raises:
-        UserError: the plan cuts the model into layers, or names a device that no rank has.
+        UserError: the plan names a device that no rank has.
     """
-    best = plan.best
-    for group in filter(None, (best.train, best.forward, best.later)):
-        if group.layout != "data":
-            raise UserError(f"{plan.stage}: the executor runs data-parallel groups only, the plan has a {group.layout}")
-        if unknown := set(group.devices) - set(devices):
+    best, names = plan.best, list(devices)
+    later = best.later or best.train
+    for group in filter(None, (best.train, best.forward, later)):
+        if unknown := set(group.devices) - set(names):
             raise UserError(f"{plan.stage}: the plan uses {sorted(unknown)[0]}, but the ranks are {', '.join(devices)}")
-    tasks = {task.task: _task_roles(best, task, list(devices), plan.batch_size) for task in plan.tasks}
-    return StageRoles(tasks, keeps_answers, f"{plan.stage}: {_summary(plan)}")
+    tasks = {task.task: _task_roles(best, task, names, plan.batch_size) for task in plan.tasks}
+    pipelines = (_pipeline(group, names) for group in (best.train, best.forward, later))
+    return StageRoles(tasks, keeps_answers, f"{plan.stage}: {_summary(plan)}", *pipelines)
+
+
+def _pipeline(group: Group | None, devices: list[str]) -> Pipeline | None:
+    if group is None or group.layout == "data":
+        return None
+    return Pipeline(tuple(devices.index(name) for name in group.devices), group.layout, group.cuts)
 
 
 def _task_roles(best: Candidate, task: TaskPlan, devices: list[str], batch_size: int) -> TaskRoles:
-    edges = _edges(best.train, task.train, devices)
-    later = _edges(best.later, task.later, devices) if best.later and task.later else edges
+    edges, sizes = _edges(best.train, task.train, devices), _sizes(best.train, task.train, devices)
+    later, later_sizes = edges, sizes
+    if best.later and task.later:
+        later, later_sizes = _edges(best.later, task.later, devices), _sizes(best.later, task.later, devices)
     trainers = [rank for rank in range(len(devices)) for _ in range(edges[rank + 1] - edges[rank])]
     owners = list(trainers)
     if task.chains is not None:
         moved = task.reassigned_passes // max(1, task.num_prerequisites)
         # As the cost model has it: each of D_t in proportion to its items, rounded up; the rest is D_f's.
         kept = [-(-(edges[rank + 1] - edges[rank]) * moved // batch_size) for rank in range(len(devices))]
-        ahead = [
-            devices.index(name)
-            for name, n in zip(best.forward.devices, task.chains.items, strict=True)
-            for _ in range(n)
-        ]
-        ahead = iter(ahead)
+        shares = _items(best.forward, task.chains).items()
+        ahead = iter([devices.index(name) for name, n in shares for _ in range(n)])
         owners = [rank if row - edges[rank] < kept[rank] else next(ahead, rank) for row, rank in enumerate(trainers)]
-    return TaskRoles(edges, later, tuple(owners))
+        sizes = tuple(map(max, sizes, _sizes(best.forward, task.chains, devices)))
+    return TaskRoles(edges, later, tuple(owners), sizes, later_sizes)
+
+
+def _items(group: Group, share: Share) -> dict[str, int]:
+    """Items of each device; a pipeline, all of whose devices work on every item, stands as its last one."""
+    items = share.items if group.layout == "data" else (*(0 for _ in share.items[1:]), share.items[-1])
+    return dict(zip(group.devices, items, strict=True))
+
+
+def _sizes(group: Group, share: Share, devices: Sequence[str]) -> tuple[int, ...]:
+    """k of each rank; 0 outside of the group."""
+    sizes = dict(zip(group.devices, share.micro_batches, strict=True))
+    return tuple(sizes.get(name, 0) for name in devices)
 
 
 def _edges(group: Group, share: Share, devices: Sequence[str]) -> tuple[int, ...]:
     """First row of each rank, and the number of rows; ranks outside of the group have none."""
-    items = dict(zip(group.devices, share.items, strict=True))
+    items = _items(group, share)
     return tuple(accumulate((items.get(name, 0) for name in devices), initial=0))
 
 
 def _summary(plan: StagePlan) -> str:
     best = plan.best
-    parts = [f"{best.strategy}, {' + '.join(best.train.devices)} train"]
+    parts = [f"{best.strategy}, {_names(best.train)} train"]
     if best.forward is not None:
         passes = "; ".join(f"{t.task} {t.reassigned_passes}" for t in plan.tasks if t.num_prerequisites)
-        parts.append(f"{' + '.join(best.forward.devices)} run the chains (reassigned passes: {passes})")
+        parts.append(f"{_names(best.forward)} run the chains (reassigned passes: {passes})")
     if best.later is not None:
-        parts.append(f"answers kept, then {' + '.join(best.later.devices)} train")
+        parts.append(f"answers kept, then {_names(best.later)} train")
     return ", ".join(parts)
+
+
+def _names(group: Group) -> str:
+    """The devices, `a + b`; of a pipeline with its layout and cuts, `a > b (1f1b, cut before layer 3)`."""
+    if group.layout == "data":
+        return " + ".join(group.devices)
+    return f"{' > '.join(group.devices)} ({group.layout}, cut before layer {', '.join(map(str, group.cuts))})"

@@ -1,0 +1,39 @@
+"""Process groups, and whole trees of tensors sent through them."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Groups:
+    """Process groups by their ranks, each made once, when its members first ask for it."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # NCCL would hold a forward-only device's GPU until its peer joins in.
+        self.cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
+
+    def of(self, ranks: Sequence[int]) -> Any:
+        """The group of these ranks on the default backend."""
+        if tuple(ranks) not in self._made:
+            self._made[tuple(ranks)] = dist.new_group(list(ranks), use_local_synchronization=True)
+        return self._made[tuple(ranks)]
+
+
+def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:
+    """Gives every rank a tree of tensors (on the CPU when they arrive) and plain values that `source` has."""
+    content = torch.empty(0, dtype=torch.uint8)
+    if groups.rank == source:
+        buffer = io.BytesIO()
+        torch.save(tree, buffer)
+        content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+    size = torch.tensor([len(content)])
+    dist.broadcast(size, source, group=groups.cpu)
+    if groups.rank != source:
+        content = torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(content, source, group=groups.cpu)
+    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
