@@ -100,7 +100,8 @@ def describe_settings(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple
             continue
         default = entry.default if isinstance(entry.default, int | float | str | None) else entry.default_factory()
         choices = f" [{' | '.join(get_args(hint))}]" if get_origin(hint) is Literal else ""
-        yield prefix + entry.name, OmegaConf.to_yaml({"": default})[4:].strip(), entry.metadata["text"] + choices
+        shown = f"[{', '.join(default)}]" if isinstance(default, list) else OmegaConf.to_yaml({"": default})[4:].strip()
+        yield prefix + entry.name, shown, entry.metadata["text"] + choices
 
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:

@@ -37,7 +37,7 @@ def plan(config: RunConfig) -> Plan:
     chosen = config.taskset
     taskset = resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
     workloads, notes = stage_workloads(config, taskset)
-    made = plan_training(fleet, workloads, config.gear.cache_answers)
+    made = plan_training(fleet, workloads, config.gear.cache_answers, config.gear.layouts)
     shown = list(zip(made.stages, workloads, strict=True))[:SHOWN_STAGES]
     windows = [_simulate(fleet, workload, stage, config.gear.queue_batches) for stage, workload in shown]
     CONSOLE.print(work_table(workloads[:SHOWN_STAGES]))

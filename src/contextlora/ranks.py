@@ -113,7 +113,8 @@ def plan_ranks(config: RunConfig, taskset: TaskSet, size: int) -> tuple[Plan, li
             f"there are {size} processes. Change training.devices (torchrun: the number of processes) or the catalogue."
         )
     workloads, _ = stage_workloads(replace(config, gear=replace(config.gear, context="taskset")), taskset)
-    made = plan_training(fleet, workloads, config.gear.cache_answers, layouts=("data",))
+    whole = [replace(workload, whole_model=True) for workload in workloads]
+    made = plan_training(fleet, whole, config.gear.cache_answers, config.gear.layouts)
     names = [device.name for device in fleet.devices]
     return made, [stage_roles(stage, names, config.gear.cache_answers) for stage in made.stages]
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 def setting(default: Any, text: str, **limits: float) -> Any:
     """A dataclass field with its documentation; `minimum` and `maximum` also hold for the values of a dict."""
-    value = {"default_factory": dict} if default == {} else {"default": default}
+    is_mutable = isinstance(default, dict | list)
+    value = {"default_factory": lambda: type(default)(default)} if is_mutable else {"default": default}
     return field(**value, metadata={"text": text, **limits})
 
 
@@ -122,6 +123,10 @@ class GearConfig:
     context: Literal["predicted", "taskset"] = setting(
         "predicted",
         "answers in the prompts: the model's own, which need forward passes, or as taskset.context says",
+    )
+    layouts: list[Literal["data", "1f1b", "gpipe"]] = setting(  # noqa: RUF009 - it makes a field
+        ["data", "1f1b", "gpipe"],
+        "what the devices of a group may share: the items of a batch, or layers (1f1b, gpipe)",
     )
     cache_answers: bool = setting(True, "keep the prerequisites' answers of the first epoch for the later ones")
     queue_batches: int = setting(2, "batches that forward-only devices may be ahead of the trained one", minimum=1)

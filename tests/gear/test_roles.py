@@ -8,7 +8,7 @@ from contextlora.errors import UserError
 from contextlora.gear.candidates import Candidate, TaskPlan
 from contextlora.gear.group import Group, Share
 from contextlora.gear.plan import StagePlan
-from contextlora.gear.roles import stage_roles
+from contextlora.gear.roles import Pipeline, stage_roles
 
 
 def share(*items):
@@ -44,9 +44,22 @@ def test_without_forward_only_devices_each_rank_runs_its_own_chains():
     assert roles.summary == "stage 1: data parallel, a + b train"
 
 
+def test_a_pipeline_stands_as_its_last_rank_and_keeps_the_order_of_its_stages():
+    groups = {"train": Group(("c", "a"), "1f1b", (3,)), "forward": Group(("b", "d"), "gpipe", (1,)), "later": None}
+    task = replace(TASK, train=Share(1.0, (6, 6), (2, 2)), chains=Share(1.0, (4, 4), (3, 3)), later=None)
+    plan = replace(PLAN, candidates=(replace(BEST, **groups),), tasks=(task,))
+    roles = stage_roles(plan, ("a", "b", "c", "d"), keeps_answers=True)
+    assert roles.train == roles.later == Pipeline((2, 0), "1f1b", (3,))
+    assert roles.forward == Pipeline((1, 3), "gpipe", (1,))
+    assert [roles.train.layers(stage) for stage in (0, 1)] == [slice(0, 3), slice(3, None)]
+    shares = roles.tasks["v"]
+    assert shares.edges == shares.later_edges == (0, 6, 6, 6, 6)
+    assert shares.chain_owners == (0, 0, 3, 3, 3, 3)  # two chains are reassigned
+    assert (shares.sizes, shares.later_sizes) == ((2, 3, 2, 3), (2, 0, 2, 0))
+    assert [roles.runs_chains_in(rank) for rank in range(4)] == [roles.train, roles.forward] * 2
+    assert "c > a (1f1b, cut before layer 3) train, b > d (gpipe, cut before layer 1) run the chains" in roles.summary
+
+
 def test_what_the_executor_cannot_run_is_refused():
-    pipeline = replace(BEST, train=Group(("a", "b"), "1f1b", (1,)))
-    with pytest.raises(UserError, match="data-parallel groups only, the plan has a 1f1b"):
-        stage_roles(replace(PLAN, candidates=(pipeline,)), ("a", "b", "c"), True)
     with pytest.raises(UserError, match="the plan uses c, but the ranks are a, b"):
         stage_roles(PLAN, ("a", "b"), True)

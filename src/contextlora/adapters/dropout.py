@@ -54,10 +54,28 @@ class Dropout(nn.Dropout):
             first, size = row_size * shard.first, row_size * shard.batch_size
         if x.device.type != "cpu":
             return x * super().forward(x.new_ones(size))[first : first + x.numel()].view(x.shape)
-        per_draw = 64 // _BITS
-        draws = torch.empty(-(-size // per_draw), dtype=torch.int64).random_(-(2**63), None)
-        decisions = draws.view(torch.int16)[first : first + x.numel()].view(x.shape)
+        decisions = _draw(size)[first : first + x.numel()].view(x.shape)
         threshold = round(self.p * 2**_BITS) - 2 ** (_BITS - 1)
         # Comparing right into x's dtype is four times as fast as converting booleans.
         keep = torch.ge(decisions, threshold, out=torch.empty(x.shape, dtype=x.dtype))
         return x * keep.div_(1 - self.p)
+
+    def skip(self, size: int, like: Tensor) -> None:
+        """Draws the random numbers of an input of so many elements, for who does not compute this layer.
+
+        Args:
+            size: elements of the whole batch's input.
+            like: has the input's device and dtype.
+        """
+        if not self.training:
+            return
+        if like.device.type == "cpu":
+            _draw(size)
+        else:
+            super().forward(like.new_ones(size))
+
+
+def _draw(size: int) -> Tensor:
+    """So many decisions."""
+    per_draw = 64 // _BITS
+    return torch.empty(-(-size // per_draw), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)

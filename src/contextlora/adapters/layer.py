@@ -62,3 +62,8 @@ class RankSliceLinear(nn.Module, BaseTunerLayer):
             A, B = factors
             h = h.addmm_(F.linear(self.lora_dropout(tokens).to(h.dtype), A), B.t())
         return h.view(*x.shape[:-1], h.shape[-1])
+
+    def skip_dropout(self, num_tokens: int) -> None:
+        """Draws this layer's dropout mask for a batch of so many tokens that another device computes."""
+        if isinstance(self.lora_dropout, Dropout):
+            self.lora_dropout.skip(num_tokens * self.lora_slices.A.shape[1], self.base_layer.weight)

@@ -36,14 +36,23 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _language_linear(model: PreTrainedModel) -> str:
     """Every linear layer in the transformer blocks of the language model: no vision tower, projector or head."""
+    blocks = decoder_blocks(model)
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    linears = [name for block in blocks for name, module in block.named_modules() if _is_linear(module)]
+    choices = "|".join(re.escape(name) for name in dict.fromkeys(linears))
+    return rf"{re.escape(path)}\.\d+\.({choices})"
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks of the language model.
+
+    Raises:
+        AdapterError: it has no list of them.
+    """
     stacks = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
     if not stacks:
         kind = type(model).__name__
         raise AdapterError(
             f"{kind} has no list of transformer blocks: set model.target_modules to a regular expression"
         )
-    blocks = max(stacks, key=len)
-    path = next(name for name, module in model.named_modules() if module is blocks)
-    linears = [name for block in blocks for name, module in block.named_modules() if _is_linear(module)]
-    choices = "|".join(re.escape(name) for name in dict.fromkeys(linears))
-    return rf"{re.escape(path)}\.\d+\.({choices})"
+    return max(stacks, key=len)

@@ -20,6 +20,8 @@ from contextlora.tasks.taskset import TaskSet
 
 # (task, items, contexts or None) -> batch
 EncodeItems = Callable[[str, Sequence[Item], Sequence[Mapping[str, str]] | None], OptionBatch]
+# (task, items, contexts) -> (N, K) scores by the slices in force
+Score = Callable[[str, Sequence[Item], Sequence[Mapping[str, str]]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Evaluator:
         self.adapted, self.plan, self.taskset, self.encode = adapted, plan, taskset, encode
         self.batch_size, self.scope, self.max_items = batch_size, scope, max_items
         self._remembered: dict[tuple, tuple[str, Prediction]] = {}
+        self._score: Score = self._score_here
 
     def items(self, task: str, split: str) -> Sequence[Item]:
         """The items that `predict` answers."""
@@ -124,17 +127,27 @@ class Evaluator:
                 answers |= {(name, scene): word for scene, word in words.items()}
         return answers
 
-    def chain_choices(self, task: str, numbers: Sequence[int], names: Sequence[str]) -> torch.Tensor:
+    def chain_choices(self, task: str, numbers: Sequence[int], names: Sequence[str], score: Score) -> torch.Tensor:
         """Predicted answers of the prerequisites of some train items.
 
         Args:
             task: whose items.
             numbers: their places in the train split.
             names: prerequisites, all of them trained.
+            score: makes the scores of each pass. Devices may do so together, so nothing is remembered between calls:
+                one of them could have an answer for which the others still compute.
 
         Returns:
             (items, names) positions of the chosen options; -1 where a prerequisite has no item of the scene.
         """
+        before = self._score, self._remembered
+        self._score, self._remembered = score, {}
+        try:
+            return self._chain_choices(task, numbers, names)
+        finally:
+            self._score, self._remembered = before
+
+    def _chain_choices(self, task: str, numbers: Sequence[int], names: Sequence[str]) -> torch.Tensor:
         items = [self.taskset.items(task, "train")[number] for number in numbers]
         choices = torch.full((len(items), len(names)), -1, dtype=torch.long)
         for column, name in enumerate(names):
@@ -181,20 +194,22 @@ class Evaluator:
     ) -> Prediction:
         was_training = self.adapted.training
         self.adapted.eval()
-        device = next(self.adapted.parameters()).device
-        rows: list[torch.Tensor] = []
         with self.adapted.active(use, task):
-            for start in range(0, len(items), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                batch = self.encode(task, items[part], contexts[part])
-                rows.append(option_scores(self.adapted.model, batch.to(device)).float().cpu())
+            scores = self._score(task, items, contexts) if items else torch.empty(0, 1)
         self.adapted.train(was_training)
-        width = max((len(item.options) for item in items), default=1)
-        scores = [F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows]
-        scores = torch.cat(scores) if scores else torch.empty(0, width)
         words = tuple(item.options[index] for item, index in zip(items, scores.argmax(dim=-1).tolist(), strict=True))
         answers = torch.tensor([item.answer for item in items], dtype=torch.long)
         return Prediction(task, tuple(item.scene for item in items), words, scores, answers)
+
+    def _score_here(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
+        device = next(self.adapted.parameters()).device
+        rows: list[torch.Tensor] = []
+        for start in range(0, len(items), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            batch = self.encode(task, items[part], contexts[part])
+            rows.append(option_scores(self.adapted.model, batch.to(device)).float().cpu())
+        width = max(len(item.options) for item in items)
+        return torch.cat([F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows])
 
     def _weights_behind(self, task: str, use: SliceUse | None, context: str) -> str:
         """Digest of all adapter weights that an answer depends on."""

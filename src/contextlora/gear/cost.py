@@ -73,8 +73,9 @@ class StageCost:
             alive: micro-batches whose activations wait for their backward; 0 on a device that only runs forward.
         """
         work = self.workload
-        share = len(layers) / work.num_layers
-        resident = sum(work.layer_bytes[layer] for layer in layers) + share * work.adapter_bytes
+        held = range(work.num_layers) if work.whole_model else layers
+        share = len(held) / work.num_layers
+        resident = sum(work.layer_bytes[layer] for layer in held) + share * work.adapter_bytes
         if not alive:
             return resident + size * task.forward_activation_bytes
         kept = alive * len(layers) * task.train_activation_bytes

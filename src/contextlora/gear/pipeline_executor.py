@@ -1,8 +1,9 @@
 """This rank's stage of a layer pipeline, over `torch.distributed.pipelining`.
 
-    stage 0 (rank 2)   embeddings, layers 0-3    0F0 0F1 0F2      0B0  0B1
-                                                   \\   \\   \\     /    /       (k, W, h) hidden states, their gradients
-    stage 1 (rank 0)   layers 4-, norm, head         1F0 1B0 1F1 1B1 ...        (1F1B)
+    stage 0 (rank 2)   embeddings, layers 0-3    0F0  0F1   .   0B0  0F2  0B1 ...
+                                                   |    |    ^         |           (k, W, h): hidden states down,
+                                                   v    |    |         |           their gradients up
+    stage 1 (rank 0)   layers 4-, norm, head      .    1F0  1B0  1F1  1B1 ...      (1F1B)
 
 What a stage computes is the caller's function `run(part, layers, hidden)`; it makes nothing of `part` but hand it on:
 

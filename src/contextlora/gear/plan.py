@@ -69,7 +69,7 @@ def plan_training(
         fleet: devices and links.
         workloads: the stages, from `workload.estimate_workloads`.
         cache_answers: whether the prerequisites' answers of the first epoch may be kept; they are constant in a stage.
-        layouts: what groups may be; only "data" where layer pipelines cannot be run.
+        layouts: what groups of several devices may be.
 
     Raises:
         UserError: no candidate fits the memory of the devices.

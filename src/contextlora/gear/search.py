@@ -35,7 +35,7 @@ class Search:
         tasks: with equal ones merged.
         cache_answers: whether answers may be kept from the first epoch on.
         known_cuts: of earlier stages of the same shape, to which the search on many devices adds its own.
-        layouts: what groups may be: "data", and perhaps layer pipelines.
+        layouts: what groups of several devices may be.
     """
 
     def __init__(
@@ -88,13 +88,16 @@ class Search:
             yield Candidate(f"pipeline {group.layout}" if group.layout != "data" else strategy, group)
 
     def _layouts(self, devices: tuple[str, ...], pipelines: Iterable[str]) -> list[Group]:
-        groups = [Group(devices)]
+        groups = [Group(devices)] if self._may_share_rows(devices) else []
         if 1 < len(devices) <= self.cost.workload.num_layers:
             for layout in (name for name in pipelines if name in self.layouts):
                 if (devices, layout) not in self._cuts:
                     self._cuts[devices, layout] = self.cost.cuts(devices, layout, self.heaviest)
                 groups += [Group(devices, layout, cuts) for cuts in self._cuts[devices, layout]]
         return groups
+
+    def _may_share_rows(self, devices: tuple[str, ...]) -> bool:
+        return len(devices) == 1 or "data" in self.layouts
 
     def _weighed(self, candidate: Candidate, tasks: list[Weighted] | None = None) -> list[Candidate]:
         """The candidate as it is, and with answers kept."""
@@ -103,7 +106,7 @@ class Search:
         if not self.cache_answers or plain.seconds is None:
             return [plain]
         laters = [candidate.train]
-        if candidate.forward:
+        if candidate.forward and self._may_share_rows(candidate.devices):
             laters.append(Group(candidate.devices))
         kept = [weigh(self.cost, replace(candidate, later=later), tasks) for later in laters]
         return [plain, min(kept, key=_time)]
@@ -114,11 +117,12 @@ class Search:
         order, sample = self._by_speed(names), self._sample()
         sizes = _sizes(len(order), self.cost.workload.batch_size)
         yield from self._finalists((Candidate("one device", Group((name,))) for name in order), sample)
-        yield from self._finalists((Candidate("data parallel", Group(order[:size])) for size in sizes[1:]), sample)
+        together = [Group(order[:size]) for size in sizes[1:] if self._may_share_rows(order[:size])]
+        yield from self._finalists((Candidate("data parallel", group) for group in together), sample)
         by_memory = tuple(sorted(names, key=lambda name: -self.cost.devices[name].memory_bytes))
         rows = dict.fromkeys(row[:size] for size in PIPELINE_STAGES for row in (order, by_memory))
         groups = [group for row in rows for group in self._pipelines(row)]
-        for layout in ("1f1b", "gpipe"):
+        for layout in (name for name in self.layouts if name != "data"):
             yield from self._finalists(
                 (Candidate(f"pipeline {layout}", replace(group, layout=layout)) for group in groups), sample
             )
@@ -147,7 +151,7 @@ class Search:
     def _pipelines(self, devices: tuple[str, ...]) -> list[Group]:
         """1F1B pipelines over a row of devices; GPipe has the same stages."""
         work = self.cost.workload
-        if "1f1b" not in self.layouts or not 1 < len(devices) <= work.num_layers:
+        if set(self.layouts) <= {"data"} or not 1 < len(devices) <= work.num_layers:
             return []
         key = (devices, work.layer_flops_shares, work.batch_size, self.heaviest.boundary_bytes)
         if key not in self._known_cuts:
@@ -156,14 +160,17 @@ class Search:
 
     def _splits(self, order: tuple[str, ...], sample: list[Weighted]) -> Iterator[Candidate]:
         """The greedy start and what local search makes of it, and the start with a pipeline for D_t."""
-        batch_size = self.cost.workload.batch_size
-        starts = [(a, b) for a in _sizes(len(order) - 1, batch_size) for b in _sizes(len(order) - a, batch_size)]
+        most = self.cost.workload.batch_size if "data" in self.layouts else 1
+        starts = [(a, b) for a in _sizes(len(order) - 1, most) for b in _sizes(len(order) - a, most)]
         a, b = min(starts, key=self._scores(order, sample))
         start = Candidate("contextgear", Group(order[:a]), Group(order[a : a + b]))
         yield from self._weighed(start)
-        yield from self._weighed(self._improved(start, order, sample))
+        if "data" in self.layouts:
+            yield from self._weighed(self._improved(start, order, sample))
+        if "1f1b" not in self.layouts:
+            return
         pipelines = [group for size in PIPELINE_STAGES if size < len(order) for group in self._pipelines(order[:size])]
-        ahead = [order[len(group.devices) :][:batch_size] for group in pipelines]
+        ahead = [order[len(group.devices) :][:most] for group in pipelines]
         pairs = zip(pipelines, ahead, strict=True)
         yield from self._finalists((Candidate("contextgear", group, Group(rest)) for group, rest in pairs), sample)
 

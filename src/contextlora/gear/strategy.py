@@ -25,6 +25,7 @@ from contextlora.gear.roles import StageRoles
 NAME = "contextgear"
 TIMEOUT = timedelta(minutes=10)  # a dead peer is noticed long before, see gear.peers
 METHODS = ("gear_stage", "gear_batch", "answer_chains", "make_shard")
+PIPELINE_METHODS = ("hidden_item", "run_layers", "layer_parameters")
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,29 @@ class GearModule(Protocol):
         """The task of a batch and the numbers of its items."""
 
     def answer_chains(self, task: str, numbers: Sequence[int]) -> Tensor:
-        """(items, n) option ids of the prerequisites' answers, by the weights of the stage's start."""
+        """(items, n) option ids of the prerequisites' answers, by the weights of the stage's start.
+
+        `trainer.strategy.executor.forward` runs a pass over them in micro-batches or through a pipeline.
+        """
 
     def make_shard(self, batch: Any, shard: Shard) -> Any:
-        """The rows of a shard with the answers in their prompts; `training_step` gets it and returns its mean loss."""
+        """The rows of a shard with the answers in their prompts; `training_step` gets it and returns its mean loss.
+
+        A shard that is too large for the plan comes in several parts, each with a `training_step` of its own.
+        """
+
+
+class PipelinedModule(GearModule, Protocol):
+    """What layer pipelines need besides."""
+
+    def hidden_item(self, batch: Any) -> Tensor:
+        """The hidden states of one item of what `make_shard` made, (T, h), as a meta tensor."""
+
+    def run_layers(self, batch: Any, layers: slice, hidden: Tensor | None) -> Tensor:
+        """In `training_step`'s place: hidden states (rows, T, h), or the mean loss where `layers` has no stop."""
+
+    def layer_parameters(self, layers: slice) -> Sequence[torch.nn.Parameter]:
+        """What trains in these layers; every parameter belongs to one stage."""
 
 
 class ContextGearStrategy(DDPStrategy):
@@ -75,7 +95,7 @@ class ContextGearStrategy(DDPStrategy):
 
     def __init__(self, timeout: timedelta = TIMEOUT, **kwargs: Any) -> None:
         super().__init__(timeout=timeout, **kwargs)
-        self._trains = False
+        self._step: _Step | None = None
 
     def setup_environment(self) -> None:
         super().setup_environment()
@@ -100,6 +120,8 @@ class ContextGearStrategy(DDPStrategy):
     def begin_stage(self) -> None:
         """Takes the module's `gear_stage` anew, as after new optimizers; call it when answers start to differ."""
         module, stage = self.lightning_module, self.lightning_module.gear_stage(self.world_size)
+        if stage.roles.pipelines:
+            _check_methods(module, PIPELINE_METHODS, "layer pipelines need", "set gear.layouts=[data]")
         self.executor = StageExecutor(
             stage.roles,
             self.groups,
@@ -110,27 +132,54 @@ class ContextGearStrategy(DDPStrategy):
             self._set_state,
             stage.known,
             stage.queue_batches,
+            self.root_device,
         )
 
     # ---- a step
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        module = self.lightning_module
-        shard = self.executor.shard(*module.gear_batch(batch))
-        self._trains = shard is not None
-        if shard is None:
+        shard = self.executor.shard(*self.lightning_module.gear_batch(batch))
+        self._step = None if shard is None else _Step(batch, shard, args, kwargs)
+        if shard is None or shard.pipeline is not None:
             return torch.zeros((), device=self.root_device)
-        loss = super().training_step(self.batch_to_device(module.make_shard(batch, shard)), *args, **kwargs)
-        if shard.weight == 1:
-            return loss
-        return {**loss, "loss": loss["loss"] * shard.weight} if isinstance(loss, dict) else loss * shard.weight
+        return self._part_loss(shard.parts()[0])
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._trains:
+        step = self._step
+        if step is None:
+            return closure_loss
+        if step.shard.pipeline is not None:
+            self._backward_in_pipeline()
             return closure_loss
         closure_loss = super().backward(closure_loss, *args, **kwargs)
+        # Only now: Lightning clears the gradients between training_step and here.
+        for part in step.shard.parts()[1:]:
+            loss = self._part_loss(part)
+            super().backward(loss["loss"] if isinstance(loss, dict) else loss, *args, **kwargs)
         self.executor.reduce(self._parameters())
         return closure_loss
+
+    def _part_loss(self, part: Shard) -> Any:
+        """What the module returns for a micro-batch, weighted."""
+        step = self._step
+        batch = self.batch_to_device(self.lightning_module.make_shard(step.batch, part))
+        loss = super().training_step(batch, *step.args, **step.kwargs)
+        if part.weight == 1:
+            return loss
+        return {**loss, "loss": loss["loss"] * part.weight} if isinstance(loss, dict) else loss * part.weight
+
+    def _backward_in_pipeline(self) -> None:
+        module, step = self.lightning_module, self._step
+
+        def run(part: Shard, layers: slice, hidden: Tensor | None) -> Tensor:
+            return module.run_layers(self.batch_to_device(module.make_shard(step.batch, part)), layers, hidden)
+
+        item = module.hidden_item(module.make_shard(step.batch, step.shard.parts()[0]))
+        self.executor.backward(step.shard, run, item)
+        clip = module.trainer.gradient_clip_val
+        if clip and module.trainer.gradient_clip_algorithm in (None, "norm"):
+            # Lightning clips too, but knows this stage's gradients only; after this there is nothing left to clip.
+            self.executor.clip(self._parameters(), clip)
 
     # ---- where every rank must have the weights of now
 
@@ -165,16 +214,35 @@ class ContextGearStrategy(DDPStrategy):
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
 
-    def _get_state(self) -> dict[str, Any]:
-        weights = [parameter.detach() for parameter in self._parameters()]
-        return {"weights": weights, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+    def _get_state(self, layers: slice | None = None) -> list[dict[str, Any]]:
+        """Of each optimizer: weights, and state by the number of the parameter; of some layers' parameters only."""
+        chosen = self._parameters() if layers is None else self.lightning_module.layer_parameters(layers)
+        ours, found = {id(parameter) for parameter in chosen}, []
+        for optimizer in self.optimizers:
+            numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
+            weights, state = {n: p.detach() for n, p in numbered if id(p) in ours}, optimizer.state_dict()
+            state["state"] = {n: value for n, value in state["state"].items() if n in weights}
+            found.append({"weights": weights, **state})
+        return found
 
-    def _set_state(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self._parameters(), state["weights"], strict=True):
-                parameter.copy_(value)
-        for optimizer, value in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(value)
+    def _set_state(self, found: list[dict[str, Any]]) -> None:
+        for optimizer, part in zip(self.optimizers, found, strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            with torch.no_grad():
+                for number, value in part["weights"].items():
+                    parameters[number].copy_(value)
+            state = optimizer.state_dict()["state"] | part["state"]
+            optimizer.load_state_dict({"state": state, "param_groups": part["param_groups"]})
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that this rank takes part in, with the further arguments of `training_step`."""
+
+    batch: Any
+    shard: Shard
+    args: tuple
+    kwargs: dict[str, Any]
 
 
 def _check(trainer: Trainer) -> None:
@@ -184,17 +252,21 @@ def _check(trainer: Trainer) -> None:
         ConfigError: names it.
     """
     module: LightningModule = trainer.lightning_module
-    missing = [name for name in METHODS if not callable(getattr(module, name, None))]
-    if missing:
-        raise ConfigError(
-            f"strategy=contextgear needs a module with the methods {', '.join(METHODS)}: {type(module).__name__} lacks "
-            f"{', '.join(missing)}; add them (contextlora.gear.strategy.GearModule says what they do) or use ddp."
-        )
+    _check_methods(module, METHODS, "strategy=contextgear needs", "use ddp")
     if not module.automatic_optimization or trainer.accumulate_grad_batches != 1:
         raise ConfigError(
             f"strategy=contextgear needs automatic optimization without accumulation: {type(module).__name__} has "
             f"automatic_optimization={module.automatic_optimization}, the trainer accumulate_grad_batches="
             f"{trainer.accumulate_grad_batches}; change them or use ddp."
+        )
+
+
+def _check_methods(module: LightningModule, methods: Sequence[str], who: str, otherwise: str) -> None:
+    missing = [name for name in methods if not callable(getattr(module, name, None))]
+    if missing:
+        raise ConfigError(
+            f"{who} a module with the methods {', '.join(methods)}: {type(module).__name__} lacks "
+            f"{', '.join(missing)}; add them (contextlora.gear.strategy says what they do) or {otherwise}."
         )
 
 

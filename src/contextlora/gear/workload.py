@@ -73,6 +73,8 @@ class Workload:
         adapter_bytes: all slices of the LoRA.
         optimizer_bytes: gradients and moments of what the stage trains.
         train_ratio: forward + backward over forward, where a device has no measured one.
+        whole_model: whether the devices of a layer pipeline hold all weights, adapters and moments, as those do that
+            train today: a stage then saves activations only.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Workload:
     adapter_bytes: float
     optimizer_bytes: float
     train_ratio: float = TRAIN_RATIO
+    whole_model: bool = False
 
     @property
     def num_layers(self) -> int:

@@ -6,12 +6,15 @@ and by the weights of the stage's start, so that they are the same ones.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from contextlora.backbones.scoring import OptionBatch
+from contextlora.backbones.cut import CutModel
+from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.gear.executor import Shard
 from contextlora.gear.roles import StageRoles
 from contextlora.gear.strategy import GearStage
@@ -25,8 +28,8 @@ class GearedContextLoraModule(ContextLoraModule):
 
     Args:
         roles: of the ranks in every stage.
-        chain_choices: (task, places of train items, prerequisites) -> (items, prerequisites) chosen options by the
-            weights of now, such as `Evaluator.chain_choices`.
+        chain_choices: (task, places of train items, prerequisites, score) -> (items, prerequisites) chosen options by
+            the weights of now, such as `Evaluator.chain_choices`.
         queue_batches: how many batches D_f may be ahead.
         args, kwargs: as for `ContextLoraModule`.
     """
@@ -35,7 +38,7 @@ class GearedContextLoraModule(ContextLoraModule):
         self,
         *args: Any,
         roles: Sequence[StageRoles],
-        chain_choices: Callable[[str, Sequence[int], Sequence[str]], Tensor],
+        chain_choices: Callable[..., Tensor],
         queue_batches: int,
         **kwargs: Any,
     ) -> None:
@@ -43,14 +46,17 @@ class GearedContextLoraModule(ContextLoraModule):
         self.roles, self.chain_choices, self.queue_batches = roles, chain_choices, queue_batches
         self.snapshot: dict[str, Tensor] = {}
         self.chains: dict[str, tuple[str, ...]] = {}  # task -> prerequisites that the model itself answers
+        self._drawn: tuple[Any, Tensor] = (None, torch.empty(0))  # random state in front of this rank's layers
 
     # ---- what the strategy asks for
 
     def gear_stage(self, num_ranks: int) -> GearStage:
         self.trainer.datamodule.share(self.global_rank, num_ranks)
-        tasks = self.stage_tasks
+        tasks, roles = self.stage_tasks, self.roles[self.progress.stage]
+        for pipeline in roles.pipelines:
+            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.ranks))])
         return GearStage(
-            roles=self.roles[self.progress.stage],
+            roles=roles,
             num_items={task: len(self._items(task)) for task in tasks},
             num_answers={task: len(self.chains.get(task, ())) for task in tasks},
             known=self._known(),
@@ -65,15 +71,67 @@ class GearedContextLoraModule(ContextLoraModule):
         asked = {*names, *(above for name in names for above in graph.prerequisites(name, "ancestors"))}
         slices = {name for one in asked for name in self.plan.uses[one].active}
         if not slices & self.adapted.trained_slices:
-            return self.chain_choices(task, numbers, names)
+            return self.chain_choices(task, numbers, names, self._score)
         with self.adapted.with_state(self.snapshot):
-            return self.chain_choices(task, numbers, names)
+            return self.chain_choices(task, numbers, names, self._score)
 
     def make_shard(self, batch: ItemNumbers, shard: Shard) -> OptionBatch:
         self._enter_answers(batch.task, batch.numbers, shard.answers)
         return self.trainer.datamodule.encode_rows(batch, shard.rows)
 
+    # ---- layer pipelines
+
+    @cached_property
+    def cut(self) -> CutModel:
+        """The model in stages."""
+        return CutModel(self.adapted.model)
+
+    def _check_cuts(self, stages: Sequence[slice]) -> None:
+        for task in self.stage_tasks:
+            batch = self.trainer.datamodule.encode_items(task, self._items(task)[:2], None).to(self.device)
+            with self.adapted.active(self.plan.uses[task], task):
+                self.cut.check(batch, stages)
+
+    def hidden_item(self, batch: OptionBatch) -> Tensor:
+        return self.cut.item(batch)
+
+    def layer_parameters(self, layers: slice) -> list[torch.nn.Parameter]:
+        return self.cut.parameters(layers)
+
+    def run_layers(self, batch: OptionBatch, layers: slice, hidden: Tensor | None) -> Tensor:
+        with self.adapted.active(self.plan.uses[batch.task], batch.task, batch.shard):
+            self._seed_layers(batch, layers)
+            found = self.cut.run(batch, layers, hidden)
+        if layers.stop is not None:
+            return found
+        loss = F.cross_entropy(found, batch.answer)
+        self._train_losses.append(loss.detach() * self._weight(batch))
+        return loss
+
+    def _seed_layers(self, batch: OptionBatch, layers: slice) -> None:
+        """Puts the random numbers where they stand in one device's forward of the whole batch."""
+        key = (self.trainer.global_step, layers.start)
+        if self._drawn[0] != key:
+            self._seed_step()
+            self.cut.skip_dropout(layers, batch)
+            self._drawn = key, _random_state(self.device)
+        _set_random_state(self._drawn[1], self.device)
+
     # ---- answers
+
+    def _score(self, task: str, items: Sequence[Any], contexts: Sequence[Any]) -> Tensor:
+        """(N, K) scores of a pass of the chains underway, by those who run it together."""
+        encode = partial(self.trainer.datamodule.encode_items, task, items, contexts)
+
+        def run(rows: range, layers: slice | None, hidden: Tensor | None) -> Tensor:
+            batch = encode(rows).to(self.device)
+            return option_scores(self.adapted.model, batch) if layers is None else self.cut.run(batch, layers, hidden)
+
+        first = encode(range(1))
+        output = torch.empty(first.option_ids.shape[1], device="meta")
+        executor = self.trainer.strategy.executor
+        item = self.cut.item(first) if executor.roles.runs_chains_in(self.global_rank) else None
+        return executor.forward(len(items), run, item, output).float().cpu()
 
     def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
         """Right answers of the untrained; the others come batch by batch, from these weights."""
@@ -162,12 +220,26 @@ class GearedContextLoraModule(ContextLoraModule):
         super().on_train_epoch_end()
 
     def training_step(self, batch: OptionBatch, batch_idx: int) -> Tensor:
+        self._seed_step()  # every micro-batch takes its rows of one mask
         loss = super().training_step(batch, batch_idx)
-        weight = batch.shard.num_rows / batch.shard.batch_size
-        self._train_losses[-1] = self._train_losses[-1] * weight  # not in place: it is the loss itself
+        self._train_losses[-1] = self._train_losses[-1] * self._weight(batch)  # not in place: it is the loss itself
         return loss
+
+    def _weight(self, batch: OptionBatch) -> float:
+        return batch.shard.num_rows / batch.shard.batch_size
 
     def _mean_train_loss(self) -> float:
         total = torch.zeros((), device=self.device) + sum(self._train_losses)
         steps = self.schedule.interval_steps(self.stage_tasks, self.progress.interval - 1)
         return float(self.trainer.strategy.reduce(total, reduce_op="sum")) / steps
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

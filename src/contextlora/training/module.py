@@ -180,6 +180,9 @@ class ContextLoraModule(lightning.LightningModule):
         self._epoch_began = time.monotonic()
 
     def on_train_batch_start(self, batch: OptionBatch, batch_idx: int) -> None:
+        self._seed_step()
+
+    def _seed_step(self) -> None:
         # Seeded for each step: what else draws random numbers (a DataLoader does when it starts) differs on a resume.
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) % 2**63)
 

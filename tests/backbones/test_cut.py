@@ -1,0 +1,115 @@
+"""A model run stage by stage; the reference is the whole model, bit by bit: the same products on the same rows."""
+
+import pytest
+import torch
+from PIL import Image
+
+from contextlora.adapters import AdaptedModel, AdapterConfig
+from contextlora.adapters.dropout import Shard
+from contextlora.backbones.cut import CutModel
+from contextlora.backbones.load import BackboneError
+from contextlora.backbones.scoring import OptionBatch, encode, option_scores
+from contextlora.graph import RankPartition, SliceUse
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
+
+USE = SliceUse(("v",))
+STAGES = (slice(0, 1), slice(1, None))  # of the tiny models' two layers
+BATCH = 3
+
+
+def adapted_by(backbone, dropout=0.0):
+    """The whole LoRA moved away from zero, and in training mode."""
+    adapted = AdaptedModel(backbone.model, RankPartition({"v": 2}), AdapterConfig(dropout=dropout))
+    torch.manual_seed(3)
+    adapted.load_adapter_state({name: torch.randn(t.shape) / 8 for name, t in adapted.adapter_state().items()})
+    adapted.begin_stage({"v": USE})
+    return adapted.train()
+
+
+def text_batch(length=7, num_tokens=1):
+    """Random words, the first prompt shorter than the others."""
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 20, (BATCH, length), generator=random)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    options = torch.arange(3, 3 + 2 * num_tokens).view(1, 2, num_tokens).repeat(BATCH, 1, 1)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    return OptionBatch(inputs, options, torch.ones_like(options).bool(), torch.zeros(BATCH, dtype=torch.long), "v")
+
+
+@pytest.fixture
+def image_batch(backbone, tmp_path):
+    """(llava backbone) -> three prompts with an image each."""
+
+    def make(llava):
+        asked = []
+        for number, words in enumerate(("grip", "lane c1 grip", "wet lane")):
+            Image.new("RGB", (16, 16), (80 * number, 10, 90)).save(path := tmp_path / f"{number}.png")
+            asked.append(Prompt("v", f"{IMAGE_PLACEHOLDER} {words} answer :", path, ("dry", "damp"), 1))
+        return encode(llava, asked)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma", "llava"])
+def test_stages_give_scores_and_gradients_of_the_whole(kind, backbone, image_batch):
+    loaded = backbone(kind)
+    adapted, batch = adapted_by(loaded), image_batch(loaded) if kind == "llava" else text_batch()
+    adapted.model.eval()  # GPT-2 has dropout of its own
+    cut = CutModel(adapted.model)
+    with adapted.active(USE, "v"):
+        expected = option_scores(adapted.model, batch)
+        expected.sum().backward()
+        gradients = {id(p): p.grad.clone() for p in adapted.parameters() if p.grad is not None}
+        adapted.zero_grad()
+        hidden = cut.run(batch, STAGES[0], None)
+        received = hidden.detach().requires_grad_()
+        found = cut.run(batch, STAGES[1], received)
+    assert hidden[0].shape == cut.item(batch).shape
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    last = cut.parameters(STAGES[1])
+    assert all(p.grad is not None for p in last)
+    assert all(p.grad is None for p in cut.parameters(STAGES[0]))
+    hidden.backward(received.grad)
+    trained = [*cut.parameters(STAGES[0]), *last]
+    assert len(gradients) == len(trained) == len({id(p) for p in trained})
+    assert all(torch.equal(p.grad, gradients[id(p)]) for p in trained)
+
+
+def test_a_stage_on_some_rows_drops_what_the_whole_batch_would(backbone):
+    adapted, batch = adapted_by(backbone("qwen2"), dropout=0.5), text_batch()
+    cut = CutModel(adapted.model)
+    with adapted.active(USE, "v"):
+        torch.manual_seed(0)
+        expected = option_scores(adapted.model, batch)
+    rows = slice(1, 3)
+    some = OptionBatch(
+        {name: value[rows] for name, value in batch.inputs.items()},
+        batch.option_ids[rows],
+        batch.option_mask[rows],
+        batch.answer[rows],
+        "v",
+        Shard(1, 2, BATCH),
+    )
+    hidden = None
+    for layers in STAGES:
+        with adapted.active(USE, "v", some.shard):
+            torch.manual_seed(0)
+            cut.skip_dropout(layers, some)
+            hidden = cut.run(some, layers, hidden)
+    torch.testing.assert_close(hidden, expected[rows])
+
+
+def test_check_takes_what_fits_and_refuses_what_does_not(backbone):
+    adapted = adapted_by(backbone("qwen2"), dropout=0.5)
+    cut = CutModel(adapted.model)
+    with adapted.active(USE, "v"):
+        cut.check(text_batch(), STAGES)
+        with pytest.raises(BackboneError, match=r"cannot be run as a layer pipeline \(its stages give other scores"):
+            cut.check(text_batch(), (slice(0, 1), slice(0, None)))
+    with pytest.raises(BackboneError, match=r"options of one token: those of task v have up to 2; set"):
+        cut.item(text_batch(num_tokens=2))
+    own_dropout = adapted_by(backbone("gpt2"))
+    with own_dropout.active(USE, "v"), pytest.raises(BackboneError, match="GPT2LMHeadModel cannot be run"):
+        CutModel(own_dropout.model).check(text_batch(), STAGES)
