@@ -74,12 +74,57 @@ def taskset(taskset_folder: Path) -> TaskSet:
     return TaskSet.load(taskset_folder)
 
 
+def _save_llava(tokenizer: hf.PreTrainedTokenizerFast, folder: Path) -> None:
+    """Saves a random LLaVA of two layers; the tokenizer knows `<image>`."""
+    vision = hf.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    text = hf.Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    config = hf.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+        vision_feature_layer=-1,
+    )
+    size = {"height": 16, "width": 16}
+    processor = hf.LlavaProcessor(
+        hf.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def save_llava() -> Callable[[hf.PreTrainedTokenizerFast, Path], None]:
+    return _save_llava
+
+
 def save_model(kind: str, folder: Path) -> None:
-    """Saves a random model of two layers whose words are single tokens; kind: llama, qwen2, gemma or gpt2."""
+    """Saves a random model of two layers whose words are single tokens; kind: llama, qwen2, gemma, gpt2 or llava."""
     words = ("<unk>", *WORDS, *LETTERS, *GRAPH, "sees", "given", "options", "answer", ".", ",", ":", "?")
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    torch.manual_seed(0)
+    if kind == "llava":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        _save_llava(tokenizer, folder)
+        return
+    tokenizer.save_pretrained(folder)
     if kind == "gpt2":
         config = hf.GPT2Config(vocab_size=len(words), n_positions=64, n_embd=32, n_layer=2, n_head=2)
     else:
@@ -93,7 +138,6 @@ def save_model(kind: str, folder: Path) -> None:
             head_dim=16,
             max_position_embeddings=64,
         )
-    torch.manual_seed(0)
     hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
@@ -107,7 +151,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """kind -> folder of a tiny qwen2, gemma or gpt2."""
+    """kind -> folder of a tiny qwen2, gemma, gpt2 or llava."""
 
     def make(kind: str) -> Path:
         folder = tmp_path_factory.mktemp("models") / kind

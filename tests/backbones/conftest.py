@@ -48,42 +48,10 @@ def _save_text_model(kind: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _save_llava(folder: Path) -> None:
-    tokenizer = word_tokenizer()
-    vision = hf.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    text = hf.Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=64,
-    )
-    config = hf.LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-        vision_feature_layer=-1,
-    )
-    size = {"height": 16, "width": 16}
-    processor = hf.LlavaProcessor(
-        hf.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, save_llava: Callable[[hf.PreTrainedTokenizerFast, Path], None]
+) -> Callable[[str], Path]:
     """kind -> folder of a tiny checkpoint: gpt2, qwen2, gemma or llava."""
     made: dict[str, Path] = {}
 
@@ -91,7 +59,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if kind not in made:
             torch.manual_seed(0)
             made[kind] = tmp_path_factory.mktemp(kind)
-            (_save_llava if kind == "llava" else lambda folder: _save_text_model(kind, folder))(made[kind])
+            if kind == "llava":
+                save_llava(word_tokenizer(), made[kind])
+            else:
+                _save_text_model(kind, made[kind])
         return made[kind]
 
     return make

@@ -6,7 +6,7 @@ from PIL import Image
 
 from contextlora.adapters import AdaptedModel, AdapterConfig
 from contextlora.adapters.dropout import Shard
-from contextlora.backbones.cut import CutModel
+from contextlora.backbones.cut import CutModel, Draws
 from contextlora.backbones.load import BackboneError
 from contextlora.backbones.scoring import OptionBatch, encode, option_scores
 from contextlora.graph import RankPartition, SliceUse
@@ -37,24 +37,37 @@ def text_batch(length=7, num_tokens=1):
     return OptionBatch(inputs, options, torch.ones_like(options).bool(), torch.zeros(BATCH, dtype=torch.long), "v")
 
 
+def rows_of(batch, first, num_rows):
+    rows = slice(first, first + num_rows)
+    inputs = {name: value[rows] for name, value in batch.inputs.items()}
+    options = batch.option_ids[rows], batch.option_mask[rows]
+    return OptionBatch(inputs, *options, batch.answer[rows], "v", Shard(first, num_rows, BATCH))
+
+
 @pytest.fixture
 def image_batch(backbone, tmp_path):
-    """(llava backbone) -> three prompts with an image each."""
+    """(llava backbone, options) -> three prompts with an image each."""
 
-    def make(llava):
+    def make(llava, options):
         asked = []
         for number, words in enumerate(("grip", "lane c1 grip", "wet lane")):
             Image.new("RGB", (16, 16), (80 * number, 10, 90)).save(path := tmp_path / f"{number}.png")
-            asked.append(Prompt("v", f"{IMAGE_PLACEHOLDER} {words} answer :", path, ("dry", "damp"), 1))
+            asked.append(Prompt("v", f"{IMAGE_PLACEHOLDER} {words} answer :", path, options, 1))
         return encode(llava, asked)
 
     return make
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3])
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma", "llava"])
-def test_stages_give_scores_and_gradients_of_the_whole(kind, backbone, image_batch):
+def test_stages_give_scores_and_gradients_of_the_whole(kind, num_tokens, backbone, image_batch):
     loaded = backbone(kind)
-    adapted, batch = adapted_by(loaded), image_batch(loaded) if kind == "llava" else text_batch()
+    if kind == "llava":
+        batch = image_batch(loaded, ("dry wet c1"[: 3 if num_tokens == 1 else None], "damp"))
+    else:
+        batch = text_batch(num_tokens=num_tokens)
+    assert batch.option_ids.shape[-1] == num_tokens
+    adapted = adapted_by(loaded)
     adapted.model.eval()  # GPT-2 has dropout of its own
     cut = CutModel(adapted.model)
     with adapted.active(USE, "v"):
@@ -77,28 +90,22 @@ def test_stages_give_scores_and_gradients_of_the_whole(kind, backbone, image_bat
     assert all(torch.equal(p.grad, gradients[id(p)]) for p in trained)
 
 
-def test_a_stage_on_some_rows_drops_what_the_whole_batch_would(backbone):
-    adapted, batch = adapted_by(backbone("qwen2"), dropout=0.5), text_batch()
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_a_stage_on_some_rows_drops_what_the_whole_batch_would(num_tokens, backbone):
+    adapted, batch = adapted_by(backbone("qwen2"), dropout=0.5), text_batch(num_tokens=num_tokens)
     cut = CutModel(adapted.model)
     with adapted.active(USE, "v"):
         torch.manual_seed(0)
         expected = option_scores(adapted.model, batch)
-    rows = slice(1, 3)
-    some = OptionBatch(
-        {name: value[rows] for name, value in batch.inputs.items()},
-        batch.option_ids[rows],
-        batch.option_mask[rows],
-        batch.answer[rows],
-        "v",
-        Shard(1, 2, BATCH),
-    )
-    hidden = None
+    parts = [rows_of(batch, 0, 1), rows_of(batch, 1, 2)]
+    hidden = dict.fromkeys(range(2))
     for layers in STAGES:
-        with adapted.active(USE, "v", some.shard):
-            torch.manual_seed(0)
-            cut.skip_dropout(layers, some)
-            hidden = cut.run(some, layers, hidden)
-    torch.testing.assert_close(hidden, expected[rows])
+        draws = Draws(lambda: torch.manual_seed(0), torch.device("cpu"))
+        for number, part in enumerate(parts):
+            torch.randn(7)  # whatever was drawn since does not matter
+            with adapted.active(USE, "v", part.shard):
+                hidden[number] = cut.run(part, layers, hidden[number], draws)
+    torch.testing.assert_close(torch.cat([hidden[0], hidden[1]]), expected)
 
 
 def test_check_takes_what_fits_and_refuses_what_does_not(backbone):
@@ -106,10 +113,9 @@ def test_check_takes_what_fits_and_refuses_what_does_not(backbone):
     cut = CutModel(adapted.model)
     with adapted.active(USE, "v"):
         cut.check(text_batch(), STAGES)
+        cut.check(text_batch(num_tokens=3), STAGES)
         with pytest.raises(BackboneError, match=r"cannot be run as a layer pipeline \(its stages give other scores"):
             cut.check(text_batch(), (slice(0, 1), slice(0, None)))
-    with pytest.raises(BackboneError, match=r"options of one token: those of task v have up to 2; set"):
-        cut.item(text_batch(num_tokens=2))
     own_dropout = adapted_by(backbone("gpt2"))
     with own_dropout.active(USE, "v"), pytest.raises(BackboneError, match="GPT2LMHeadModel cannot be run"):
         CutModel(own_dropout.model).check(text_batch(), STAGES)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from contextlora.assembly import run_parts, trainer_settings, training_module
 from contextlora.gear.peers import Peers
-from contextlora.gear.roles import StageRoles, TaskRoles
+from contextlora.gear.roles import Pipeline, StageRoles, TaskRoles
 from contextlora.ranks import together
 from contextlora.tasks.task import Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
@@ -23,6 +24,23 @@ ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # rank 0 trains, rank 1 run
 LAST_TRAINS = TaskRoles((0, 0, 4), (0, 0, 4), (0, 0, 1, 0))  # rank 0, which saves, does not train
 JOINS = TaskRoles((0, 4, 4), (0, 1, 4), (0, 1, 1, 1))
 THREE = TaskRoles((0, 2, 4, 4), (0, 2, 3, 4), (2, 0, 2, 2))
+# One row at a time on rank 0, two at a time on rank 1.
+SMALL_PARTS = TaskRoles((0, 2, 4), (0, 2, 4), (0, 0, 1, 1), (1, 2), (1, 1))
+
+
+def pipelines(train, forward=None, rows_later=None, size=1):
+    """Roles of layer pipelines, micro-batches of one item; the chain of row 0 stays with those who train."""
+    last, num_ranks = train.ranks[-1], len(train.ranks) + (len(forward.ranks) if forward else 0)
+    edges = tuple(4 * (rank > last) for rank in range(num_ranks + 1))
+    owners = (last, *[(forward or train).ranks[-1]] * 3)
+    shares = TaskRoles(edges, rows_later or edges, owners, (size,) * num_ranks, (1,) * num_ranks)
+    return StageRoles({"": shares}, True, "", train, forward, None if rows_later else train)
+
+
+ONE_PIPELINE = pipelines(Pipeline((0, 1), "1f1b", (1,)))
+BACKWARDS = pipelines(Pipeline((1, 0), "gpipe", (1,)), size=3)  # the first stage is rank 1; 3 and 1 rows at a time
+TWO_PIPELINES = pipelines(Pipeline((0, 2), "1f1b", (1,)), Pipeline((1, 3), "gpipe", (1,)))
+PIPELINE_THEN_ROWS = pipelines(Pipeline((1, 0), "1f1b", (1,)), Pipeline((3, 2), "1f1b", (1,)), (0, 1, 2, 3, 4))
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +48,18 @@ def chain_folder(taskset_folder, tmp_path_factory) -> Path:
     """The tiny task set with its tasks in a row, a -> b -> c -> d: stages of 0, 1, 2 and 3 prerequisite passes."""
     tiny, folder = TaskSet.load(taskset_folder), tmp_path_factory.mktemp("chain") / "chain"
     above = {"a": (), "b": ("a",), "c": ("b",), "d": ("c",)}
+    for number in range(3):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (100 * number, 10, 90)).save(folder / "images" / f"{number}.png")
     items = {}
     for split in ("train", "validation", "test"):
         words = {(t, i.scene): i.answer_word for t in above for i in tiny.items(t, split)}
         for number, task in enumerate(above):
             known = [(i, {t: words[t, i.scene] for t in list(above)[:number]}) for i in tiny.items(task, split)]
-            items[task, split] = [replace(item, prerequisites=right) for item, right in known]
+            items[task, split] = [
+                replace(item, prerequisites=right, image=f"images/{place % 3}.png", image_text="")
+                for place, (item, right) in enumerate(known)
+            ]
     write_taskset(folder, "chain", [Task(name, needs, num_options=3) for name, needs in above.items()], items)
     return folder
 
@@ -44,7 +68,9 @@ def train(config, folder, roles=None):
     """One rank's training, or that of one process: weights and validations."""
     peers = Peers(torch.device("cpu")) if roles else None
     parts = run_parts(config)
-    stages = [StageRoles(dict.fromkeys(stage, roles), True, "") for stage in parts.plan.stages]
+    if isinstance(roles, TaskRoles):
+        roles = StageRoles({"": roles}, True, "")
+    stages = [roles and replace(roles, tasks=dict.fromkeys(stage, roles.tasks[""])) for stage in parts.plan.stages]
     module = training_module(config, parts, stages if roles else None)
     is_first = os.environ.get("RANK", "0") == "0"
     with together(peers, str(folder / LAST)):
@@ -85,6 +111,26 @@ def test_two_ranks_end_with_the_weights_of_one_process(
     expected = train(config, tmp_path / "one")
     for found in run_ranks(2, train, config, tmp_path / "two", roles):
         assert_alike(found, expected, exact)
+
+
+@pytest.mark.parametrize(
+    "kind, delta, roles, num_ranks",
+    [
+        ("llama", 0.5, SMALL_PARTS, 2),
+        ("qwen2", 0.5, ONE_PIPELINE, 2),
+        ("llava", 0, BACKWARDS, 2),
+        ("qwen2", 0, TWO_PIPELINES, 4),
+        ("llava", 0.5, PIPELINE_THEN_ROWS, 4),
+    ],
+)
+def test_micro_batches_and_pipelines_end_with_the_weights_of_one_process(
+    kind, delta, roles, num_ranks, make_config, chain_folder, other_model_folder, tmp_path, run_ranks
+):
+    settings = f"taskset={chain_folder}", f"method.delta={delta}", "training.steps_per_task=7"
+    config = make_config(f"model={other_model_folder(kind)}", *settings)
+    expected = train(config, tmp_path / "one")
+    for found in run_ranks(num_ranks, train, config, tmp_path / "several", roles):
+        assert_alike(found, expected, exact=False)
 
 
 def test_three_ranks_share_a_batch(make_config, tmp_path, run_ranks):

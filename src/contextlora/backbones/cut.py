@@ -9,12 +9,13 @@ what was received instead of what the model's own beginning made. So nothing nee
 (GPT-2 adds positions to them, Gemma scales them), masks or rotary embeddings. `CutModel.check` compares with the whole
 model, and refuses one that this does not fit.
 
-Letters: B prompts, T tokens, h hidden size, K options.
+Letters: B prompts, T tokens, K options, L tokens of the longest option, h hidden size. Hidden states of a batch are
+(B, T + K (L - 1), h): those of the prompts, then of every token of the options but the last, which continue from the
+keys and values that each stage keeps of its own layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +25,36 @@ from transformers import PreTrainedModel
 from contextlora.adapters.layer import RankSliceLinear
 from contextlora.adapters.targets import decoder_blocks
 from contextlora.backbones.load import BackboneError
-from contextlora.backbones.scoring import OptionBatch, option_scores
+from contextlora.backbones.scoring import OptionBatch, continued_inputs, option_scores, repeated_cache, scores_of
 
 TOLERANCE = {torch.float32: 1e-4}  # between whole and cut, of log-likelihoods; in half precision:
 HALF_TOLERANCE = 2e-2
+
+
+class Draws:
+    """The random numbers of a step: a stage starts where one device's forward of the whole batch would have come to.
+
+    Dropout masks are drawn for the whole batch, and layer after layer, so that a stage first draws those of the layers
+    before its own. It does so once a step: the state is kept for the further micro-batches.
+
+    Args:
+        seed: sets the state of the step's start.
+        device: where the model computes.
+    """
+
+    def __init__(self, seed: Callable[[], None], device: torch.device) -> None:
+        self.seed, self.on_gpu = seed, device.type == "cuda"
+        self._states: dict[str, Tensor] = {}
+
+    def stand_at(self, place: str, skip: Callable[[], None]) -> None:
+        """Puts the state to a place of the forward; `skip` draws what lies between the place before and this one."""
+        if place in self._states:
+            (torch.cuda.set_rng_state if self.on_gpu else torch.set_rng_state)(self._states[place])
+            return
+        if not self._states:
+            self.seed()
+        skip()
+        self._states[place] = torch.cuda.get_rng_state() if self.on_gpu else torch.get_rng_state()
 
 
 class CutModel:
@@ -40,37 +67,44 @@ class CutModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.blocks = model, decoder_blocks(model)
 
-    def run(self, batch: OptionBatch, layers: slice, hidden: Tensor | None) -> Tensor:
+    def run(self, batch: OptionBatch, layers: slice, hidden: Tensor | None, draws: Draws | None = None) -> Tensor:
         """One stage's forward.
 
         Args:
             batch: encoded prompts; every stage has them.
             layers: of the stage.
-            hidden: (B, T, h) from the stage before, None in the first.
+            hidden: (B, T + K (L - 1), h) from the stage before, None in the first.
+            draws: in training mode, of this step.
 
         Returns:
-            (B, T, h) hidden states, or in the last stage (B, K) log-likelihoods of the options.
+            Hidden states likewise, or in the last stage (B, K) log-likelihoods of the options.
         """
-        inputs = batch.inputs if hidden is None else _inputs_behind(batch, hidden)
-        with self._only(layers, hidden) as seen:
-            if layers.stop is None:
-                return option_scores(self.model, replace(batch, inputs=inputs))
-            self.model.base_model(**inputs, use_cache=False)
-        return seen[0]
+        (num_rows, length), option_length = batch.inputs["input_ids"].shape, batch.option_ids.shape[-1]
+        several, is_last = option_length > 1, layers.stop is None
+        call = self.model if is_last else self.model.base_model
+        keep = {"logits_to_keep": 1} if is_last else {}
+        stood = (slice(0, layers.start), slice(layers.stop, None) if not is_last else slice(0, 0))
+        if draws is not None:
+            draws.stand_at("prompts", lambda: self._skip_dropout(stood[:1], batch, length))
+        prompts = None if hidden is None else hidden[:, :length]
+        with self._only(layers, prompts) as behind:
+            read = call(**_inputs(batch.inputs, prompts), use_cache=several, **keep)
+        found, continued = behind[0], None
+        if several:
+            if draws is not None:
+                draws.stand_at("options", lambda: self._skip_options(stood, batch, length))
+            cache = self._aligned(repeated_cache(self.model, read, batch), layers)
+            options = None if hidden is None else hidden[:, length:].reshape(-1, option_length - 1, hidden.shape[-1])
+            with self._only(layers, options) as behind:
+                continued = call(**_inputs(continued_inputs(batch), options), past_key_values=cache, use_cache=True)
+            found = torch.cat([found, behind[0].reshape(num_rows, -1, found.shape[-1])], dim=1)
+        return scores_of(batch, read.logits, continued and continued.logits) if is_last else found
 
     def item(self, batch: OptionBatch) -> Tensor:
-        """Hidden states of one prompt of a batch as a meta tensor, (T, h).
-
-        Raises:
-            BackboneError: options of several tokens, which would need the keys and values of all stages.
-        """
-        if batch.option_ids.shape[-1] > 1:
-            raise BackboneError(
-                f"a layer pipeline needs options of one token: those of task {batch.task} have up to "
-                f"{batch.option_ids.shape[-1]}; set taskset.answer_format=letter or gear.layouts=[data]"
-            )
+        """Hidden states of one prompt of a batch as a meta tensor, (T + K (L - 1), h)."""
+        num_tokens = batch.inputs["input_ids"].shape[1] + batch.option_ids[0, :, 1:].numel()
         size = self.model.config.get_text_config().hidden_size
-        return torch.empty(batch.inputs["input_ids"].shape[1], size, dtype=self.model.dtype, device="meta")
+        return torch.empty(num_tokens, size, dtype=self.model.dtype, device="meta")
 
     def parameters(self, layers: slice) -> list[nn.Parameter]:
         """What trains in a stage; what stands before the blocks belongs to the first one, a head to the last."""
@@ -82,34 +116,21 @@ class CutModel:
             ours |= {id(p) for p in self.model.parameters()} - in_base
         return [p for p in self.model.parameters() if p.requires_grad and id(p) in ours]
 
-    def skip_dropout(self, layers: slice, batch: OptionBatch) -> None:
-        """Draws the dropout masks of the blocks before a stage, so that its own are those of the whole model."""
-        num_rows, length = batch.inputs["input_ids"].shape
-        if batch.shard is not None:
-            num_rows = batch.shard.batch_size
-        for block in self.blocks[: layers.start]:
-            for layer in block.modules():
-                if isinstance(layer, RankSliceLinear):
-                    layer.skip_dropout(num_rows * length)
-
     def check(self, batch: OptionBatch, stages: Sequence[slice]) -> None:
         """Compares the stages, run one after the other on this device, with the whole model.
 
         Raises:
             BackboneError: they differ, in scores or in the random numbers that they draw.
         """
-        kind = type(self.model).__name__
-        refused = f"{kind} cannot be run as a layer pipeline (%s); set gear.layouts=[data]"
-        self.item(batch)
+        refused = f"{type(self.model).__name__} cannot be run as a layer pipeline (%s); set gear.layouts=[data]"
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             expected, drawn = option_scores(self.model, batch), torch.get_rng_state()
             hidden = None
             try:
                 for layers in stages:
-                    torch.manual_seed(0)
-                    self.skip_dropout(layers, batch)
-                    hidden = self.run(batch, layers, hidden)
+                    draws = Draws(lambda: torch.manual_seed(0), expected.device)
+                    hidden = self.run(batch, layers, hidden, draws)
             except Exception as error:  # whatever a family's forward may raise when it is led astray
                 reason = (str(error).splitlines() or [""])[0]
                 raise BackboneError(refused % f"{type(error).__name__}: {reason}") from error
@@ -121,20 +142,41 @@ class CutModel:
         if not same_draws:
             raise BackboneError(refused % "it draws random numbers of its own, such as for dropout")
 
+    def _skip_dropout(self, blocks: Sequence[slice], batch: OptionBatch, tokens: int) -> None:
+        """Draws the dropout masks of blocks that this stage does not run, for so many tokens of every item."""
+        num_rows = batch.shard.batch_size if batch.shard else len(batch.answer)
+        for block in (block for part in blocks for block in self.blocks[part]):
+            for layer in block.modules():
+                if isinstance(layer, RankSliceLinear):
+                    layer.skip_dropout(num_rows * tokens)
+
+    def _skip_options(self, stood: Sequence[slice], batch: OptionBatch, length: int) -> None:
+        """From the prompts' last layer here on to the options' first."""
+        self._skip_dropout(stood[1:], batch, length)
+        self._skip_dropout(stood[:1], batch, batch.option_ids[0, :, 1:].numel())
+
+    def _aligned(self, cache: Any, layers: slice) -> Any:
+        """Keys and values in which other stages' layers are as long as ours: models look at some layer's length."""
+        ours = range(len(self.blocks))[layers]
+        for number, layer in enumerate(cache.layers):
+            if number not in ours:
+                alike = [n for n in ours if type(cache.layers[n]) is type(layer)]
+                cache.layers[number] = cache.layers[alike[0] if alike else ours[0]]
+        return cache
+
     @contextmanager
     def _only(self, layers: slice, hidden: Tensor | None) -> Iterator[list[Tensor]]:
         """Lets the model run these blocks only; the list gets what the last of them gives."""
-        seen: list[Tensor] = []
-        stages = range(len(self.blocks))[layers]
+        behind: list[Tensor] = []
+        ours = range(len(self.blocks))[layers]
         for number, block in enumerate(self.blocks):
-            own = block.forward
-            if number not in stages:
+            if number not in ours:
                 block.forward = _hand_on
-            elif number in (stages[0], stages[-1]):
-                received = hidden if number == stages[0] else None
-                block.forward = _Edge(own, received, seen if number == stages[-1] else None)
+            elif number in (ours[0], ours[-1]):
+                received = hidden if number == ours[0] else None
+                block.forward = _Edge(block.forward, received, behind if number == ours[-1] else None)
         try:
-            yield seen
+            yield behind
         finally:
             for block in self.blocks:
                 block.__dict__.pop("forward", None)  # the class has its own
@@ -143,13 +185,13 @@ class CutModel:
 class _Edge:
     """A block at an end of a stage."""
 
-    def __init__(self, forward: Any, received: Tensor | None, seen: list[Tensor] | None) -> None:
-        self.forward, self.received, self.seen = forward, received, seen
+    def __init__(self, forward: Any, received: Tensor | None, behind: list[Tensor] | None) -> None:
+        self.forward, self.received, self.behind = forward, received, behind
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found = self.forward(hidden_states if self.received is None else self.received, *args, **kwargs)
-        if self.seen is not None:
-            self.seen.append(found)
+        if self.behind is not None:
+            self.behind.append(found)
         return found
 
 
@@ -157,8 +199,10 @@ def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
-def _inputs_behind(batch: OptionBatch, hidden: Tensor) -> dict[str, Tensor]:
-    """Arguments of the model's forward behind the first stage: masks and positions, and no image."""
-    shape = batch.inputs["input_ids"].shape
-    kept = {name: value for name, value in batch.inputs.items() if value.shape == shape and name != "input_ids"}
+def _inputs(inputs: dict[str, Tensor], hidden: Tensor | None) -> dict[str, Tensor]:
+    """Arguments of the model's forward; behind the first stage masks and positions, and no image."""
+    if hidden is None:
+        return inputs
+    shapes = (inputs["input_ids"].shape, inputs["attention_mask"].shape)
+    kept = {name: value for name, value in inputs.items() if value.shape in shapes and name != "input_ids"}
     return kept | {"inputs_embeds": hidden.detach()}

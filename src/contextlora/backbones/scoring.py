@@ -7,6 +7,8 @@ and values with one row an option. Only positions that predict option tokens get
 little. Shapes: B prompts, K options, T prompt and L option tokens.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,24 +34,34 @@ def option_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
     """
     several = batch.option_ids.shape[-1] > 1
     read = model(**batch.inputs, logits_to_keep=1, use_cache=several)
-    scores = F.log_softmax(read.logits[:, -1].float(), dim=-1).gather(1, batch.option_ids[..., 0])
+    continued = None
     if several:
-        cache = getattr(read, "past_key_values", None)
-        if cache is None:
-            raise BackboneError(
-                f"{type(model).__name__} keeps no keys and values, which options of several tokens need; "
-                "use answer_format=letter"
-            )
-        scores = scores + _continue_options(model, batch, cache)
-    return scores.masked_fill(~batch.option_mask[..., 0], -torch.inf)
+        cache = repeated_cache(model, read, batch)
+        continued = model(**continued_inputs(batch), past_key_values=cache, use_cache=True).logits
+    return scores_of(batch, read.logits, continued)
 
 
-def _continue_options(model: nn.Module, batch: OptionBatch, cache: object) -> torch.Tensor:
-    """(B, K) log-likelihoods of every option's tokens after its first, given prompt and first token."""
+def repeated_cache(model: nn.Module, read: object, batch: OptionBatch) -> Any:
+    """The prompts' keys and values that a forward left, once for every option.
+
+    Raises:
+        BackboneError: it left none.
+    """
+    cache = getattr(read, "past_key_values", None)
+    if cache is None:
+        raise BackboneError(
+            f"{type(model).__name__} keeps no keys and values, which options of several tokens need; "
+            "use answer_format=letter"
+        )
+    cache.batch_repeat_interleave(batch.option_ids.shape[1])
+    return cache
+
+
+def continued_inputs(batch: OptionBatch) -> dict[str, torch.Tensor]:
+    """Arguments of the second forward: (B K, L - 1) tokens of every option but its last, behind the prompts."""
     num_options = batch.option_ids.shape[1]
     ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)  # (B K, L)
     given, is_given = ids[:, :-1], mask[:, :-1].long()
-    cache.batch_repeat_interleave(num_options)
     inputs = {}
     for name, value in batch.inputs.items():
         if value.shape != batch.inputs["input_ids"].shape:
@@ -62,6 +74,23 @@ def _continue_options(model: nn.Module, batch: OptionBatch, cache: object) -> to
             inputs[name] = value[:, -1:].repeat_interleave(num_options, dim=0) + is_given.cumsum(dim=1)
         else:
             inputs[name] = torch.zeros_like(given)  # token types and the like: 0 for text
-    logits = model(**inputs, past_key_values=cache, use_cache=True).logits
-    token_scores = F.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
-    return (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, num_options))
+    return inputs
+
+
+def scores_of(batch: OptionBatch, read: torch.Tensor, continued: torch.Tensor | None) -> torch.Tensor:
+    """Option scores from logits.
+
+    Args:
+        batch: encoded prompts.
+        read: (B, 1, V) behind the prompts.
+        continued: (B K, L - 1, V) behind each token of the options but the last; None where they have one.
+
+    Returns:
+        (B, K) as `option_scores`.
+    """
+    scores = F.log_softmax(read[:, -1].float(), dim=-1).gather(1, batch.option_ids[..., 0])
+    if continued is not None:
+        ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)
+        token_scores = F.log_softmax(continued.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+        scores = scores + (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, batch.option_ids.shape[1]))
+    return scores.masked_fill(~batch.option_mask[..., 0], -torch.inf)

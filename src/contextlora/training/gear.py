@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contextlora.backbones.cut import CutModel
+from contextlora.backbones.cut import CutModel, Draws
 from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.gear.executor import Shard
 from contextlora.gear.roles import StageRoles
@@ -46,7 +46,7 @@ class GearedContextLoraModule(ContextLoraModule):
         self.roles, self.chain_choices, self.queue_batches = roles, chain_choices, queue_batches
         self.snapshot: dict[str, Tensor] = {}
         self.chains: dict[str, tuple[str, ...]] = {}  # task -> prerequisites that the model itself answers
-        self._drawn: tuple[Any, Tensor] = (None, torch.empty(0))  # random state in front of this rank's layers
+        self._draws: tuple[int, Draws] | None = None  # of a global step
 
     # ---- what the strategy asks for
 
@@ -100,22 +100,18 @@ class GearedContextLoraModule(ContextLoraModule):
 
     def run_layers(self, batch: OptionBatch, layers: slice, hidden: Tensor | None) -> Tensor:
         with self.adapted.active(self.plan.uses[batch.task], batch.task, batch.shard):
-            self._seed_layers(batch, layers)
-            found = self.cut.run(batch, layers, hidden)
+            found = self.cut.run(batch, layers, hidden, self._draws_of_step())
         if layers.stop is not None:
             return found
         loss = F.cross_entropy(found, batch.answer)
         self._train_losses.append(loss.detach() * self._weight(batch))
         return loss
 
-    def _seed_layers(self, batch: OptionBatch, layers: slice) -> None:
-        """Puts the random numbers where they stand in one device's forward of the whole batch."""
-        key = (self.trainer.global_step, layers.start)
-        if self._drawn[0] != key:
-            self._seed_step()
-            self.cut.skip_dropout(layers, batch)
-            self._drawn = key, _random_state(self.device)
-        _set_random_state(self._drawn[1], self.device)
+    def _draws_of_step(self) -> Draws:
+        step = self.trainer.global_step
+        if self._draws is None or self._draws[0] != step:
+            self._draws = step, Draws(self._seed_step, self.device)
+        return self._draws[1]
 
     # ---- answers
 
@@ -232,14 +228,3 @@ class GearedContextLoraModule(ContextLoraModule):
         total = torch.zeros((), device=self.device) + sum(self._train_losses)
         steps = self.schedule.interval_steps(self.stage_tasks, self.progress.interval - 1)
         return float(self.trainer.strategy.reduce(total, reduce_op="sum")) / steps
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
