@@ -87,6 +87,7 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir):
         ("method.delta=1.5", ["method.delta must be between 0 and 1, got 1.5"]),
         ("method.delta=-0.1", ["method.delta must be between 0 and 1, got -0.1"]),
         ("method.delta=nan", ["method.delta must be between 0 and 1, got nan"]),
+        ("gear.layouts=[ring]", ["gear.layouts[0]: ", "ring", "data", "1f1b", "gpipe"]),
         ("method.edge_delta.u->v=2", ["method.edge_delta must be between 0 and 1, got 2"]),
         ("method.rank=0", ["method.rank must be at least 1, got 0"]),
         ("evaluation.max_items=0", ["evaluation.max_items must be at least 1, got 0"]),

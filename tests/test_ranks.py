@@ -48,6 +48,25 @@ def test_two_processes_leave_the_run_of_one(make_config):
     assert {path.name for path in (run.path / "adapters").iterdir()} == {"a", "b", "c", "d"}
 
 
+def test_layer_pipelines_can_be_forced(make_config, tmp_path):
+    """On devices so slow that the overhead of a call counts for nothing, each stage is a pipeline of both."""
+    catalogue = tmp_path / "slow.yaml"
+    device = "{flops_per_s: 1.0e3, memory_bytes: 1.0e9}"
+    link = "{bandwidth_bits_per_s: 1.0e9, latency_s: 0.0}"
+    catalogue.write_text(f"devices:\n  a: {device}\n  b: {device}\nlink: {link}\n")
+    settings = ("method.delta=1", "training.steps_per_task=8", "taskset.context=gold")
+    alone = workflows.train(make_config(*settings))
+    config = make_config(*settings, *GEAR, f"gear.devices={catalogue}", "gear.layouts=[1f1b]")
+    command = [sys.executable, "-m", "contextlora", "train", *command_line(config)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.count("(1f1b, cut before layer 1) train") == 3
+    (folder,) = set(alone.path.parent.iterdir()) - {alone.path}
+    for file in sorted((alone.path / "checkpoints").glob("stage-*.safetensors")):
+        found, expected = load_file(folder / "checkpoints" / file.name), load_file(file)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_several_devices_need_the_strategy(make_config):
     assert num_ranks(make_config(*GEAR)) == 2
     with pytest.raises(ConfigError, match=r"needs training.strategy=contextgear: got auto with 2 devices"):

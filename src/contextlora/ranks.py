@@ -24,8 +24,9 @@ from contextlora.tasks.taskset import TaskSet
 from contextlora.workloads import stage_workloads
 
 _JOINED = threading.Event()
-# Processes of one machine: the plan depends on no more than that they are equal and that links are fast.
-LOCAL_FLOPS_PER_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 1e15, Link(1e10, 5e-5)
+# Processes of one machine: the plan depends on no more than that they are equal, that links are fast, and that a call
+# of a small model takes some milliseconds however few items it computes.
+LOCAL_FLOPS_PER_S, LOCAL_OVERHEAD_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 5e-3, 1e15, Link(1e10, 5e-5)
 
 
 def num_ranks(config: RunConfig) -> int:
@@ -105,7 +106,8 @@ def plan_ranks(config: RunConfig, taskset: TaskSet, size: int) -> tuple[Plan, li
         tree, path = read_devices(config.gear.devices)
         fleet = Fleet.from_tree(tree, path.stem, str(path))
     else:
-        local = [Device(f"device-{i}", LOCAL_MEMORY_BYTES, flops_per_s=LOCAL_FLOPS_PER_S) for i in range(size)]
+        figures = LOCAL_MEMORY_BYTES, LOCAL_OVERHEAD_S, LOCAL_FLOPS_PER_S
+        local = [Device(f"device-{i}", *figures) for i in range(size)]
         fleet = Fleet("local", tuple(local), LOOPBACK)
     if len(fleet.devices) != size:
         raise ConfigError(

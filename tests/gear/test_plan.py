@@ -182,6 +182,35 @@ def test_a_model_too_large_for_one_device_becomes_a_pipeline(make_fleet, make_ta
         plan_stage(make_fleet(1.0, 1.0, memory=2.0), workload)
 
 
+def test_where_each_device_holds_the_whole_model_a_pipeline_saves_activations_only(
+    make_fleet, make_task, make_workload
+):
+    # 10 bytes a layer and, per item, 1 byte of its activations; k = 1, of which the first stage keeps two. Cut in the
+    # middle, its stages need 20 + 4 and 20 + 2 bytes; with the whole model the best cut is before layer 1: 40 + 2 and
+    # 40 + 3.
+    task = make_task(train_activation_bytes=1.0)
+    workload = make_workload(task, batch_size=2, layer_bytes=(10.0,) * 4)
+    for whole_model, fits in ((False, 24), (True, 43)):
+        planned = replace(workload, whole_model=whole_model)
+        found = plan_stage(make_fleet(1.0, 1.0, memory=fits), planned, layouts=("1f1b",)).best
+        assert found.strategy == "pipeline 1f1b"
+        assert max(found.memory_bytes.values()) == fits
+        with pytest.raises(UserError, match="fits no use of the devices"):
+            plan_stage(make_fleet(1.0, 1.0, memory=fits - 1), planned, layouts=("1f1b",))
+
+
+@pytest.mark.parametrize("count", [3, EXHAUSTIVE_DEVICES + 2])
+@pytest.mark.parametrize("layouts", [("data",), ("1f1b",), ("gpipe",), ("data", "gpipe"), ()])
+def test_groups_of_several_devices_have_only_the_layouts_that_are_allowed(
+    make_fleet, make_task, make_workload, count, layouts
+):
+    workload = make_workload(make_task(n=2, steps=40, epoch_items=8), batch_size=8, num_layers=8)
+    found = plan_stage(make_fleet(*(1.0,) * count), workload, layouts=layouts).candidates
+    groups = {g for c in found for g in (c.train, c.forward, c.later) if g is not None and len(g.devices) > 1}
+    assert {group.layout for group in groups} == set(layouts)
+    assert any(len(candidate.devices) == 1 for candidate in found)
+
+
 def test_equal_tasks_are_planned_once(make_task):
     rows = weighted_tasks([make_task(task="a"), make_task(task="b"), make_task(n=1, task="c", steps=3)], 4)
     assert [(row.task.task, row.steps) for row in rows] == [("a", 20), ("c", 3)]
