@@ -148,20 +148,41 @@ def test_a_stage_that_feeds_itself_answers_anew_after_every_interval(make_config
         assert_alike(found, expected, exact=True)
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_two_or_one(make_config, chain_folder, tmp_path, run_ranks, monkeypatch):
-    """From a stage's start, from its middle before all answers were made, and from the end."""
-    config = make_config(f"taskset={chain_folder}", "training.steps_per_task=8", "training.validate_every_steps=4")
+def keep_checkpoints(folder, monkeypatch):
+    """From now on each checkpoint is kept too, with the files beside it: after-0, after-1 ..."""
     save = AtomicCheckpointIO.save_checkpoint
 
     def save_and_keep(self, checkpoint, path, storage_options=None):
         save(self, checkpoint, path, storage_options)
-        kept = len(list(tmp_path.glob("after-*")))
-        shutil.copytree(Path(path).parent, tmp_path / f"after-{kept}")
+        kept = len(list(folder.glob("after-*")))
+        shutil.copytree(Path(path).parent, folder / f"after-{kept}")
 
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
+
+
+def test_a_checkpoint_of_a_pipeline_goes_on_in_one_or_alone(
+    make_config, chain_folder, tmp_path, run_ranks, monkeypatch
+):
+    """In mid-stage, where each rank holds the optimizer's state of its own layers."""
+    settings = "training.steps_per_task=4", "training.validate_every_steps=2"
+    config = make_config(f"taskset={chain_folder}", *settings)
+    keep_checkpoints(tmp_path, monkeypatch)
+    expected = run_ranks(2, train, config, tmp_path / "two", ONE_PIPELINE)[0]
+    monkeypatch.undo()
+    folder = tmp_path / "after-4"  # in the third of four stages
+    shutil.copytree(folder, tmp_path / "alone")
+    for found in run_ranks(2, train, config, folder, ONE_PIPELINE):
+        assert_alike(found, expected, exact=True)
+    assert_alike(train(config, tmp_path / "alone"), expected, exact=False)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_two_or_one(make_config, chain_folder, tmp_path, run_ranks, monkeypatch):
+    """From a stage's start, from its middle before all answers were made, and from the end."""
+    config = make_config(f"taskset={chain_folder}", "training.steps_per_task=8", "training.validate_every_steps=4")
     expected = train(config, tmp_path / "one")
-    with monkeypatch.context() as patch:
-        patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
-        run_ranks(2, train, config, tmp_path / "two", ONE)
+    keep_checkpoints(tmp_path, monkeypatch)
+    run_ranks(2, train, config, tmp_path / "two", ONE)
+    monkeypatch.undo()
     folders = sorted(tmp_path.glob("after-*"))
     assert len(folders) == 8  # four stages of two intervals
     for number in (2, 3, 7):
