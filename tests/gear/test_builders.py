@@ -58,7 +58,7 @@ def test_a_pipeline_of_forward_only_devices_returns_its_answers_for_the_next_pas
     candidate = Candidate("", Group(("a",)), Group(("b", "c"), "1f1b", (1,)))
     schedule = build_schedule(candidate, task_plan(((2,), (2,)), ((2, 2), (1, 1)), n=2), 2, 1)
     assert rows(schedule)[1] == ("0P0/0 0SEND_P0/0>2 0P1/0 0SEND_P1/0>2 0P0/1 0SEND_P0/1>2 0P1/1 0SEND_P1/1>2")
-    assert rows(schedule)[2] == ("1P0/0 1SEND_A0/0>1 1P1/0 1SEND_A1/0>1 1P0/1 1SEND_A0/1>0 1P1/1 1SEND_A1/1>0")
+    assert rows(schedule)[2] == ("1P0/0 1P1/0 1SEND_A0/0>1 1SEND_A1/0>1 1P0/1 1P1/1 1SEND_A0/1>0 1SEND_A1/1>0")
 
 
 def test_with_kept_answers_the_forward_device_joins_in_later():

@@ -108,8 +108,8 @@ def test_a_pipeline_without_links_is_the_closed_form(make_fleet, make_task, make
         # k = 1: f = b = 1/2, (m + p - 1)(f + b) = (4 + 1) * 1; larger k: (2 + 1) * 2, (1 + 1) * 4
         share = cost.train(group, task, 0)
         assert (share.micro_batches, share.seconds) == ((1, 1), 5.0)
-        # two passes of 4 micro-batches of 1/2 s go ahead of them
-        assert cost.train(group, task, 4).seconds == 2 * 4 / 2 + 5.0
+        # two passes of 4 micro-batches of 1/2 s go ahead of them, each to its end
+        assert cost.train(group, task, 4).seconds == 2 * (4 + 1) / 2 + 5.0
 
 
 def test_a_pipeline_pays_for_what_it_sends(make_fleet, make_task, make_workload):

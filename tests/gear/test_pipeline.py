@@ -34,7 +34,7 @@ def test_the_best_cutting_is_found_for_every_layout_and_chain():
 
             def total(cuts, layout=layout, passes=passes, times_of=times_of, m=num_micro, layers=num_layers):
                 times = [times_of(stage, part) for stage, part in enumerate(layers_of(cuts, layers))]
-                return pipeline_s(times, m, layout) + chain_s(times, passes, m, drains=False)
+                return pipeline_s(times, m, layout) + chain_s(times, passes, m)
 
             best = min(map(total, every_cutting(num_stages, num_layers)))
             assert min(map(total, found)) == pytest.approx(best)
@@ -51,8 +51,7 @@ def test_layers_that_do_not_fit_are_avoided():
 def test_a_pass_waits_for_the_one_before():
     times = [StageTimes(0, 0, 1.0)] * 3
     # one micro-batch: each of 2 passes takes all 3 stages
-    assert chain_s(times, 2, 1, drains=True) == 6
-    # 5 micro-batches fill 3 stages: the second pass enters after 5, and ends 3 + 4 later
-    assert chain_s(times, 2, 5, drains=True) == 5 + 7
-    assert chain_s(times, 2, 5, drains=False) == 10
-    assert chain_s(times, 0, 5, drains=True) == 0
+    assert chain_s(times, 2, 1) == 6
+    # 5 micro-batches: the last one enters after 4 s and takes 3 s
+    assert chain_s(times, 2, 5) == 2 * 7
+    assert chain_s(times, 0, 5) == 0

@@ -127,6 +127,7 @@ class _Builder:
                     self.rows[rank].append(Action(stage, kind, number, chain_pass))
                     if stage + 1 < count:
                         self.rows[rank].append(Action(stage, f"SEND_{kind}", number, chain_pass, rank + 1))
+            for number in numbers:  # the executor lets a pass drain before it hands out the answers
                 back = {first_rank} if chain_pass < last_pass else {train_ranks[i] for i in self.chain_items[number]}
                 self._send_answers(first_rank + count - 1, count - 1, number, chain_pass, back)
 

@@ -187,7 +187,7 @@ class StageCost:
             if misfit is None:
                 times = self.stage_times(group, task, size)
                 num_micro = math.ceil(num_chains / size)
-                seconds = chain_s(times, task.num_prerequisites, num_micro, drains=not trains)
+                seconds = chain_s(times, task.num_prerequisites, num_micro)
                 if trains:
                     seconds += pipeline_s(times, math.ceil(self.workload.batch_size / size), group.layout)
                 if best is None or seconds < best.seconds:

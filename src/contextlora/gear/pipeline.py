@@ -33,20 +33,18 @@ def pipeline_s(times: Sequence[StageTimes], num_micro: int, layout: str) -> floa
     return once + (num_micro - 1) * slowest
 
 
-def chain_s(times: Sequence[StageTimes], num_passes: int, num_micro: int, drains: bool) -> float:
-    """The passes of a chain through a pipeline; each needs the answers of the one before.
+def chain_s(times: Sequence[StageTimes], num_passes: int, num_micro: int) -> float:
+    """The passes of a chain through a pipeline; each needs the answers of the one before, so that it drains.
 
     Args:
         times: of the stages.
         num_passes: n.
         num_micro: micro-batches.
-        drains: whether the last pass counts to its end, or only until the next work can enter.
     """
     if not num_passes or not num_micro:
         return 0.0
     once, slowest = sum(time.chain_s for time in times), max(time.chain_s for time in times)
-    period = max(num_micro * slowest, once)
-    return (num_passes - 1) * period + once + (num_micro - 1) * slowest if drains else num_passes * period
+    return num_passes * (once + (num_micro - 1) * slowest)
 
 
 def best_cuts(

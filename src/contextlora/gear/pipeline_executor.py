@@ -44,7 +44,7 @@ class PipelineExecutor:
     def __init__(self, pipeline: Pipeline, rank: int, group: Any, device: torch.device) -> None:
         self.pipeline, self.group, self.device = pipeline, group, device
         self.stage = pipeline.ranks.index(rank)
-        self._made: dict[tuple, tuple[_Stage, Any]] = {}
+        self._made: dict[tuple, tuple[_Stage, PipelineStage, Any]] = {}
 
     def train(self, parts: Sequence[Any], sizes: Sequence[int], run: Run, item: Tensor) -> Tensor:
         """Forward and backward of a batch; gradients are added to those that are there.
@@ -89,17 +89,17 @@ class PipelineExecutor:
         if key not in self._made:
             wire = torch.empty(sizes[0], length, *item.shape[1:], dtype=item.dtype, device="meta", requires_grad=trains)
             self._made[key] = self._make(wire, len(parts), trains)
-        module, schedule = self._made[key]
+        module, stage, schedule = self._made[key]
         module.parts, module.sizes, module.run, module.length = parts, sizes, run, item.shape[0]
         # Schedules cut tensors along their first dimension: this makes each call know the number of its micro-batch.
         numbers = torch.arange(len(parts))
         first = (numbers,) if self.stage == 0 else ()
         schedule.step(*first, number=numbers, target=numbers if trains else None, return_outputs=False)
-        schedule._stage.clear_runtime_states()  # it would keep a batch's hidden states until the next one
+        stage.clear_runtime_states()  # it would keep a batch's hidden states until the next one
         module.parts, module.run = (), None
         return module
 
-    def _make(self, wire: Tensor, num_micro: int, trains: bool) -> tuple["_Stage", Any]:
+    def _make(self, wire: Tensor, num_micro: int, trains: bool) -> tuple["_Stage", PipelineStage, Any]:
         ranks = self.pipeline.ranks
         is_last = self.stage == len(ranks) - 1
         module = _Stage(self.pipeline.layers(self.stage), wire.shape, is_last)
@@ -117,7 +117,7 @@ class PipelineExecutor:
         stage.stage_index_to_group_rank = {index: in_group.index(rank) for index, rank in enumerate(ranks)}
         # With fewer micro-batches than stages 1F1B never gets to alternate, and torch's refuses them.
         kind = Schedule1F1B if self.pipeline.layout == "1f1b" and num_micro >= len(ranks) and trains else ScheduleGPipe
-        return module, kind(stage, num_micro, loss_fn=_loss if trains else None, scale_grads=False)
+        return module, stage, kind(stage, num_micro, loss_fn=_loss if trains else None, scale_grads=False)
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:
