@@ -77,8 +77,12 @@ def train(roles, keeps, known_steps=0):
         shard = executor.shard("v", numbers)
         optimizer.zero_grad()
         if shard is not None:
-            rows = slice(shard.rows.start, shard.rows.stop)
-            (shard.weight * loss_of(model, numbers[rows], shard.answers[rows])).backward()
+
+            def mean_loss(part, *_, numbers=numbers):
+                rows = slice(part.rows.start, part.rows.stop)
+                return loss_of(model, numbers[rows], part.answers[rows])
+
+            executor.backward(shard, mean_loss)
             executor.reduce(model.parameters())
             optimizer.step()
     executor.share_state()

@@ -27,7 +27,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from contextlora.gear.roles import Pipeline
 
-LENGTH_STEP = 16
+LENGTH_STEP = 8
 Run = Callable[[Any, slice, Tensor | None], Tensor]  # (part, layers, hidden states) -> see the module's head
 
 
@@ -94,7 +94,10 @@ class PipelineExecutor:
         # Schedules cut tensors along their first dimension: this makes each call know the number of its micro-batch.
         numbers = torch.arange(len(parts))
         first = (numbers,) if self.stage == 0 else ()
-        schedule.step(*first, number=numbers, target=numbers if trains else None, return_outputs=False)
+        try:
+            schedule.step(*first, number=numbers, target=numbers if trains else None, return_outputs=False)
+        except RuntimeError as error:
+            raise (error.__cause__ or error) from None  # torch wraps what `run` raises into a page of its own
         stage.clear_runtime_states()  # it would keep a batch's hidden states until the next one
         module.parts, module.run = (), None
         return module

@@ -79,7 +79,8 @@ class StageBars(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: ContextLoraModule, outputs: Mapping[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        self._bars.update(self._bar, advance=1, loss=f"loss {float(outputs['loss']):.3f}")
+        loss = pl_module.step_loss
+        self._bars.update(self._bar, advance=1, **({} if loss is None else {"loss": f"loss {loss:.3f}"}))
 
     def on_train_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
         self._show_accuracy(pl_module)

@@ -47,6 +47,7 @@ class GearedContextLoraModule(ContextLoraModule):
         self.snapshot: dict[str, Tensor] = {}
         self.chains: dict[str, tuple[str, ...]] = {}  # task -> prerequisites that the model itself answers
         self._draws: tuple[int, Draws] | None = None  # of a global step
+        self._shown: tuple[int, Any, float] = (-1, 0.0, 0.0)  # global step, sums of its losses and of their weights
 
     # ---- what the strategy asks for
 
@@ -104,7 +105,8 @@ class GearedContextLoraModule(ContextLoraModule):
         if layers.stop is not None:
             return found
         loss = F.cross_entropy(found, batch.answer)
-        self._train_losses.append(loss.detach() * self._weight(batch))
+        self._train_losses.append(loss.detach())
+        self._weigh_loss(batch)
         return loss
 
     def _draws_of_step(self) -> Draws:
@@ -218,11 +220,22 @@ class GearedContextLoraModule(ContextLoraModule):
     def training_step(self, batch: OptionBatch, batch_idx: int) -> Tensor:
         self._seed_step()  # every micro-batch takes its rows of one mask
         loss = super().training_step(batch, batch_idx)
-        self._train_losses[-1] = self._train_losses[-1] * self._weight(batch)  # not in place: it is the loss itself
+        self._weigh_loss(batch)
         return loss
 
-    def _weight(self, batch: OptionBatch) -> float:
-        return batch.shard.num_rows / batch.shard.batch_size
+    def _weigh_loss(self, batch: OptionBatch) -> None:
+        """Makes the latest loss the rows' share of the batch's."""
+        weight = batch.shard.num_rows / batch.shard.batch_size
+        self._train_losses[-1] = self._train_losses[-1] * weight  # not in place: it is the loss itself
+        step, losses, weights = self.trainer.global_step, *self._shown[1:]
+        if step != self._shown[0]:
+            losses = weights = 0.0
+        self._shown = step, losses + self._train_losses[-1], weights + weight
+
+    @property
+    def step_loss(self) -> float | None:
+        """The mean over the rows that this rank trained; None where it was none, or not to their loss."""
+        return float(self._shown[1]) / self._shown[2] if self._shown[2] else None
 
     def _mean_train_loss(self) -> float:
         total = torch.zeros((), device=self.device) + sum(self._train_losses)

@@ -130,6 +130,11 @@ class ContextLoraModule(lightning.LightningModule):
         row |= {f"loss/{task}": value[1] for task, value in rows.items()}
         progress.history.append(row)
 
+    @property
+    def step_loss(self) -> float | None:
+        """Mean loss of the latest step, as far as this process knows it."""
+        return float(self._train_losses[-1])
+
     def _mean_train_loss(self) -> float:
         return float(torch.stack(self._train_losses).mean())
 
