@@ -182,6 +182,8 @@ class StageCost:
         best, misfit, count = None, None, len(group.devices)
         items = self.workload.batch_size if trains else num_chains
         for size in self.sizes:
+            if trains and group.layout == "1f1b" and size > 1 and items / size <= count - 1:
+                continue  # 1F1B alternates with at least as many micro-batches as stages; with fewer it is GPipe
             misfits = (self._misfit(group, position, task, size, trains) for position in range(count))
             misfit = next(filter(None, misfits), None)
             if misfit is None:

@@ -92,9 +92,9 @@ def plan_stage(
     search = Search(cost, tasks, cache_answers, known_cuts, layouts)
     candidates = sorted(search.run(), key=_rank)
     if candidates[0].seconds is None:
-        pipelines = ", and pipelines hold it on every device too" if workload.whole_model else ""
+        reason = candidates[0].reason + (", and pipelines hold it on every device too" if workload.whole_model else "")
         raise UserError(
-            f"{workload.name} fits no use of the devices of {fleet.name}: a whole model {candidates[0].reason}{pipelines}; "
+            f"{workload.name} fits no use of the devices of {fleet.name}: a whole model {reason}; "
             "add memory or devices, or lower training.batch_size, method.rank or the model's size"
         )
     best = with_details(cost, candidates[0], tasks)
