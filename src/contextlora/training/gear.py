@@ -47,7 +47,7 @@ class GearedContextLoraModule(ContextLoraModule):
         self.snapshot: dict[str, Tensor] = {}
         self.chains: dict[str, tuple[str, ...]] = {}  # task -> prerequisites that the model itself answers
         self._draws: tuple[int, Draws] | None = None  # of a global step
-        self._shown: tuple[int, Any, float] = (-1, 0.0, 0.0)  # global step, sums of its losses and of their weights
+        self._step_start, self._step_weight = 0, 0.0  # the step's first loss, and its share of the batch so far
 
     # ---- what the strategy asks for
 
@@ -125,10 +125,10 @@ class GearedContextLoraModule(ContextLoraModule):
             batch = encode(rows).to(self.device)
             return option_scores(self.adapted.model, batch) if layers is None else self.cut.run(batch, layers, hidden)
 
-        first = encode(range(1))
-        output = torch.empty(first.option_ids.shape[1], device="meta")
-        executor = self.trainer.strategy.executor
-        item = self.cut.item(first) if executor.roles.runs_chains_in(self.global_rank) else None
+        executor, item, output = self.trainer.strategy.executor, None, None
+        if executor.roles.runs_chains_in(self.global_rank):
+            first = encode(range(1))
+            item, output = self.cut.item(first), torch.empty(first.option_ids.shape[1], device="meta")
         return executor.forward(len(items), run, item, output).float().cpu()
 
     def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
@@ -217,6 +217,10 @@ class GearedContextLoraModule(ContextLoraModule):
         self._sums = dict(zip(self.stage_tasks, sums.tolist(), strict=True))
         super().on_train_epoch_end()
 
+    def on_train_batch_start(self, batch: ItemNumbers, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._step_start, self._step_weight = len(self._train_losses), 0.0
+
     def training_step(self, batch: OptionBatch, batch_idx: int) -> Tensor:
         self._seed_step()  # every micro-batch takes its rows of one mask
         loss = super().training_step(batch, batch_idx)
@@ -227,15 +231,13 @@ class GearedContextLoraModule(ContextLoraModule):
         """Makes the latest loss the rows' share of the batch's."""
         weight = batch.shard.num_rows / batch.shard.batch_size
         self._train_losses[-1] = self._train_losses[-1] * weight  # not in place: it is the loss itself
-        step, losses, weights = self.trainer.global_step, *self._shown[1:]
-        if step != self._shown[0]:
-            losses = weights = 0.0
-        self._shown = step, losses + self._train_losses[-1], weights + weight
+        self._step_weight += weight
 
     @property
     def step_loss(self) -> float | None:
         """The mean over the rows that this rank trained; None where it was none, or not to their loss."""
-        return float(self._shown[1]) / self._shown[2] if self._shown[2] else None
+        losses = self._train_losses[self._step_start :]
+        return float(sum(losses)) / self._step_weight if losses else None
 
     def _mean_train_loss(self) -> float:
         total = torch.zeros((), device=self.device) + sum(self._train_losses)
