@@ -154,6 +154,13 @@ PIPELINE_THEN_ROWS = StageRoles(
     "",
     train=Pipeline((0, 1), "1f1b", (2,)),
 )
+# Ranks 0, 2 run the chains of rank 3, then share its rows; rank 1 takes part in nothing but must know of all groups.
+AHEAD_THEN_ROWS = StageRoles(
+    tasks((0, 0, 0, 0, 4), (0, 2, 2, 3, 4), (3, 2, 2, 2), (2, 0, 2, 4), (4, 0, 4, 4)),
+    True,
+    "",
+    forward=Pipeline((0, 2), "gpipe", (2,)),
+)
 # Whole items, but no more than two or one at a time.
 ROWS = StageRoles(tasks((0, 3, 4), (0, 3, 4), (0, 0, 1, 1), (2, 1), (1, 1)), True, "")
 
@@ -167,6 +174,7 @@ ROWS = StageRoles(tasks((0, 3, 4), (0, 3, 4), (0, 0, 1, 1), (2, 1), (1, 1)), Tru
         (2, one_group(1, 2, 0, 1, cuts=(1, 2)), 3),
         (2, TWO_GROUPS, 4),
         (1, PIPELINE_THEN_ROWS, 3),
+        (1, AHEAD_THEN_ROWS, 4),
         (2, ROWS, 2),
     ],
 )

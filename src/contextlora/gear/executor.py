@@ -102,11 +102,11 @@ class StageExecutor:
         self._underway: deque[_Exchange] = deque()
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
         self._split: Pipeline | None = None  # the pipeline over whose ranks these weights are spread
-        self._trainers: tuple[int, ...] = ()
+        self._group: Any = None  # of the ranks that train the step
         self._task = ""  # whose chains are being run
         self._pipelines = {
-            row: PipelineExecutor(row, groups.rank, groups.of(sorted(row.ranks)), self.device)
-            for row in roles.pipelines
+            row: PipelineExecutor(row, groups.rank, group, self.device)
+            for row, group in [(row, groups.of(row.ranks)) for row in roles.pipelines]  # all ranks make all groups
             if groups.rank in row.ranks
         }
 
@@ -126,8 +126,7 @@ class StageExecutor:
             trainers = pipeline.ranks
         if not set(trainers) <= set(self._newest) or self._split not in (None, pipeline):
             self.share_state()
-        self._newest = self._trainers = trainers
-        self._split = pipeline
+        self._newest, self._split, self._group = trainers, pipeline, self.groups.of(trainers)
         if self.groups.rank not in trainers:
             return None
         rows = range(size) if pipeline is not None else shares.rows(self.groups.rank, later, size)
@@ -191,12 +190,11 @@ class StageExecutor:
 
     def reduce(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sums the gradients of the ranks that train this step; a parameter without one is left alone."""
-        group = self._group(self._trainers)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if group is None or self._split is not None or not gradients:  # stages have no layer in common
+        if self._group is None or self._split is not None or not gradients:  # stages have no layer in common
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat, group=group)
+        dist.all_reduce(flat, group=self._group)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -205,7 +203,7 @@ class StageExecutor:
         gradients = [p.grad for p in parameters if p.grad is not None]
         square = sum((gradient.float().pow(2).sum() for gradient in gradients), torch.zeros((), device=self.device))
         if self._split is not None:
-            dist.all_reduce(square, group=self.groups.of(sorted(self._split.ranks)))
+            dist.all_reduce(square, group=self._group)
         scale = max_norm / (square.sqrt() + 1e-6)  # as torch.nn.utils.clip_grad_norm_ has it
         if scale < 1:
             for gradient in gradients:
@@ -262,9 +260,6 @@ class StageExecutor:
         exchange.work.wait()
         for numbers, rows in zip(exchange.by_rank, exchange.received, strict=True):
             self.known |= {(exchange.task, number): rows[place] for place, number in enumerate(numbers)}
-
-    def _group(self, ranks: tuple[int, ...]) -> Any:
-        return self.groups.of(ranks) if len(ranks) > 1 else None
 
     def _size(self, task: str, later: bool) -> int:
         """k of this rank."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 
 class Groups:
-    """Process groups by their ranks, each made once, when its members first ask for it."""
+    """Process groups by their ranks, each made once, when all ranks of the run first ask for it."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -18,10 +18,15 @@ class Groups:
         self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
 
     def of(self, ranks: Sequence[int]) -> Any:
-        """The group of these ranks on the default backend."""
-        if tuple(ranks) not in self._made:
-            self._made[tuple(ranks)] = dist.new_group(list(ranks), use_local_synchronization=True)
-        return self._made[tuple(ranks)]
+        """The group of these ranks on the default backend; None for one rank.
+
+        All ranks of the run must ask, members or not, in the same order. Members alone could not agree on the group's
+        name, which torch makes from the number of groups that a rank already has.
+        """
+        key = tuple(sorted(ranks))
+        if len(key) > 1 and key not in self._made:
+            self._made[key] = dist.new_group(list(key))
+        return self._made.get(key)
 
 
 def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:
