@@ -14,9 +14,10 @@ all-reduce of the LoRA gradients) or the layers (pipeline). No split can beat ma
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
-from contextlora.gear.devices import Device, Fleet
+from contextlora.gear.devices import Fleet
 from contextlora.gear.group import Group, Misfit, Share, micro_batch_sizes, share_items
 from contextlora.gear.pipeline import StageTimes, best_cuts, chain_s, pipeline_s
 from contextlora.gear.workload import TaskWork, Workload
@@ -33,6 +34,8 @@ class StageCost:
         self.train = lru_cache(maxsize=None)(self._train)
         self.balanced = lru_cache(maxsize=None)(self._balanced)
         self._figures = lru_cache(maxsize=None)(self._group_figures)
+        self._rates = lru_cache(maxsize=None)(self._group_rates)
+        self._fitting = lru_cache(maxsize=None)(self._fitting_sizes)
         self._known_sizes: dict[tuple, int | None] = {}
         self._flop_s = {  # of a forward, of forward and backward
             device.name: (device.forward_s(1.0), device.train_s(1.0, workload.train_ratio)) for device in fleet.devices
@@ -179,22 +182,32 @@ class StageCost:
 
     def _pipeline(self, group: Group, task: TaskWork, num_chains: int, trains: bool) -> Share | Misfit:
         """A layer pipeline with its best k: the chains, pass after pass, then (if it trains) the batch."""
-        best, misfit, count = None, None, len(group.devices)
-        items = self.workload.batch_size if trains else num_chains
+        n = task.num_prerequisites
+        # Tasks that differ in the length of their chains only share what a pass and a batch take.
+        one_pass = replace(task, task="", num_prerequisites=min(n, 1), answer_bytes=task.answer_bytes / max(n, 1))
+        fitting = self._fitting(group, replace(one_pass, steps=0, epoch_items=0), trains)
+        if isinstance(fitting, Misfit):
+            return fitting
+        weighed = [(batch_s + chain_s(times, n, math.ceil(num_chains / k)), k) for k, times, batch_s in fitting]
+        seconds, size = min(weighed, key=lambda one: one[0])
+        count, items = len(group.devices), self.workload.batch_size if trains else num_chains
+        return Share(seconds, (items,) * count, (size,) * count)
+
+    def _fitting_sizes(
+        self, group: Group, task: TaskWork, trains: bool
+    ) -> list[tuple[int, list[StageTimes], float]] | Misfit:
+        """Every k with which a pipeline fits, its stages' seconds, and those of training a batch."""
+        found, misfit, count = [], None, len(group.devices)
         for size in self.sizes:
-            if trains and group.layout == "1f1b" and size > 1 and items / size <= count - 1:
+            num_micro = math.ceil(self.workload.batch_size / size)
+            if trains and group.layout == "1f1b" and size > 1 and num_micro < count:
                 continue  # 1F1B alternates with at least as many micro-batches as stages; with fewer it is GPipe
             misfits = (self._misfit(group, position, task, size, trains) for position in range(count))
             misfit = next(filter(None, misfits), None)
             if misfit is None:
                 times = self.stage_times(group, task, size)
-                num_micro = math.ceil(num_chains / size)
-                seconds = chain_s(times, task.num_prerequisites, num_micro)
-                if trains:
-                    seconds += pipeline_s(times, math.ceil(self.workload.batch_size / size), group.layout)
-                if best is None or seconds < best.seconds:
-                    best = Share(seconds, (items,) * count, (size,) * count)
-        return best or misfit
+                found.append((size, times, pipeline_s(times, num_micro, group.layout) if trains else 0.0))
+        return found or misfit
 
     # ---- layer pipelines
 
@@ -260,16 +273,16 @@ class StageCost:
 
     def lower_bound_s(self, train: Sequence[str], forward: Sequence[str], task: TaskWork) -> float:
         """max((n f + t) / (S_F + S_T), t / S_T): no schedule of these two groups does a step sooner."""
-        batch_size, n = self.workload.batch_size, task.num_prerequisites
-        # In FLOPs of a forward, so that devices with a t / f of their own stay above the bound.
-        ratios = [device.train_s(1.0, self.workload.train_ratio) / device.forward_s(1.0) for device in self._of(train)]
-        flops = n * task.prerequisite_flops + min(ratios) * task.forward_flops
-        rate = sum(1 / device.forward_s(1.0) for device in self._of((*train, *forward)))
-        train_rate = sum(1 / self.item_s(name, task) for name in train)
-        return batch_size * max(flops / rate, 1 / train_rate)
+        ratio, rate, train_rate = self._rates(tuple(train), tuple(forward))
+        flops = task.num_prerequisites * task.prerequisite_flops + ratio * task.forward_flops
+        return self.workload.batch_size * max(flops / rate, task.forward_flops / train_rate)
 
-    def _of(self, names: Sequence[str]) -> list[Device]:
-        return [self.devices[name] for name in names]
+    def _group_rates(self, train: tuple[str, ...], forward: tuple[str, ...]) -> tuple[float, float, float]:
+        """Least t / f of D_t, so that devices with one of their own stay above the bound; S_F + S_T, S_T in FLOP/s."""
+        forward_s = [self._flop_s[name][0] for name in (*train, *forward)]
+        train_s = [self._flop_s[name][1] for name in train]
+        ratio = min(t / f for t, f in zip(train_s, forward_s, strict=False))
+        return ratio, sum(1 / f for f in forward_s), sum(1 / t for t in train_s)
 
 
 def ring(devices: Sequence[str]) -> list[tuple[str, str]]:
