@@ -64,6 +64,8 @@ def test_alike_looks_at_sections_and_not_at_what_changes_no_result():
     assert alike(RUNS[0], RUNS[1].settings, ("",))
     assert not alike(RUNS[0], RUNS[2].settings, ("",))
     assert alike(RUNS[0], RUNS[2].settings, ("taskset.",))
+    assert alike(RUNS[0], RUNS[0].settings | {"taskset.context": "other"}, ("taskset.",), ["taskset.context"])
+    assert not alike(RUNS[0], RUNS[0].settings | {"taskset.context": "other"}, ("taskset.",))
 
 
 def test_free_keys_stay_whole():

@@ -50,10 +50,16 @@ def collect_runs(runs_dir: Path | str) -> list[FinishedRun]:
     ]
 
 
-def alike(run: FinishedRun, settings: Mapping[str, Any], sections: Sequence[str]) -> bool:
-    """Whether a run has these settings in some sections, apart from those that change no result."""
+def alike(
+    run: FinishedRun, settings: Mapping[str, Any], sections: Sequence[str], apart_from: Sequence[str] = ()
+) -> bool:
+    """Whether a run has these settings in some sections, apart from some keys and those that change no result."""
     ours, theirs = (
-        {key: value for key, value in settings_that_matter(flat).items() if key.startswith(tuple(sections))}
+        {
+            key: value
+            for key, value in settings_that_matter(flat).items()
+            if key.startswith(tuple(sections)) and key not in apart_from
+        }
         for flat in (run.settings, settings)
     )
     return ours == theirs
