@@ -94,7 +94,7 @@ def test_differences_are_ours_minus_theirs():
 
 def test_references_show_the_best_single_prerequisite_where_there_is_one():
     groups = group_runs(RUNS[:1])
-    _, rows = reference_rows(groups, groups[0], ["u", "v"])
+    _, rows = reference_rows(groups[0], ["u", "v"])
     assert [row[1:] for row in rows] == [("25.0", "25.0"), ("-", "40.0"), ("90.0", "90.0")]
 
 

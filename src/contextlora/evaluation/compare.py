@@ -120,7 +120,7 @@ def difference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) 
     return ("paired difference", "pairs", *tasks, "mean"), rows
 
 
-def reference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+def reference_rows(ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     """Majority, best single prerequisite and symbolic composition, averaged over our group's seeds."""
     held = [results["references"] for results in ours.by_seed.values()]
     rows = []
@@ -144,7 +144,7 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str,
     return [
         (f"end to end, %, {note}", *accuracy_rows(groups, tasks)),
         (f"end to end, points, {note}, paired by seed", *difference_rows(groups, ours, tasks)),
-        ("references, %", *reference_rows(groups, ours, tasks)),
+        ("references, %", *reference_rows(ours, tasks)),
     ]
 
 
