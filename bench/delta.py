@@ -3,8 +3,8 @@
     .venv/bin/python bench/delta.py [seeds=3] [jobs=1] [key=value ...]
 
 Writes <runs_dir>/delta.md and <runs_dir>/delta.png. Every figure is a mean over tasks, then over seeds, in percent. The
-references are the majority answer, the best single prerequisite, the roots' answers through the true rule, and one small
-LoRA per task.
+references are the majority answer, the best single prerequisite, the roots' answers through the true rule, and one
+small LoRA per task.
 """
 
 import sys
