@@ -2,16 +2,19 @@
 
     .venv/bin/python bench/delta.py [seeds=3] [jobs=1] [key=value ...]
 
-Writes <runs_dir>/delta.md and <runs_dir>/delta.png. Every figure is a mean over tasks, then over seeds, in percent.
+Writes <runs_dir>/delta.md and <runs_dir>/delta.png. Every figure is a mean over tasks, then over seeds, in percent. The
+references are the majority answer, the best single prerequisite, the roots' answers through the true rule, and one
+small LoRA per task.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from contextlora import workflows
 from contextlora.benchmarks import read_arguments, run_missing
 from contextlora.config import load_config
-from contextlora.evaluation.compare import with_interval
+from contextlora.evaluation.compare import FinishedRun, Row, group_runs, reference_rows, with_interval
 from contextlora.evaluation.metrics import mean_interval
 from contextlora.evaluation.plots import delta_figure, save_figure
 from contextlora.evaluation.report import as_rich, markdown_table
@@ -42,6 +45,15 @@ def figures(results: dict) -> tuple[float, ...]:
     )
 
 
+def references(ours: Sequence[FinishedRun], per_task: Sequence[FinishedRun]) -> tuple[Row, list[Row]]:
+    """The references of each task, from runs of ContextLoRA and of one LoRA per task."""
+    tasks = list(ours[0].results["tasks"])
+    (group,), (alone,) = group_runs(ours), group_runs(per_task)
+    header, rows = reference_rows(group, tasks)
+    cells = [with_interval(*mean_interval(list(alone.accuracies(task).values()))) for task in tasks]
+    return header, [*rows, ("one LoRA per task", *cells)]
+
+
 if __name__ == "__main__":
     (num_seeds, jobs), arguments = read_arguments(sys.argv[1:], seeds=3, jobs=1)
     configs = {
@@ -54,7 +66,8 @@ if __name__ == "__main__":
         for variant in VARIANTS
         for delta in DELTAS
     }
-    run_missing([config for several in configs.values() for config in several], jobs)
+    alone = [load_config([*arguments, "method=per_task", f"seed={seed}"]) for seed in range(num_seeds)]
+    run_missing([*(config for several in configs.values() for config in several), *alone], jobs)
     table, curves = [], {variant: {} for variant in VARIANTS}
     for (variant, delta), several in configs.items():
         seen = [figures(run.results) for run in run_missing(several)]
@@ -62,6 +75,10 @@ if __name__ == "__main__":
         table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
         curves[variant][delta] = intervals[3]
     workflows.CONSOLE.print(as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
-    folder = Path(several[0].runs_dir)
-    (folder / "delta.md").write_text(markdown_table(HEADER, table), encoding="utf-8")
+    known = references(run_missing(configs["gated", 1.0]), run_missing(alone))
+    workflows.CONSOLE.print(as_rich("references, end to end, %", *known))
+    folder = Path(alone[0].runs_dir)
+    (folder / "delta.md").write_text(
+        "\n".join((markdown_table(HEADER, table), markdown_table(*known))), encoding="utf-8"
+    )
     save_figure(delta_figure(curves, "last task, end to end, %"), folder / "delta.png")

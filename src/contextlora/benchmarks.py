@@ -13,9 +13,17 @@ from contextlora import workflows
 from contextlora.errors import ConfigError
 from contextlora.evaluation.compare import FinishedRun, alike, collect_runs, cost_rows, flatten
 from contextlora.evaluation.report import as_rich
+from contextlora.methods import METHODS
 from contextlora.settings import RunConfig
 
 BENCH_SEEDS = 3
+# What the comparison of methods runs: each as configured, and those that train without context also with the right
+# answers of the prerequisites in their prompts, since what the context does is not what a method does.
+COMPARED = tuple(
+    (f"method={name}", *context)
+    for name in METHODS
+    for context in ([()] if name == "contextlora" else [(), ("taskset.context=gold",)])
+)
 
 
 def bench(config: RunConfig) -> None:

@@ -152,8 +152,12 @@ def compare(config: RunConfig) -> None:
     Raises:
         UserError: there is no such run.
     """
-    settings = flatten(asdict(config))
-    runs = [run for run in collect_runs(config.runs_dir) if alike(run, settings, ("taskset.", "model.", "evaluation."))]
+    settings, sections = flatten(asdict(config)), ("taskset.", "model.", "evaluation.")
+    runs = [
+        run
+        for run in collect_runs(config.runs_dir)
+        if alike(run, settings, sections, apart_from=["taskset.context"])  # methods differ in it
+    ]
     if not runs:
         raise UserError(
             f"{config.runs_dir} holds no finished run of task set {config.taskset.name} with model {config.model.name} "

@@ -108,6 +108,24 @@ def test_hints_are_the_values_that_the_text_names():
     assert found > 50
 
 
+def test_a_patch_predicts_which_of_its_kind_it_shows():
+    numbers = set()
+    for seed in range(10):
+        batch = make_batch(seed, **SHAPE)
+        labels, shown = batch.labels[:6, :NUM_PATCHES], batch.patch_labels
+        for row in range(6):
+            if (labels[row] < 0).all():
+                continue  # a spectrogram, whose tones are no things
+            for cell, label in enumerate(labels[row].tolist()):
+                kind = shown[row, cell]
+                if kind == 0:
+                    assert label < 0
+                else:
+                    assert WORDS[label] == str(int((shown[row, : cell + 1] == kind).sum()))
+                    numbers.add(WORDS[label])
+    assert {"1", "2", "3"} <= numbers
+
+
 def test_comparisons_of_bare_numbers_are_true():
     found = 0
     for seed in range(40):

@@ -64,6 +64,8 @@ def test_alike_looks_at_sections_and_not_at_what_changes_no_result():
     assert alike(RUNS[0], RUNS[1].settings, ("",))
     assert not alike(RUNS[0], RUNS[2].settings, ("",))
     assert alike(RUNS[0], RUNS[2].settings, ("taskset.",))
+    assert alike(RUNS[0], RUNS[0].settings | {"taskset.context": "other"}, ("taskset.",), ["taskset.context"])
+    assert not alike(RUNS[0], RUNS[0].settings | {"taskset.context": "other"}, ("taskset.",))
 
 
 def test_free_keys_stay_whole():
@@ -92,7 +94,7 @@ def test_differences_are_ours_minus_theirs():
 
 def test_references_show_the_best_single_prerequisite_where_there_is_one():
     groups = group_runs(RUNS[:1])
-    _, rows = reference_rows(groups, groups[0], ["u", "v"])
+    _, rows = reference_rows(groups[0], ["u", "v"])
     assert [row[1:] for row in rows] == [("25.0", "25.0"), ("-", "40.0"), ("90.0", "90.0")]
 
 

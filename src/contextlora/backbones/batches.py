@@ -122,7 +122,7 @@ def _image_row(
             text = text_skills.readings(rng, style.words, most_names=4)
         preamble = f"{preamble} {text.preamble}"
         askers += text.askers * (1 + len(askers) // (2 * len(text.askers)))
-    document = Document(length, [IMAGE] * NUM_PATCHES)
+    document = Document(length, [IMAGE] * NUM_PATCHES, {} if style.focused else dict(scene.hints))
     document.say(preamble)
     _ask_until_full(document, askers, rng, style.forms)
     return scene, document

@@ -36,7 +36,7 @@ class PretrainConfig:
     """
 
     seed: int = 0
-    num_steps: int = 9000
+    num_steps: int = 10_000
     num_image_rows: int = 24
     num_text_rows: int = 18
     length: int = 96

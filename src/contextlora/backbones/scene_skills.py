@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
@@ -43,7 +43,7 @@ class Scene:
     """What an image shows, the words said about it before the questions, and the questions' generators.
 
     `pointer` is a word that stands for a column (0..3), if there is one. `patches` names what the centre of each cell
-    belongs to, row by row ("." where there is nothing).
+    belongs to, row by row ("." where there is nothing). `hints` says which word the model must predict at a patch.
     """
 
     image: np.ndarray
@@ -51,6 +51,7 @@ class Scene:
     preamble: str
     askers: tuple[Callable[[], Question | None], ...]
     pointer: tuple[str, int] | None = None
+    hints: Mapping[int, str] = field(default_factory=dict)
 
 
 def camera_scene(
@@ -62,7 +63,7 @@ def camera_scene(
     if not lanes:
         flat = rng.sample(range(GRID * GRID), rng.choice((1, 2, 3, 4, 4, 5, 6, 7)))
         cells = [(cell % GRID, cell // GRID) for cell in flat]
-    kinds = rng.sample(OBJECTS, rng.choice((2, 4, 12, 12)))
+    kinds = rng.sample(OBJECTS, rng.choice((2, 3, 6, 12)))
     labels, preamble = {}, []
     if rng.random() < 0.3:
         classes = rng.sample(FREE_WORDS, rng.choice((2, 3, 4)))
@@ -88,7 +89,10 @@ def camera_scene(
     asker = _CameraAsker(things, weather, pointer, rng, wordings)
     seen = {(thing.row, thing.column): thing.kind for thing in things}
     patches = tuple(seen.get((row, column), ".") for row in range(GRID) for column in range(GRID))
-    return Scene(draw_scene(sprites, weather, drawing), patches, " ".join(preamble), asker.askers(), pointer)
+    # Which thing of its kind each is: counting begins with finding what is alike, and few questions ask for it.
+    hints = {cell: str(patches[: cell + 1].count(kind)) for cell, kind in enumerate(patches) if kind != "."}
+    image = draw_scene(sprites, weather, drawing)
+    return Scene(image, patches, " ".join(preamble), asker.askers(), pointer, hints)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class _CameraAsker:
             self.locate,
             self.locate,
         ]
-        common += [self.count_all, self.count_all, self.count_kind, self.count_kind]
+        common += [self.count_all, self.count_all, self.count_kind, self.count_kind, self.count_kind]
         common += [self.relation, self.relation, self.relation, self.relation, self.exist, self.say_weather]
         if self.pointer:
             common += [self.name_pointer] * 6
@@ -172,11 +176,12 @@ class _CameraAsker:
         return Question("count", self._text("count_all"), str(len(self.things)), _COUNTS)
 
     def count_kind(self) -> Question:
-        kind = self.rng.choice(
-            (self.rng.choice(self.things).kind, self.rng.choice(self.things).kind, self.rng.choice(OBJECTS))
-        )
-        number = sum(thing.kind == kind for thing in self.things)
-        return Question("count", self._text("count_kind", k=kind), str(number), _COUNTS)
+        numbers = Counter(thing.kind for thing in self.things)
+        kind = self.rng.choice(OBJECTS)
+        if self.rng.random() < 0.75:  # each number that occurs as often as the others: most kinds occur once
+            number = self.rng.choice(sorted(set(numbers.values())))
+            kind = self.rng.choice([kind for kind, found in numbers.items() if found == number])
+        return Question("count", self._text("count_kind", k=kind), str(numbers[kind]), _COUNTS)
 
     def exist(self) -> Question:
         kind = self.rng.choice((self.rng.choice(self.things).kind, self.rng.choice(OBJECTS)))

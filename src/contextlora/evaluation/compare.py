@@ -50,10 +50,16 @@ def collect_runs(runs_dir: Path | str) -> list[FinishedRun]:
     ]
 
 
-def alike(run: FinishedRun, settings: Mapping[str, Any], sections: Sequence[str]) -> bool:
-    """Whether a run has these settings in some sections, apart from those that change no result."""
+def alike(
+    run: FinishedRun, settings: Mapping[str, Any], sections: Sequence[str], apart_from: Sequence[str] = ()
+) -> bool:
+    """Whether a run has these settings in some sections, apart from some keys and those that change no result."""
     ours, theirs = (
-        {key: value for key, value in settings_that_matter(flat).items() if key.startswith(tuple(sections))}
+        {
+            key: value
+            for key, value in settings_that_matter(flat).items()
+            if key.startswith(tuple(sections)) and key not in apart_from
+        }
         for flat in (run.settings, settings)
     )
     return ours == theirs
@@ -114,7 +120,7 @@ def difference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) 
     return ("paired difference", "pairs", *tasks, "mean"), rows
 
 
-def reference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+def reference_rows(ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     """Majority, best single prerequisite and symbolic composition, averaged over our group's seeds."""
     held = [results["references"] for results in ours.by_seed.values()]
     rows = []
@@ -138,7 +144,7 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str,
     return [
         (f"end to end, %, {note}", *accuracy_rows(groups, tasks)),
         (f"end to end, points, {note}, paired by seed", *difference_rows(groups, ours, tasks)),
-        ("references, %", *reference_rows(groups, ours, tasks)),
+        ("references, %", *reference_rows(ours, tasks)),
     ]
 
 
