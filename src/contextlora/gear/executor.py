@@ -17,20 +17,27 @@ Needs neither Lightning nor this project's models; a training loop on every rank
     executor.share_state()                                 # now every rank has the trained weights
 
 Every rank issues the same collectives in the same order. Answers and weights go over gloo, whatever the device is;
-gradients over the default group's backend.
+gradients over the default group's backend. Answers go from their rank to each other one in messages of one size, for
+which `queue_batches` - 1 receives are always open: they cross the link while the batch before trains, and nobody gets
+further ahead than that.
 """
 
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from contextlora.errors import UserError
 from contextlora.gear.roles import StageRoles
+
+FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same group
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,17 @@ class Groups:
         # NCCL would hold a forward-only device's GPU until its peer joins in.
         self.cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
+        self._tags = count(FIRST_TAG)
 
     def of(self, ranks: Sequence[int]) -> Any:
         """The group of these ranks on the default backend."""
         if tuple(ranks) not in self._made:
             self._made[tuple(ranks)] = dist.new_group(list(ranks), use_local_synchronization=True)
         return self._made[tuple(ranks)]
+
+    def next_tag(self) -> int:
+        """A tag for messages that no earlier stage's open receives may take."""
+        return next(self._tags)
 
 
 class StageExecutor:
@@ -96,6 +108,7 @@ class StageExecutor:
         self.known = dict(known or {})
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
+        self._mail = _Mail(groups, self._message_shape(), self._senders(), queue_batches - 1)
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
         self._trainers: tuple[int, ...] = ()
 
@@ -122,13 +135,13 @@ class StageExecutor:
         """(items, n) answers of items whose chains have been run, waiting for those that are underway."""
         if not self.num_answers[task]:
             return torch.empty(len(numbers), 0, dtype=torch.long)
-        self.collect()
+        self._take_all()
         return torch.stack([self.known[task, number] for number in numbers])
 
     def collect(self) -> None:
-        """Waits for all answers that are underway."""
-        while self._underway:
-            self._take()
+        """Waits for all answers that are underway, and until this rank's own have left it."""
+        self._take_all()
+        self._mail.wait_for_sends()
 
     def reduce(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sums the gradients of the ranks that train this step; a parameter without one is left alone."""
@@ -167,25 +180,42 @@ class StageExecutor:
         new = [row for row, number in enumerate(numbers) if not keeps or (task, number) not in self._asked]
         if not new:
             return
+        if len(numbers) > self._mail.shape[0]:
+            raise UserError(f"{task}: a batch may have the planned {self._mail.shape[0]} items, got {len(numbers)}")
         self._asked.update((task, number) for number in numbers)
         by_rank: list[list[int]] = [[] for _ in range(self.groups.size)]
         for row in new:
             by_rank[self.roles.tasks[task].owner(row, len(numbers))].append(numbers[row])
         while len(self._underway) >= self.queue_batches:
             self._take()
-        mine = by_rank[self.groups.rank]
-        sent = torch.full((max(map(len, by_rank)), self.num_answers[task]), -1, dtype=torch.long)
+        self._mail.wait_for_sends()
+        mine, sent = by_rank[self.groups.rank], None
         if mine:
-            sent[: len(mine)] = self.answer_chains(task, mine)
-        received = [torch.empty_like(sent) for _ in by_rank]
-        work = dist.all_gather(received, sent, group=self.groups.cpu, async_op=True)
-        self._underway.append(_Exchange(task, by_rank, sent, received, work))
+            sent = torch.full(self._mail.shape, -1, dtype=torch.long)
+            sent[: len(mine), : self.num_answers[task]] = self.answer_chains(task, mine)
+            self._mail.send(sent)
+        self._underway.append(_Exchange(task, by_rank, sent))
+
+    def _take_all(self) -> None:
+        while self._underway:
+            self._take()
 
     def _take(self) -> None:
         exchange = self._underway.popleft()
-        exchange.work.wait()
-        for numbers, rows in zip(exchange.by_rank, exchange.received, strict=True):
-            self.known |= {(exchange.task, number): rows[place] for place, number in enumerate(numbers)}
+        for rank, numbers in enumerate(exchange.by_rank):
+            if numbers:
+                rows = exchange.sent if rank == self.groups.rank else self._mail.receive(rank)
+                rows = rows[:, : self.num_answers[exchange.task]]
+                self.known |= {(exchange.task, number): rows[place] for place, number in enumerate(numbers)}
+
+    def _message_shape(self) -> tuple[int, int]:
+        """Items and answers that a message has room for."""
+        batch_size = max(len(roles.chain_owners) for roles in self.roles.tasks.values())
+        return batch_size, max(self.num_answers.values())
+
+    def _senders(self) -> set[int]:
+        """Ranks that ever run chains."""
+        return {o for task, roles in self.roles.tasks.items() if self.num_answers[task] for o in roles.chain_owners}
 
     def _group(self, ranks: tuple[int, ...]) -> Any:
         return self.groups.of(ranks) if len(ranks) > 1 else None
@@ -193,13 +223,59 @@ class StageExecutor:
 
 @dataclass(frozen=True)
 class _Exchange:
-    """Answers of one batch on their way; `sent` is held until they have arrived."""
+    """Answers of one batch on their way: items by the rank that answers them, and this rank's own answers."""
 
     task: str
     by_rank: list[list[int]]
-    sent: Tensor
-    received: list[Tensor]
-    work: Any
+    sent: Tensor | None
+
+
+class _Mail:
+    """Messages of one shape from some ranks to all others.
+
+    Args:
+        groups: of the processes.
+        shape: of a message, int64.
+        senders: ranks that ever send.
+        num_open: receives that are open for each of them; a send ends when its receive is open.
+    """
+
+    def __init__(self, groups: Groups, shape: tuple[int, int], senders: set[int], num_open: int) -> None:
+        self.groups, self.shape, self.num_open, self.tag = groups, shape, num_open, groups.next_tag()
+        self._sends: list[Any] = []
+        self._open: dict[int, deque[tuple[Tensor, Any]]] = {rank: deque() for rank in senders - {groups.rank}}
+        for rank in sorted(self._open):
+            self._fill(rank)
+
+    def send(self, message: Tensor) -> None:
+        """To every other rank; the message must stay as it is."""
+        others = (rank for rank in range(self.groups.size) if rank != self.groups.rank)
+        self._sends += [dist.isend(message, rank, group=self.groups.cpu, tag=self.tag) for rank in others]
+
+    def wait_for_sends(self) -> None:
+        """Until every rank is ready for all that was sent."""
+        for work in self._sends:
+            work.wait()
+        self._sends = []
+
+    def receive(self, rank: int) -> Tensor:
+        """The next message of a rank."""
+        waiting = self._open[rank]
+        if not waiting:
+            waiting.append(self._post(rank))
+        message, work = waiting.popleft()
+        work.wait()
+        with suppress(RuntimeError):  # a rank that sends no more may have gone
+            self._fill(rank)
+        return message
+
+    def _fill(self, rank: int) -> None:
+        while len(self._open[rank]) < self.num_open:
+            self._open[rank].append(self._post(rank))
+
+    def _post(self, rank: int) -> tuple[Tensor, Any]:
+        message = torch.empty(self.shape, dtype=torch.long)
+        return message, dist.irecv(message, rank, group=self.groups.cpu, tag=self.tag)
 
 
 def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:
