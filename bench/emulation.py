@@ -1,4 +1,4 @@
-"""Emulated devices: what one rank does in a variant. Processes, messages and waiting are real, only the model is a sleep.
+"""Emulated devices: what one rank does in a variant. Processes and messages are real, only the model is a sleep.
 
 Groups that are data-parallel run `StageExecutor`: its roles, queue, answers, all-reduce of gradients of the LoRA's true
 size and an AdamW step. The model's forward and backward are sleeps within a `torch.autograd.Function`, its chains are
@@ -133,9 +133,7 @@ def _run_executor(variant: Variant, num_first: int, num_later: int) -> list[floa
 
 def _run_schedule(variant: Variant, num_batches: int, _: int) -> list[float]:
     names = [device.name for device in variant.fleet.devices]
-    schedule, costs = schedule_and_costs(
-        variant.fleet, variant.workload, variant.candidate, variant.task, num_batches
-    )
+    schedule, costs = schedule_and_costs(variant.fleet, variant.workload, variant.candidate, variant.task, num_batches)
     ranks = [names.index(name) for name in schedule.devices]
     if dist.get_rank() not in ranks:
         return []

@@ -1,14 +1,14 @@
 """ContextGear against a clock: the same work by every variant, in turn, on several processes.
 
-    .venv/bin/python bench/gear.py [mode=emulated] [cells=n2/two,20mbit] [rounds=3] [seed=0] [devices=FILE] [key=value ...]
+    .venv/bin/python bench/gear.py [mode=emulated] [cells=n2/two,20mbit] [rounds=3] [seed=0] [devices=FILE] [key=value]
 
 mode=emulated  calibrated emulated compute, real messages: see bench/emulation.py. Seconds of forward and backward are
                those of the bundled model on iov, profiled first (or read from the catalogue `devices`), unscaled.
 mode=real      the bundled model itself on 2 processes over loopback: see bench/real.py. CPU time and wall time.
 
-Cells are n = 1, 2, 3 prerequisites x fleets two, half, four x links loopback, 100mbit, 20mbit; `cells` picks some by their
-parts. Links are network namespaces, which need root; without, only loopback is measured. As root, emulated ranks have
-real-time priority: they sleep and send only, and must not wait for other programs' time slices.
+Cells are n = 1, 2, 3 prerequisites x fleets two, half, four x links loopback, 100mbit, 20mbit; `cells` picks some by
+their parts. Links are network namespaces, which need root; without, only loopback is measured. As root, emulated ranks
+have real-time priority: they sleep and send only, and must not wait for other programs' time slices.
 
 Prints tables, and writes <runs_dir>/bench/gear-<mode>.json, .md and .png. All cells and 3 rounds take about 40 minutes.
 """
@@ -129,7 +129,7 @@ def emulated(config: RunConfig, cells: list[Cell], rounds: int, seed: int, catal
     number = 0
     for link, fleet_name in networks:
         speeds = FLEETS[fleet_name]
-        with Network(LINKS[link], len(speeds)) as network, Ranks(network, realtime) as ranks:
+        with Network(LINKS[link], len(speeds), realtime) as network, Ranks(network) as ranks:
             links = {pair: found for row in ranks.call(rank_links) for pair, found in row.items()}
             yield {"network": [link, fleet_name], "links": {f"{a}-{b}": asdict(x) for (a, b), x in links.items()}}
             fleet = make_fleet(calibrated, speeds, links)

@@ -3,8 +3,8 @@
     100 Mbit/s          rank namespace -- veth (tc tbf) -- bridge in a namespace of its own -- veth -- rank namespace
     20 Mbit/s, 5 ms     rank namespace: TUN device (tc tbf) -> relay process, which keeps each packet 5 ms -> TUN device
 
-Nothing of the machine's own network is touched. Names begin with PREFIX and this process's id; what a killed run has left
-is removed by the next one.
+Nothing of the machine's own network is touched. Names begin with PREFIX and this process's id; what a killed run has
+left is removed by the next one.
 """
 
 import ctypes
@@ -19,11 +19,13 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 PREFIX = "clgear"
 INTERFACE = "link0"
 NAMESPACES, TUN = Path("/run/netns"), Path("/dev/net/tun")
+REALTIME_PRIORITY = 10
 BURST_BYTES = 6000  # what the bucket lets through at once: 2 ms at 20 Mbit/s
 QUEUE_S = 2.0  # longer than anything queues here, so that nothing is dropped
 _CLONE_NEWNET, _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x40000000, 0x400454CA, 0x0001, 0x1000
@@ -68,10 +70,11 @@ class Network:
     Args:
         kind: of the links.
         size: number of ranks.
+        realtime: whether what sleeps and sends only goes before all ordinary processes.
     """
 
-    def __init__(self, kind: LinkKind, size: int) -> None:
-        self.kind, self.size = kind, size
+    def __init__(self, kind: LinkKind, size: int, realtime: bool = False) -> None:
+        self.kind, self.size, self.realtime = kind, size, realtime
         self.relay: multiprocessing.Process | None = None
 
     def __enter__(self) -> "Network":
@@ -99,6 +102,7 @@ class Network:
 
     def enter_rank(self, rank: int) -> None:
         """Moves the calling thread, and what it starts from now on, to a rank's end of the network."""
+        _prioritize(self.realtime)
         if self.kind.mbit_per_s:
             _enter(_namespace(os.getppid(), rank))
 
@@ -126,14 +130,15 @@ class Network:
     def _join_by_relay(self, names: list[str]) -> None:
         ready, said = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("fork")
-        self.relay = context.Process(target=_relay, args=(names, self.kind.delay_s, said), daemon=True)
+        self.relay = context.Process(target=_relay, args=(names, self.kind.delay_s, self.realtime, said), daemon=True)
         self.relay.start()
         said.close()
         ready.recv()  # the TUN devices are there
 
 
-def _relay(names: list[str], delay_s: float, said: object) -> None:
+def _relay(names: list[str], delay_s: float, realtime: bool, said: Connection) -> None:
     """Hands packets from one namespace's TUN device to another's, each `delay_s` after it was read."""
+    _prioritize(realtime)
     files = [_open_tun(name) for name in names]
     said.send(True)
     target = {bytes(map(int, _address(rank).split("."))): file for rank, file in enumerate(files)}
@@ -151,6 +156,12 @@ def _relay(names: list[str], delay_s: float, said: object) -> None:
             _, to, packet = waiting.popleft()
             with suppress(OSError):  # the interface is not up yet, or no longer
                 os.write(to, packet)
+
+
+def _prioritize(realtime: bool) -> None:
+    """A packet that waits for another program's time slice, up to 4 ms, would count as the link's delay."""
+    if realtime:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
 
 
 def _open_tun(namespace: str) -> int:

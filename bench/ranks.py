@@ -1,4 +1,4 @@
-"""Processes of a benchmark that stand for devices: started once for a network, then given one piece of work after another."""
+"""Processes of a benchmark that stand for devices: started for a network, then given one piece of work after another."""
 
 import multiprocessing
 import os
@@ -14,7 +14,6 @@ from links import Network
 from contextlora.gear.peers import Peers
 
 PORT = 29400
-REALTIME_PRIORITY = 10
 
 
 class Ranks:
@@ -22,16 +21,15 @@ class Ranks:
 
     Args:
         network: entered already.
-        realtime: whether they go before all ordinary processes (SCHED_FIFO), for ranks that only sleep and send.
         port: of rank 0.
     """
 
-    def __init__(self, network: Network, realtime: bool = False, port: int = PORT) -> None:
+    def __init__(self, network: Network, port: int = PORT) -> None:
         context = multiprocessing.get_context("fork")  # what has been imported is there at once
         self.connections, self.processes = [], []
         for rank in range(network.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(network, rank, port, realtime, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(network, rank, port, theirs), daemon=True)
             process.start()
             theirs.close()
             self.connections.append(ours)
@@ -72,10 +70,8 @@ class Ranks:
         raise RuntimeError(f"rank {rank} ended with exit code {process.exitcode}")
 
 
-def _serve(network: Network, rank: int, port: int, realtime: bool, connection: Connection) -> None:
+def _serve(network: Network, rank: int, port: int, connection: Connection) -> None:
     torch.set_num_threads(1)  # the thread pool of a forked process is dead
-    if realtime:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
     network.enter_rank(rank)
     os.environ |= network.variables()
     os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(network.size), "RANK": str(rank)}

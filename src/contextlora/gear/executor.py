@@ -25,7 +25,6 @@ further ahead than that.
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -35,6 +34,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from contextlora.errors import UserError
+from contextlora.gear.mail import Mail
 from contextlora.gear.roles import StageRoles
 
 FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same group
@@ -108,7 +108,7 @@ class StageExecutor:
         self.known = dict(known or {})
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
-        self._mail = _Mail(groups, self._message_shape(), self._senders(), queue_batches - 1)
+        self._mail = Mail(groups.cpu, groups.next_tag(), self._message_shape(), self._senders(), queue_batches - 1)
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
         self._trainers: tuple[int, ...] = ()
 
@@ -228,54 +228,6 @@ class _Exchange:
     task: str
     by_rank: list[list[int]]
     sent: Tensor | None
-
-
-class _Mail:
-    """Messages of one shape from some ranks to all others.
-
-    Args:
-        groups: of the processes.
-        shape: of a message, int64.
-        senders: ranks that ever send.
-        num_open: receives that are open for each of them; a send ends when its receive is open.
-    """
-
-    def __init__(self, groups: Groups, shape: tuple[int, int], senders: set[int], num_open: int) -> None:
-        self.groups, self.shape, self.num_open, self.tag = groups, shape, num_open, groups.next_tag()
-        self._sends: list[Any] = []
-        self._open: dict[int, deque[tuple[Tensor, Any]]] = {rank: deque() for rank in senders - {groups.rank}}
-        for rank in sorted(self._open):
-            self._fill(rank)
-
-    def send(self, message: Tensor) -> None:
-        """To every other rank; the message must stay as it is."""
-        others = (rank for rank in range(self.groups.size) if rank != self.groups.rank)
-        self._sends += [dist.isend(message, rank, group=self.groups.cpu, tag=self.tag) for rank in others]
-
-    def wait_for_sends(self) -> None:
-        """Until every rank is ready for all that was sent."""
-        for work in self._sends:
-            work.wait()
-        self._sends = []
-
-    def receive(self, rank: int) -> Tensor:
-        """The next message of a rank."""
-        waiting = self._open[rank]
-        if not waiting:
-            waiting.append(self._post(rank))
-        message, work = waiting.popleft()
-        work.wait()
-        with suppress(RuntimeError):  # a rank that sends no more may have gone
-            self._fill(rank)
-        return message
-
-    def _fill(self, rank: int) -> None:
-        while len(self._open[rank]) < self.num_open:
-            self._open[rank].append(self._post(rank))
-
-    def _post(self, rank: int) -> tuple[Tensor, Any]:
-        message = torch.empty(self.shape, dtype=torch.long)
-        return message, dist.irecv(message, rank, group=self.groups.cpu, tag=self.tag)
 
 
 def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:
