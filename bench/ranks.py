@@ -1,4 +1,4 @@
-"""Processes of a benchmark that stand for devices: started for a network, then given one piece of work after another."""
+"""Processes of a benchmark that stand for devices: started for a network, then given work after work."""
 
 import multiprocessing
 import os
