@@ -148,6 +148,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     config = load_config(["gear.context=predicted", *settings])
     folder = Path(config.runs_dir) / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
     if mode == "real":
         from real import measure_real
 

@@ -160,5 +160,5 @@ def _panel(axis: plt.Axes, cells: dict[int, dict]) -> None:
         label = "bound" if n == min(cells) else None
         axis.plot([n - 0.42, n + 0.42], [bound, bound], color=INK, linewidth=1.2, linestyle=":", label=label)
     axis.axhline(1, color=GREY, linewidth=0.6)
-    axis.set(ylim=(0, TOP), xticks=list(cells), xticklabels=[f"n = {n}" for n in cells])
+    axis.set(xlim=(0.5, 3.5), ylim=(0, TOP), xticks=(1, 2, 3), xticklabels=[f"n = {n}" for n in (1, 2, 3)])
     axis.spines[["top", "right"]].set_visible(False)
