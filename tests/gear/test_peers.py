@@ -52,7 +52,9 @@ def test_a_device_with_another_version_is_named_on_every_rank(run_ranks):
     assert "must agree on torch: rank 0 has 2.13.0, rank 2 has 2.12.0" in found[0]
 
 
-@pytest.mark.parametrize("victim, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    "victim, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)]
+)
 def test_survivors_name_the_peer_that_was_killed_or_cut_off(victim, how, tmp_path):
     (tmp_path / "last.ckpt").touch()
     with socket.socket() as probe:
