@@ -193,3 +193,24 @@ def count_ahead(queue_batches):
     executor.collect()
     dist.barrier()
     return early[0]
+
+
+def reduce_in_turn():
+    """Stages whose trainers are ranks 0 and 1, then 0 and 2, then all: rank 0 has made one group more than rank 2."""
+    dist.init_process_group("gloo")
+    groups, weight, sums = Groups(), nn.Parameter(torch.zeros(1)), []
+    for edges in ((0, 2, 4, 4), (0, 2, 2, 4), (0, 1, 2, 4)):
+        stage = StageRoles({"v": TaskRoles(edges, edges, (0,) * 4)}, False, "")
+        executor = StageExecutor(stage, groups, {"v": 4}, {"v": 0}, print, dict, print)
+        shard = executor.shard("v", range(4))
+        if shard is not None:
+            weight.grad = torch.ones(1)
+            executor.reduce([weight])
+            sums.append(weight.grad.item())
+        executor.collect()
+        dist.barrier()
+    return sums
+
+
+def test_stages_may_train_on_different_groups_of_ranks(run_ranks):
+    assert run_ranks(3, reduce_in_turn) == [[2.0, 2.0, 3.0], [2.0, 3.0], [2.0, 3.0]]

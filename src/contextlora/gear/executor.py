@@ -56,7 +56,7 @@ class Shard:
 
 
 class Groups:
-    """Process groups by their ranks, each made once, when its members first ask for it."""
+    """Process groups by their ranks, each made once."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -65,10 +65,18 @@ class Groups:
         self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
         self._tags = count(FIRST_TAG)
 
+    def make(self, sets: Iterable[tuple[int, ...]]) -> None:
+        """Makes the groups of these ranks; all ranks call it together.
+
+        A group that only its members make (`use_local_synchronization`) is named by how many groups a rank already
+        has, so that members of different other groups would wait for each other for ever.
+        """
+        for ranks in sets:
+            if ranks not in self._made:
+                self._made[ranks] = dist.new_group(list(ranks))
+
     def of(self, ranks: Sequence[int]) -> Any:
-        """The group of these ranks on the default backend."""
-        if tuple(ranks) not in self._made:
-            self._made[tuple(ranks)] = dist.new_group(list(ranks), use_local_synchronization=True)
+        """The group of these ranks on the default backend, which `make` made."""
         return self._made[tuple(ranks)]
 
     def next_tag(self) -> int:
@@ -109,6 +117,7 @@ class StageExecutor:
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
         self._mail = Mail(groups.cpu, groups.next_tag(), self._message_shape(), self._senders(), queue_batches - 1)
+        groups.make(roles.reductions())
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
         self._trainers: tuple[int, ...] = ()
 
@@ -121,8 +130,8 @@ class StageExecutor:
         """
         later = self._all_asked()
         self._run_chains(task, numbers)
-        size, ranks, shares = len(numbers), range(self.groups.size), self.roles.tasks[task]
-        trainers = tuple(rank for rank in ranks if shares.rows(rank, later, size))
+        size, shares = len(numbers), self.roles.tasks[task]
+        trainers = shares.trainers(later, size)
         if not set(trainers) <= set(self._newest):
             self.share_state()
         self._newest = self._trainers = trainers

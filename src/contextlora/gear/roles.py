@@ -36,6 +36,10 @@ class TaskRoles:
         edges = self.later_edges if later else self.edges
         return range(*(edge * num_items // edges[-1] for edge in edges[rank : rank + 2]))
 
+    def trainers(self, later: bool, num_items: int) -> tuple[int, ...]:
+        """The ranks that train a batch."""
+        return tuple(rank for rank in range(len(self.edges) - 1) if self.rows(rank, later, num_items))
+
     def owner(self, row: int, num_items: int) -> int:
         """The rank that runs the chain of a row."""
         return self.chain_owners[row * len(self.chain_owners) // num_items]
@@ -54,6 +58,12 @@ class StageRoles:
     tasks: Mapping[str, TaskRoles]
     keeps_answers: bool
     summary: str
+
+    def reductions(self) -> list[tuple[int, ...]]:
+        """Every set of ranks that may have to sum gradients, for batches of any size; in the same order everywhere."""
+        rows = [(task, n) for task in self.tasks.values() for n in range(1, task.edges[-1] + 1)]
+        found = {task.trainers(later, n) for task, n in rows for later in (False, True)}
+        return sorted(ranks for ranks in found if len(ranks) > 1)
 
 
 def stage_roles(plan: StagePlan, devices: Sequence[str], keeps_answers: bool) -> StageRoles:
