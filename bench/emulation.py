@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from contextlora.gear.candidates import Candidate, TaskPlan
 from contextlora.gear.cost import StageCost
 from contextlora.gear.dependencies import Dependencies
 from contextlora.gear.devices import Fleet
-from contextlora.gear.executor import Groups, StageExecutor
+from contextlora.gear.executor import Groups, Shard, StageExecutor
 from contextlora.gear.plan import StagePlan
 from contextlora.gear.replay import schedule_and_costs
 from contextlora.gear.roles import stage_roles
@@ -67,12 +67,98 @@ def run(variant: Variant, num_first: int, num_later: int) -> list[float]:
     """
     dist.barrier()
     began = time.perf_counter()
-    runs = _run_executor if variant.candidate.train.layout == "data" else _run_schedule
-    ends = runs(variant, num_first, num_later)
+    if variant.candidate.train.layout == "data":
+        return [wall_s for wall_s, _ in train(variant, _Emulated(variant), num_first, num_later)]
+    ends = _run_schedule(variant, num_first)
     return [began, *ends] if ends else []
 
 
-class _Model(torch.autograd.Function):
+class Model(Protocol):
+    """What a rank trains, and what it answers chains by."""
+
+    weights: Sequence[nn.Parameter]
+    num_answers: int
+
+    def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
+        """(items, num_answers) option ids of the prerequisites' answers."""
+
+    def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
+        """Mean loss over the shard's rows of these items."""
+
+
+def train(variant: Variant, model: Model, num_first: int, num_later: int) -> list[tuple[float, float]]:
+    """The executor's loop on this rank, with AdamW.
+
+    Args:
+        variant: of data-parallel groups.
+        model: this rank's.
+        num_first: steps until every answer is known, where answers are kept.
+        num_later: steps after them.
+
+    Returns:
+        Wall and CPU seconds at the beginning and after each step.
+    """
+    names, task, size = [d.name for d in variant.fleet.devices], variant.task, variant.workload.batch_size
+    plan = StagePlan(variant.workload.name, size, (variant.candidate,), (variant.plan,), 0.0)
+    roles = stage_roles(plan, names, keeps_answers=variant.candidate.later is not None)
+    optimizer, num_items = torch.optim.AdamW(model.weights), num_first * size
+
+    def state() -> dict[str, Any]:
+        return {"weights": [weight.detach() for weight in model.weights], "optimizer": optimizer.state_dict()}
+
+    def set_state(tree: dict[str, Any]) -> None:
+        for weight, value in zip(model.weights, tree["weights"], strict=True):
+            weight.data.copy_(value)
+        optimizer.load_state_dict(tree["optimizer"])
+
+    executor = StageExecutor(
+        roles,
+        _groups(),
+        {task.task: num_items},
+        {task.task: model.num_answers},
+        model.answer,
+        state,
+        set_state,
+    )
+    marks = [(time.perf_counter(), time.process_time())]
+    for step in range(num_first + num_later):
+        numbers = [(step * size + row) % num_items for row in range(size)]
+        shard = executor.shard(task.task, numbers)
+        optimizer.zero_grad()
+        if shard is not None:
+            (shard.weight * model.loss(task.task, numbers, shard)).backward()
+            executor.reduce(model.weights)
+            optimizer.step()
+        marks.append((time.perf_counter(), time.process_time()))
+    executor.collect()
+    return marks
+
+
+@cache
+def _groups() -> Groups:
+    return Groups()
+
+
+class _Emulated:
+    """Sleeps as long as the calibrated device computes."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.name = variant.fleet.devices[dist.get_rank()].name
+        self.cost, self.task = StageCost(variant.fleet, variant.workload), variant.task
+        self.num_answers = variant.task.num_prerequisites
+        self.weights = [nn.Parameter(torch.zeros(int(variant.task.gradient_bytes) // 4))]
+
+    def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
+        for _ in range(self.num_answers):
+            time.sleep(self.cost.call_s(self.name, self.task, "P", len(numbers)))
+        return torch.zeros(len(numbers), self.num_answers, dtype=torch.long)
+
+    def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
+        seconds = (self.cost.call_s(self.name, self.task, kind, len(shard.rows)) for kind in "FB")
+        return _Sleep.apply(self.weights[0], *seconds)
+
+
+class _Sleep(torch.autograd.Function):
     """A model without numbers: a loss of zero and gradients of the right size, in the right time."""
 
     @staticmethod
@@ -87,51 +173,7 @@ class _Model(torch.autograd.Function):
         return torch.zeros_like(context.like), None, None
 
 
-@cache
-def _groups() -> Groups:
-    return Groups()
-
-
-def _run_executor(variant: Variant, num_first: int, num_later: int) -> list[float]:
-    task, workload, names = variant.task, variant.workload, [device.name for device in variant.fleet.devices]
-    plan = StagePlan(workload.name, workload.batch_size, (variant.candidate,), (variant.plan,), 0.0)
-    roles = stage_roles(plan, names, keeps_answers=variant.candidate.later is not None)
-    cost, name = StageCost(variant.fleet, workload), names[dist.get_rank()]
-    weights = nn.Parameter(torch.zeros(int(task.gradient_bytes) // 4))
-    optimizer = torch.optim.AdamW([weights])
-
-    def answer(_: str, numbers: Sequence[int]) -> Tensor:
-        for _ in range(task.num_prerequisites):
-            time.sleep(cost.call_s(name, task, "P", len(numbers)))
-        return torch.zeros(len(numbers), task.num_prerequisites, dtype=torch.long)
-
-    def state() -> dict[str, Any]:
-        return {"weights": weights.detach(), "optimizer": optimizer.state_dict()}
-
-    num_items, size, ends = num_first * workload.batch_size, workload.batch_size, []
-    executor = StageExecutor(
-        roles,
-        _groups(),
-        {task.task: num_items},
-        {task.task: task.num_prerequisites},
-        answer,
-        state,
-        lambda tree: optimizer.load_state_dict(tree["optimizer"]),
-    )
-    for step in range(num_first + num_later):
-        shard = executor.shard(task.task, [(step * size + row) % num_items for row in range(size)])
-        optimizer.zero_grad()
-        if shard is not None:
-            seconds = (cost.call_s(name, task, kind, len(shard.rows)) for kind in "FB")
-            (shard.weight * _Model.apply(weights, *seconds)).backward()
-            executor.reduce([weights])
-            optimizer.step()
-        ends.append(time.perf_counter())
-    executor.collect()
-    return ends
-
-
-def _run_schedule(variant: Variant, num_batches: int, _: int) -> list[float]:
+def _run_schedule(variant: Variant, num_batches: int) -> list[float]:
     names = [device.name for device in variant.fleet.devices]
     schedule, costs = schedule_and_costs(variant.fleet, variant.workload, variant.candidate, variant.task, num_batches)
     ranks = [names.index(name) for name in schedule.devices]

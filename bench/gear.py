@@ -10,7 +10,8 @@ Cells are n = 1, 2, 3 prerequisites x fleets two, half, four x links loopback, 1
 their parts. Links are network namespaces, which need root; without, only loopback is measured. As root, emulated ranks
 have real-time priority: they sleep and send only, and must not wait for other programs' time slices.
 
-Prints tables, and writes <runs_dir>/bench/gear-<mode>.json, .md and .png. All cells and 3 rounds take about 40 minutes.
+Prints tables, and writes <runs_dir>/bench/gear-<mode>.json and .md, emulated also .png. All cells and 3 rounds take
+about 40 minutes.
 """
 
 import json
@@ -30,6 +31,7 @@ from emulation import Variant, run
 from gear_table import draw, report
 from links import LINKS, Network, why_not
 from ranks import Ranks
+from real import measure_real, real_table
 from variants import ANEW, FLEETS, Cell, bound_s, describe, make_fleet, plan_variants, predicted_s, stage_mean_s
 from variants import with_prerequisites as stage_with
 
@@ -61,11 +63,11 @@ def calibrate(config: RunConfig, catalogue: str) -> Device:
     return Fleet.from_tree(tree, path.stem, str(path)).devices[0]
 
 
-def last_stage(config: RunConfig) -> Workload:
-    """The work of the task set's last stage."""
+def stages(config: RunConfig) -> tuple[Workload, ...]:
+    """The work of every stage of the task set."""
     chosen = config.taskset
     taskset = resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
-    return stage_workloads(config, taskset)[0][-1]
+    return stage_workloads(config, taskset)[0]
 
 
 def rank_links() -> dict[tuple[int, int], Link]:
@@ -122,7 +124,7 @@ def cell_row(cell: Cell, variants: dict[str, Variant], seconds: dict[str, list])
 
 def emulated(config: RunConfig, cells: list[Cell], rounds: int, seed: int, catalogue: str) -> Iterator[dict]:
     """Measures all cells; yields the calibration, then links and cells as they are done."""
-    calibrated, workload, order = calibrate(config, catalogue), last_stage(config), random.Random(seed)
+    calibrated, workload, order = calibrate(config, catalogue), stages(config)[-1], random.Random(seed)
     realtime = hasattr(os, "geteuid") and os.geteuid() == 0
     yield {"calibration": asdict(calibrated), "realtime": realtime, "work": asdict(workload)}
     networks = list(dict.fromkeys((cell.link, cell.fleet) for cell in cells))
@@ -149,25 +151,32 @@ def main(arguments: list[str]) -> None:
     config = load_config(["gear.context=predicted", *settings])
     folder = Path(config.runs_dir) / "bench"
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` removes the networks
     if mode == "real":
-        from real import measure_real
+        rows = measure_real(config, calibrate(config, catalogue), stages(config), rounds, seed)
+    else:
+        rows = emulated(config, wanted_cells(patterns), rounds, seed, catalogue)
+    found: list[dict] = []
+    for row in rows:
+        found.append(row)
+        write_atomically(folder / f"gear-{mode}.json", json.dumps(found, indent=1) + "\n")
+    text = real_table(found) if mode == "real" else report(found)
+    print(text)
+    write_atomically(folder / f"gear-{mode}.md", text)
+    if mode == "emulated":
+        draw(found, folder / "gear-emulated.png")
 
-        write_atomically(folder / "gear-real.json", json.dumps(measure_real(config, rounds, seed), indent=1) + "\n")
-        return
-    reason = why_not()
+
+def wanted_cells(patterns: str) -> list[Cell]:
+    """The cells to measure here; without root only those of loopback."""
     cells = [Cell(n, fleet, link) for link, fleet, n in product(LINKS, FLEETS, (1, 2, 3))]
-    cells = [cell for cell in cells if cell.fits(patterns) and not (reason and cell.link != "loopback")]
+    reason = why_not()
     if reason:
         print(f"loopback only: {reason}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` removes the networks
-    found: list[dict] = []
-    for row in emulated(config, cells, rounds, seed, catalogue):
-        found.append(row)
-        write_atomically(folder / "gear-emulated.json", json.dumps(found, indent=1) + "\n")
-    text = report(found)
-    print(text)
-    write_atomically(folder / "gear-emulated.md", text)
-    draw(found, folder / "gear-emulated.png")
+    found = [cell for cell in cells if cell.fits(patterns) and not (reason and cell.link != "loopback")]
+    if not found:
+        sys.exit(f"cells={patterns} picks nothing; parts are n1 n2 n3, {' '.join(FLEETS)}, {' '.join(LINKS)}")
+    return found
 
 
 if __name__ == "__main__":

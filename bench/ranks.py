@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,18 +14,18 @@ from links import Network
 
 from contextlora.gear.peers import Peers
 
-PORT = 29400
-
 
 class Ranks:
     """One process for each rank of a network, joined by gloo; each has the watch of a real training's processes.
 
     Args:
         network: entered already.
-        port: of rank 0.
     """
 
-    def __init__(self, network: Network, port: int = PORT) -> None:
+    def __init__(self, network: Network) -> None:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]  # free on this machine, and in new namespaces all are
         context = multiprocessing.get_context("fork")  # what has been imported is there at once
         self.connections, self.processes = [], []
         for rank in range(network.size):
