@@ -21,6 +21,7 @@ from variants import DATA, GEAR, ONE, PLAIN, describe, make_fleet, plan_variants
 from contextlora.assembly import Parts, run_parts
 from contextlora.backbones.scoring import option_scores
 from contextlora.config import RunConfig
+from contextlora.evaluation.evaluate import Evaluator
 from contextlora.evaluation.report import markdown_table
 from contextlora.gear.devices import Device
 from contextlora.gear.executor import Shard
@@ -41,11 +42,12 @@ def measure_real(
             for task in (task for task in workload.tasks if task.num_prerequisites):
                 print(f"{task.task}, n={task.num_prerequisites}", file=sys.stderr, flush=True)
                 planned = plan_variants(fleet, replace(workload, tasks=(task,)))
-                seconds: dict[str, list] = {name: [] for name in NAMES}
+                names = [name for name in NAMES if name != GEAR or planned[GEAR].plan != planned[PLAIN].plan]
+                seconds: dict[str, list] = {name: [] for name in names}
                 for _ in range(rounds):
-                    for name in order.sample(NAMES, len(NAMES)):
+                    for name in order.sample(names, len(names)):
                         seconds[name].append(ranks.call(step_seconds, config, planned[name]))
-                how = {name: describe(planned[name]) for name in NAMES}
+                how = {name: describe(planned[name]) for name in names}
                 yield {"task": task.task, "n": task.num_prerequisites, "how": how, "wall_cpu_s": seconds}
 
 
@@ -74,6 +76,10 @@ class _Real:
 
     def __init__(self, parts: Parts, task: str) -> None:
         self.parts, self.use, self.items = parts, parts.plan.uses[task], parts.taskset.items(task, "train")
+        held = parts.evaluator  # remembers answers; a new one knows none of an earlier variant's
+        self.evaluator = Evaluator(
+            parts.adapted, parts.plan, parts.taskset, parts.data.encode_items, held.batch_size, held.scope
+        )
         parts.adapted.begin_stage({task: self.use})
         parts.adapted.train()
         self.weights = [weight for group in parts.adapted.parameter_groups().values() for weight in group]
@@ -81,7 +87,7 @@ class _Real:
         self.num_answers = len(self.chain)
 
     def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
-        return self.parts.evaluator.chain_choices(task, numbers, self.chain)
+        return self.evaluator.chain_choices(task, numbers, self.chain)
 
     def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
         items = [self.items[number] for number in numbers]
