@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -68,9 +68,22 @@ def run(variant: Variant, num_first: int, num_later: int) -> list[float]:
     dist.barrier()
     began = time.perf_counter()
     if variant.candidate.train.layout == "data":
-        return [wall_s for wall_s, _ in train(variant, _Emulated(variant), num_first, num_later)]
+        return [mark.wall_s for mark in emulate(variant, num_first, num_later)]
     ends = _run_schedule(variant, num_first)
     return [began, *ends] if ends else []
+
+
+class Mark(NamedTuple):
+    """Clocks of a rank after a step: wall time, CPU time, and time in which it did not wait for answers."""
+
+    wall_s: float
+    cpu_s: float
+    busy_s: float
+
+
+def emulate(variant: Variant, num_first: int, num_later: int) -> list[Mark]:
+    """`train` with emulated compute."""
+    return train(variant, _Emulated(variant), num_first, num_later)
 
 
 class Model(Protocol):
@@ -86,7 +99,7 @@ class Model(Protocol):
         """Mean loss over the shard's rows of these items."""
 
 
-def train(variant: Variant, model: Model, num_first: int, num_later: int) -> list[tuple[float, float]]:
+def train(variant: Variant, model: Model, num_first: int, num_later: int) -> list[Mark]:
     """The executor's loop on this rank, with AdamW.
 
     Args:
@@ -96,7 +109,7 @@ def train(variant: Variant, model: Model, num_first: int, num_later: int) -> lis
         num_later: steps after them.
 
     Returns:
-        Wall and CPU seconds at the beginning and after each step.
+        The clocks at the beginning and after each step.
     """
     names, task, size = [d.name for d in variant.fleet.devices], variant.task, variant.workload.batch_size
     plan = StagePlan(variant.workload.name, size, (variant.candidate,), (variant.plan,), 0.0)
@@ -111,25 +124,29 @@ def train(variant: Variant, model: Model, num_first: int, num_later: int) -> lis
             weight.data.copy_(value)
         optimizer.load_state_dict(tree["optimizer"])
 
-    executor = StageExecutor(
-        roles,
-        _groups(),
-        {task.task: num_items},
-        {task.task: model.num_answers},
-        model.answer,
-        state,
-        set_state,
-    )
-    marks = [(time.perf_counter(), time.process_time())]
+    busy_s = 0.0
+
+    def answer(name: str, numbers: Sequence[int]) -> Tensor:
+        nonlocal busy_s
+        began = time.perf_counter()
+        found = model.answer(name, numbers)
+        busy_s += time.perf_counter() - began
+        return found
+
+    items, answers = {task.task: num_items}, {task.task: model.num_answers}
+    executor = StageExecutor(roles, _groups(), items, answers, answer, state, set_state)
+    marks = [Mark(time.perf_counter(), time.process_time(), busy_s)]
     for step in range(num_first + num_later):
         numbers = [(step * size + row) % num_items for row in range(size)]
         shard = executor.shard(task.task, numbers)
+        began = time.perf_counter()
         optimizer.zero_grad()
         if shard is not None:
             (shard.weight * model.loss(task.task, numbers, shard)).backward()
             executor.reduce(model.weights)
             optimizer.step()
-        marks.append((time.perf_counter(), time.process_time()))
+        busy_s += time.perf_counter() - began
+        marks.append(Mark(time.perf_counter(), time.process_time(), busy_s))
     executor.collect()
     return marks
 
@@ -140,22 +157,30 @@ def _groups() -> Groups:
 
 
 class _Emulated:
-    """Sleeps as long as the calibrated device computes."""
+    """Sleeps as long as the calibrated device computes, call by call of the plan's micro-batches."""
 
     def __init__(self, variant: Variant) -> None:
         self.name = variant.fleet.devices[dist.get_rank()].name
         self.cost, self.task = StageCost(variant.fleet, variant.workload), variant.task
         self.num_answers = variant.task.num_prerequisites
         self.weights = [nn.Parameter(torch.zeros(int(variant.task.gradient_bytes) // 4))]
+        groups = ((variant.candidate.train, variant.plan.train), (variant.candidate.forward, variant.plan.chains))
+        groups += ((variant.candidate.later, variant.plan.later),)
+        known = [zip(group.devices, share.micro_batches, strict=True) for group, share in groups if group and share]
+        self.sizes = {name: size for pairs in reversed(known) for name, size in pairs}
 
     def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
         for _ in range(self.num_answers):
-            time.sleep(self.cost.call_s(self.name, self.task, "P", len(numbers)))
+            time.sleep(self._seconds("P", len(numbers)))
         return torch.zeros(len(numbers), self.num_answers, dtype=torch.long)
 
     def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
-        seconds = (self.cost.call_s(self.name, self.task, kind, len(shard.rows)) for kind in "FB")
-        return _Sleep.apply(self.weights[0], *seconds)
+        return _Sleep.apply(self.weights[0], *(self._seconds(kind, len(shard.rows)) for kind in "FB"))
+
+    def _seconds(self, kind: str, num_items: int) -> float:
+        size = self.sizes[self.name]
+        chunks = [min(size, num_items - start) for start in range(0, num_items, size)]
+        return sum(self.cost.call_s(self.name, self.task, kind, items) for items in chunks)
 
 
 class _Sleep(torch.autograd.Function):

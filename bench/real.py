@@ -56,7 +56,7 @@ def step_seconds(config: RunConfig, variant: Variant) -> tuple[float, float]:
     parts = _parts(config)
     marks = train(variant, _Real(parts, variant.task.task), WARM_STEPS + TIMED_STEPS, 0)[WARM_STEPS:]
     parts.adapted.end_stage()
-    return tuple((last - first) / TIMED_STEPS for first, last in zip(marks[0], marks[-1], strict=True))
+    return tuple((last - first) / TIMED_STEPS for first, last in zip(marks[0], marks[-1], strict=True))[:2]
 
 
 @cache

@@ -70,11 +70,11 @@ class Kill:
             timer.start()
             return
         owner, name = PHASES[self.phase]
-        wrapped, entries = getattr(owner, name), []
+        wrapped, entries, armed = getattr(owner, name), [], os.getpid()
 
         def enter(*args, **kwargs):
             entries.append(1)
-            if len(entries) == self.entry:
+            if len(entries) == self.entry and os.getpid() == armed:  # rank 0 hands this on to those that it forks
                 timer.start()
             return wrapped(*args, **kwargs)
 
