@@ -95,7 +95,8 @@ def measure_cell(ranks: Ranks, variants: dict[str, Variant], rounds: int, order:
         names = list(variants)
         order.shuffle(names)
         for name in names:
-            key = (describe(variants[name]), variants[name].plan.train, variants[name].plan.chains)
+            groups, plan = variants[name].candidate, variants[name].plan
+            key = (groups.train, groups.forward, groups.later, plan.train, plan.chains, plan.reassigned_passes)
             if key not in seen:
                 seen[key] = measure(ranks, variants[name])
             found[name].append(seen[key])

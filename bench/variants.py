@@ -133,7 +133,9 @@ def describe(variant: Variant) -> str:
     groups, plan = variant.candidate, variant.plan
     text = "+".join(groups.train.devices)
     if groups.train.layout != "data":
-        text += f" cut at {', '.join(map(str, groups.train.cuts))}, k={plan.train.micro_batches[0]}"
+        text += (
+            f", {groups.train.layout}, cut at {', '.join(map(str, groups.train.cuts))}, k={plan.train.micro_batches[0]}"
+        )
     if groups.forward is not None:
         text = f"D_t {text}, D_f {'+'.join(groups.forward.devices)}, q={plan.reassigned_passes}"
     return text + (f", then {'+'.join(groups.later.devices)}" if groups.later else "")
