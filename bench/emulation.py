@@ -30,6 +30,8 @@ from contextlora.gear.roles import stage_roles
 from contextlora.gear.schedule import SENDS
 from contextlora.gear.workload import TaskWork, Workload
 
+AWAKE_S = 2e-4
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -171,7 +173,7 @@ class _Emulated:
 
     def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
         for _ in range(self.num_answers):
-            time.sleep(self._seconds("P", len(numbers)))
+            _compute(self._seconds("P", len(numbers)))
         return torch.zeros(len(numbers), self.num_answers, dtype=torch.long)
 
     def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
@@ -183,18 +185,26 @@ class _Emulated:
         return sum(self.cost.call_s(self.name, self.task, kind, items) for items in chunks)
 
 
+def _compute(seconds: float) -> None:
+    """Sleeps, and is awake in time: a wake-up may be some 100 us late, which would add up over the calls of a step."""
+    ends = time.perf_counter() + seconds
+    time.sleep(max(0.0, seconds - AWAKE_S))
+    while time.perf_counter() < ends:
+        pass
+
+
 class _Sleep(torch.autograd.Function):
     """A model without numbers: a loss of zero and gradients of the right size, in the right time."""
 
     @staticmethod
     def forward(context: Any, weights: Tensor, forward_s: float, backward_s: float) -> Tensor:
-        time.sleep(forward_s)
+        _compute(forward_s)
         context.backward_s, context.like = backward_s, weights
         return weights.new_zeros(())
 
     @staticmethod
     def backward(context: Any, _: Tensor) -> tuple[Tensor, None, None]:
-        time.sleep(context.backward_s)
+        _compute(context.backward_s)
         return torch.zeros_like(context.like), None, None
 
 
@@ -221,7 +231,7 @@ def _run_schedule(variant: Variant, num_batches: int) -> list[float]:
         if action.kind in SENDS:
             outbox.append(dist.isend(message((here, place)), ranks[action.to], tag=tags[here, place]))
             continue
-        time.sleep(costs.action_s(here, action))
+        _compute(costs.action_s(here, action))
         if action.kind == "B":
             ends[schedule.batch_of(action)] = time.perf_counter()
     for sent in outbox:
