@@ -23,7 +23,8 @@ from contextlora.gear.candidates import Candidate, TaskPlan
 from contextlora.gear.cost import StageCost
 from contextlora.gear.dependencies import Dependencies
 from contextlora.gear.devices import Fleet
-from contextlora.gear.executor import Groups, Shard, StageExecutor
+from contextlora.gear.executor import Shard, StageExecutor
+from contextlora.gear.groups import Groups
 from contextlora.gear.plan import StagePlan
 from contextlora.gear.replay import schedule_and_costs
 from contextlora.gear.roles import stage_roles

@@ -27,7 +27,7 @@ LAYERS = (
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 ONLY_IMPORTERS = {"omegaconf": {"config"}, "wandb": {"tracking"}, "peft": {"adapters"}}
 # gear's executor, strategy and profiler touch torch; the rest of gear is pure.
-IMPURE = {"gear/profile.py", "gear/executor.py", "gear/strategy.py", "gear/peers.py", "gear/mail.py"}
+IMPURE = {f"gear/{name}.py" for name in ("profile", "executor", "groups", "mail", "strategy", "peers")}
 PURE_IMPORTS = {"contextlora", "networkx", *sys.stdlib_module_names}
 # Their import must stay cheap: `--help` and a config error answer in under a second.
 LIGHT = {"errors", "settings", "config", "runs", "tracking", "cli", "__main__"}

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 from contextlora.errors import UserError
-from contextlora.gear.executor import Groups, StageExecutor
+from contextlora.gear.executor import StageExecutor
+from contextlora.gear.groups import Groups
 from contextlora.gear.roles import StageRoles, TaskRoles
 
 NUM_ITEMS, BATCH, STEPS = 12, 4, 7  # a round takes three steps: the later ones have all answers

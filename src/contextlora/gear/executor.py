@@ -22,11 +22,9 @@ which `queue_batches` - 1 receives are always open: they cross the link while th
 further ahead than that.
 """
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
@@ -34,10 +32,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from contextlora.errors import UserError
+from contextlora.gear.groups import Groups, broadcast_tree
 from contextlora.gear.mail import Mail
 from contextlora.gear.roles import StageRoles
-
-FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same group
 
 
 @dataclass(frozen=True)
@@ -53,35 +50,6 @@ class Shard:
     rows: range
     answers: Tensor
     weight: float
-
-
-class Groups:
-    """Process groups by their ranks, each made once."""
-
-    def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        # NCCL would hold a forward-only device's GPU until its peer joins in.
-        self.cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
-        self._tags = count(FIRST_TAG)
-
-    def make(self, sets: Iterable[tuple[int, ...]]) -> None:
-        """Makes the groups of these ranks; all ranks call it together.
-
-        A group that only its members make (`use_local_synchronization`) is named by how many groups a rank already
-        has, so that members of different other groups would wait for each other for ever.
-        """
-        for ranks in sets:
-            if ranks not in self._made:
-                self._made[ranks] = dist.new_group(list(ranks))
-
-    def of(self, ranks: Sequence[int]) -> Any:
-        """The group of these ranks on the default backend, which `make` made."""
-        return self._made[tuple(ranks)]
-
-    def next_tag(self) -> int:
-        """A tag for messages that no earlier stage's open receives may take."""
-        return next(self._tags)
 
 
 class StageExecutor:
@@ -117,9 +85,8 @@ class StageExecutor:
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
         self._mail = Mail(groups.cpu, groups.next_tag(), self._message_shape(), self._senders(), queue_batches - 1)
-        groups.make(roles.reductions())
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
-        self._trainers: tuple[int, ...] = ()
+        self._group: Any = None  # of the ranks that train the step
 
     def shard(self, task: str, numbers: Sequence[int]) -> Shard | None:
         """Does this rank's part of a batch's chains, and says which rows it trains; None for none.
@@ -134,7 +101,7 @@ class StageExecutor:
         trainers = shares.trainers(later, size)
         if not set(trainers) <= set(self._newest):
             self.share_state()
-        self._newest = self._trainers = trainers
+        self._newest, self._group = trainers, self.groups.of(trainers)
         if self.groups.rank not in trainers:
             return None
         rows = shares.rows(self.groups.rank, later, size)
@@ -154,12 +121,11 @@ class StageExecutor:
 
     def reduce(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sums the gradients of the ranks that train this step; a parameter without one is left alone."""
-        group = self._group(self._trainers)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if group is None or not gradients:
+        if self._group is None or not gradients:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat, group=group)
+        dist.all_reduce(flat, group=self._group)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -226,9 +192,6 @@ class StageExecutor:
         """Ranks that ever run chains."""
         return {o for task, roles in self.roles.tasks.items() if self.num_answers[task] for o in roles.chain_owners}
 
-    def _group(self, ranks: tuple[int, ...]) -> Any:
-        return self.groups.of(ranks) if len(ranks) > 1 else None
-
 
 @dataclass(frozen=True)
 class _Exchange:
@@ -237,18 +200,3 @@ class _Exchange:
     task: str
     by_rank: list[list[int]]
     sent: Tensor | None
-
-
-def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:
-    """Gives every rank a tree of tensors (on the CPU when they arrive) and plain values that `source` has."""
-    content = torch.empty(0, dtype=torch.uint8)
-    if groups.rank == source:
-        buffer = io.BytesIO()
-        torch.save(tree, buffer)
-        content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-    size = torch.tensor([len(content)])
-    dist.broadcast(size, source, group=groups.cpu)
-    if groups.rank != source:
-        content = torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(content, source, group=groups.cpu)
-    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)

@@ -59,12 +59,6 @@ class StageRoles:
     keeps_answers: bool
     summary: str
 
-    def reductions(self) -> list[tuple[int, ...]]:
-        """Every set of ranks that may have to sum gradients, for batches of any size; in the same order everywhere."""
-        rows = [(task, n) for task in self.tasks.values() for n in range(1, task.edges[-1] + 1)]
-        found = {task.trainers(later, n) for task, n in rows for later in (False, True)}
-        return sorted(ranks for ranks in found if len(ranks) > 1)
-
 
 def stage_roles(plan: StagePlan, devices: Sequence[str], keeps_answers: bool) -> StageRoles:
     """Makes a plan out for ranks.
