@@ -181,4 +181,7 @@ def wanted_cells(patterns: str) -> list[Cell]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)
