@@ -84,7 +84,10 @@ class StageExecutor:
         self.known = dict(known or {})
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
-        self._mail = Mail(groups.cpu, groups.next_tag(), self._message_shape(), self._senders(), queue_batches - 1)
+        owners = {task: row.chain_owners for task, row in roles.tasks.items()}
+        shape = max(map(len, owners.values())), max(num_answers.values())
+        senders = {rank for task, row in owners.items() if num_answers[task] for rank in row}
+        self._mail = Mail(groups.cpu, groups.next_tag(), shape, senders, queue_batches - 1)
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
         self._group: Any = None  # of the ranks that train the step
 
@@ -182,15 +185,6 @@ class StageExecutor:
                 rows = exchange.sent if rank == self.groups.rank else self._mail.receive(rank)
                 rows = rows[:, : self.num_answers[exchange.task]]
                 self.known |= {(exchange.task, number): rows[place] for place, number in enumerate(numbers)}
-
-    def _message_shape(self) -> tuple[int, int]:
-        """Items and answers that a message has room for."""
-        batch_size = max(len(roles.chain_owners) for roles in self.roles.tasks.values())
-        return batch_size, max(self.num_answers.values())
-
-    def _senders(self) -> set[int]:
-        """Ranks that ever run chains."""
-        return {o for task, roles in self.roles.tasks.items() if self.num_answers[task] for o in roles.chain_owners}
 
 
 @dataclass(frozen=True)
