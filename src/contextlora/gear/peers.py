@@ -115,8 +115,8 @@ class Peers:
             try:
                 self._rounds += 1
                 self._store.set(f"beat/{self.rank}", str(self._rounds))
-                beats = {rank: self._store.get(f"beat/{rank}").decode() for rank in others}
-                left = self._store.get("left").decode() if self._store.check(["left"]) else ""
+                beats = {rank: self._read(f"beat/{rank}") for rank in others}
+                left = self._read("left")
             except RuntimeError:
                 self._end("rank 0 is gone: its store does not answer")
                 return
@@ -128,6 +128,10 @@ class Peers:
                 self._announce(left)
             if left:
                 self._end(left)
+
+    def _read(self, key: str) -> str:
+        """A key's value, or nothing: the first beat of a rank that was killed at once may not have arrived."""
+        return self._store.get(key).decode() if self._store.check([key]) else ""
 
     def _watch_store(self) -> None:
         """Ends this process where the watch itself hangs: a store whose host is stopped neither answers nor times out.
