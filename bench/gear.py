@@ -11,7 +11,7 @@ their parts. Links are network namespaces, which need root; without, only loopba
 have real-time priority: they sleep and send only, and must not wait for other programs' time slices.
 
 Prints tables, and writes <runs_dir>/bench/gear-<mode>.json and .md, emulated also .png. All cells and 3 rounds take
-about 40 minutes.
+about 45 minutes.
 """
 
 import json
@@ -45,7 +45,7 @@ from contextlora.tasks.tasksets import resolve_taskset
 from contextlora.workloads import stage_workloads
 
 WARM_STEPS, TIMED_STEPS = 2, 6
-KEPT_STEPS = (5, 5)  # with chains, and after; one of the latter is the change
+KEPT_STEPS = (5, 8)  # with chains, and after; one of the latter is the change
 LINK_TEST_BYTES = 500_000
 MODES = ("emulated", "real")
 
