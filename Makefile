@@ -63,7 +63,7 @@ bench: setup ## measure time, memory and accuracy of the default command
 	@$(CONTEXTLORA) bench $(SETTINGS)
 
 bench-gear: setup ## measure ContextGear and its rivals on emulated devices and links (links need root); ARGS=cells=...
-	@$(PY) bench/gear.py $(SETTINGS)
+	@TORCH_CPP_LOG_LEVEL=ERROR $(PY) bench/gear.py $(SETTINGS)
 
 test-kills: setup ## kill a rank at KILLS=50 random instants: reports and restarts
 	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/test_kills.py -s $(ARGS)
