@@ -1,6 +1,6 @@
 """The benchmark's fleets and work, and the ways to train that it compares; all planned by the package's planner."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from emulation import Variant
@@ -121,7 +121,10 @@ def bound_s(variant: Variant) -> float:
     """
     cost, task, groups = StageCost(variant.fleet, variant.workload), variant.task, variant.candidate
     first, batch_size = variant.fleet.devices[0].name, variant.workload.batch_size
-    seconds: Callable[[str], float] = lambda kinds: sum(cost.call_s(first, task, k, batch_size) for k in kinds)  # noqa: E731
+
+    def seconds(kinds: str) -> float:
+        return sum(cost.call_s(first, task, kind, batch_size) for kind in kinds)
+
     speeds = {name: cost.pass_s(first, task) / cost.pass_s(name, task) for name in groups.devices}
     train = sum(speeds[name] for name in groups.train.devices)
     chains_s, train_s = task.num_prerequisites * seconds("P"), seconds("FB")
