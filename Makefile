@@ -21,7 +21,7 @@ SETTINGS = $(if $(TASKSET),'taskset=$(TASKSET)') $(if $(METHOD),'method=$(METHOD
 RUN_OPTION = $(if $(RUN),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench test lint clean
+.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,12 @@ backbone: setup ## rebuild the bundled backbone from scratch
 
 bench: setup ## measure time, memory and accuracy of the default command
 	@$(CONTEXTLORA) bench $(SETTINGS)
+
+bench-gear: setup ## measure ContextGear and its rivals on emulated devices and links (links need root); ARGS=cells=...
+	@TORCH_CPP_LOG_LEVEL=ERROR $(PY) bench/gear.py $(SETTINGS)
+
+test-kills: setup ## kill a rank at KILLS=50 random instants: reports and restarts
+	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/test_kills.py -s $(ARGS)
 
 test: setup ## run the test suite
 	@$(PY) -m pytest $(ARGS)

@@ -27,7 +27,9 @@ LAYERS = (
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 ONLY_IMPORTERS = {"omegaconf": {"config"}, "wandb": {"tracking"}, "peft": {"adapters"}}
 # What runs plans over processes touches torch; the rest of gear is pure.
-IMPURE = {f"gear/{name}.py" for name in ("profile", "executor", "pipeline_executor", "groups", "strategy", "peers")}
+IMPURE = {
+    f"gear/{name}.py" for name in ("profile", "executor", "pipeline_executor", "groups", "mail", "strategy", "peers")
+}
 PURE_IMPORTS = {"contextlora", "networkx", *sys.stdlib_module_names}
 # Their import must stay cheap: `--help` and a config error answer in under a second.
 LIGHT = {"errors", "settings", "config", "runs", "tracking", "cli", "__main__"}

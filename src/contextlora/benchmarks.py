@@ -54,21 +54,23 @@ def run_missing(configs: Sequence[RunConfig], jobs: int = 1) -> list[FinishedRun
     return [_find(config) for config in configs]
 
 
-def read_arguments(arguments: Sequence[str], **numbers: int) -> tuple[list[int], list[str]]:
-    """Takes `name=number` arguments out of a bench script's command line.
+def read_arguments(arguments: Sequence[str], **options: int | str) -> tuple[list[Any], list[str]]:
+    """Takes `name=value` arguments out of a bench script's command line.
 
     Args:
         arguments: the command line.
-        numbers: the names to take out, with their defaults.
+        options: the names to take out, with their defaults; where that is a number, the value must be a whole number.
 
     Returns:
-        The numbers in the order of `numbers`, and the other arguments: settings of the runs.
+        The values in the order of `options`, and the other arguments: settings of the runs.
     """
-    found, settings = dict(numbers), []
+    found, settings = dict(options), []
     for argument in arguments:
         name, _, value = argument.partition("=")
-        if name not in numbers:
+        if name not in options:
             settings.append(argument)
+        elif isinstance(options[name], str):
+            found[name] = value
         elif not value.isdigit():
             raise ConfigError(f"{name} must be a whole number, got {value!r}")
         else:

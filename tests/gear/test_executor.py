@@ -1,5 +1,6 @@
 """The executor without Lightning, on a toy model: the reference is one process that answers everything beforehand."""
 
+import threading
 import time
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from contextlora.gear.executor import Groups, StageExecutor
+from contextlora.errors import UserError
+from contextlora.gear.executor import StageExecutor
+from contextlora.gear.groups import Groups
 from contextlora.gear.roles import StageRoles, TaskRoles
 
 NUM_ITEMS, BATCH, STEPS = 12, 4, 7  # a round takes three steps: the later ones have all answers
@@ -139,3 +142,80 @@ def test_forward_only_ranks_run_ahead_but_not_further_than_the_queue(run_ranks):
     assert made[1] < taken[1], "the second batch is answered while the first trains"
     # Batch 2 waits until batch 0 was taken, and so on.
     assert all(made[step] > taken[step - 2] - 0.05 for step in range(3, STEPS))
+
+
+def uneven():
+    """Two tasks in turn with 1 and 2 answers, and batches of 4 and 3: rank 1 answers, rank 0 trains."""
+    dist.init_process_group("gloo")
+    widths, role, got = {"u": 1, "v": 2}, TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 0)), []
+
+    def answer(task, numbers):
+        return torch.tensor([[10 * number + place for place in range(widths[task])] for number in numbers])
+
+    stage = StageRoles({"u": role, "v": role}, False, "")
+    executor = StageExecutor(stage, Groups(), {"u": 8, "v": 8}, widths, answer, dict, print)
+    for task, numbers in (("u", [0, 1, 2, 3]), ("v", [4, 5, 6]), ("u", [7, 6, 5]), ("v", [3, 2, 1, 0])):
+        executor.shard(task, numbers)
+        got.append(executor.answers(task, numbers).tolist())
+    try:
+        executor.shard("v", [0] * 5)
+    except UserError as error:
+        got.append(str(error))
+    executor.collect()
+    dist.barrier()
+    return got
+
+
+def test_tasks_and_batches_may_differ_in_size_but_not_exceed_the_plan(run_ranks):
+    expected = [[[0], [10], [20], [30]], [[40, 41], [50, 51], [60, 61]], [[70], [60], [50]]]
+    expected += [[[30, 31], [20, 21], [10, 11], [0, 1]], "v: a batch may have the planned 4 items, got 5"]
+    assert run_ranks(2, uneven) == [expected] * 2
+
+
+@pytest.mark.parametrize("queue_batches", [1, 2, 3])
+def test_forward_only_ranks_run_ahead_as_far_as_the_queue_says(queue_batches, run_ranks):
+    _, made = run_ranks(2, count_ahead, queue_batches)
+    assert made == queue_batches
+
+
+def count_ahead(queue_batches):
+    """How many batches rank 1 answers while rank 0 takes none."""
+    dist.init_process_group("gloo")
+    made = []
+
+    def answer(task, numbers):
+        made.append(numbers)
+        return torch.zeros(len(numbers), 2, dtype=torch.long)
+
+    stage = StageRoles({"v": ROLES["forward only"]}, False, "")
+    executor = StageExecutor(stage, Groups(), {"v": NUM_ITEMS}, {"v": 2}, answer, dict, print, None, queue_batches)
+    early = []
+    threading.Timer(1.0, lambda: early.append(len(made))).start()
+    if dist.get_rank() == 0:
+        time.sleep(1.5)
+    for numbers in BATCHES:
+        executor.shard("v", numbers)
+    executor.collect()
+    dist.barrier()
+    return early[0]
+
+
+def reduce_in_turn():
+    """Stages whose trainers are ranks 0 and 1, then 0 and 2, then all: rank 0 has made one group more than rank 2."""
+    dist.init_process_group("gloo")
+    groups, weight, sums = Groups(), nn.Parameter(torch.zeros(1)), []
+    for edges in ((0, 2, 4, 4), (0, 2, 2, 4), (0, 1, 2, 4)):
+        stage = StageRoles({"v": TaskRoles(edges, edges, (0,) * 4)}, False, "")
+        executor = StageExecutor(stage, groups, {"v": 4}, {"v": 0}, print, dict, print)
+        shard = executor.shard("v", range(4))
+        if shard is not None:
+            weight.grad = torch.ones(1)
+            executor.reduce([weight])
+            sums.append(weight.grad.item())
+        executor.collect()
+        dist.barrier()
+    return sums
+
+
+def test_stages_may_train_on_different_groups_of_ranks(run_ranks):
+    assert run_ranks(3, reduce_in_turn) == [[2.0, 2.0, 3.0], [2.0, 3.0], [2.0, 3.0]]

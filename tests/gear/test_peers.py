@@ -52,7 +52,9 @@ def test_a_device_with_another_version_is_named_on_every_rank(run_ranks):
     assert "must agree on torch: rank 0 has 2.13.0, rank 2 has 2.12.0" in found[0]
 
 
-@pytest.mark.parametrize("victim, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    "victim, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)]
+)
 def test_survivors_name_the_peer_that_was_killed_or_cut_off(victim, how, tmp_path):
     (tmp_path / "last.ckpt").touch()
     with socket.socket() as probe:
@@ -78,3 +80,18 @@ def test_survivors_name_the_peer_that_was_killed_or_cut_off(victim, how, tmp_pat
         for process in ranks:
             process.kill()
             process.join()
+
+
+def wait_long(late_s):
+    """Rank 0 waits for a fact of rank 1, which needs longer for it than a rank may be silent."""
+    peers.LOST_S = 2.0
+    me = peers.Peers(torch.device("cpu"))
+    if me.rank == 1:
+        time.sleep(late_s)
+    me.compare({"torch": "2.13.0"})
+    me.close()
+    return "alike"
+
+
+def test_a_rank_that_is_slow_to_load_is_not_taken_for_gone(run_ranks):
+    assert run_ranks(2, wait_long, 6.0) == ["alike"] * 2

@@ -22,7 +22,9 @@ layers only and gives hidden states in all stages but the last (see `gear.pipeli
 `hidden` are None, and `item` is not needed.
 
 Every rank issues the same collectives in the same order. Answers and weights go over gloo, whatever the device is;
-gradients over the default group's backend.
+gradients over the default group's backend. Answers go from their rank to each other one in messages of one size, for
+which `queue_batches` - 1 receives are always open: they cross the link while the batch before trains, and nobody gets
+further ahead than that.
 """
 
 from collections import deque
@@ -34,7 +36,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from contextlora.errors import UserError
 from contextlora.gear.groups import Groups, broadcast_tree
+from contextlora.gear.mail import Mail
 from contextlora.gear.pipeline_executor import PipelineExecutor, Run
 from contextlora.gear.roles import Pipeline, StageRoles
 
@@ -100,6 +104,10 @@ class StageExecutor:
         self.known = dict(known or {})
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
+        owners = {task: row.chain_owners for task, row in roles.tasks.items()}
+        shape = max(map(len, owners.values())), max(num_answers.values())
+        senders = {rank for task, row in owners.items() if num_answers[task] for rank in row}
+        self._mail = Mail(groups.cpu, groups.next_tag(), shape, senders, queue_batches - 1)
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
         self._split: Pipeline | None = None  # the pipeline over whose ranks these weights are spread
         self._group: Any = None  # of the ranks that train the step
@@ -119,11 +127,9 @@ class StageExecutor:
         """
         later = self._all_asked()
         self._run_chains(task, numbers)
-        size, ranks, shares = len(numbers), range(self.groups.size), self.roles.tasks[task]
+        size, shares = len(numbers), self.roles.tasks[task]
         pipeline = self.roles.later if later else self.roles.train
-        trainers = tuple(rank for rank in ranks if shares.rows(rank, later, size))
-        if pipeline is not None:
-            trainers = pipeline.ranks
+        trainers = shares.trainers(later, size) if pipeline is None else pipeline.ranks
         if not set(trainers) <= set(self._newest) or self._split not in (None, pipeline):
             self.share_state()
         self._newest, self._split, self._group = trainers, pipeline, self.groups.of(trainers)
@@ -180,13 +186,13 @@ class StageExecutor:
         """(items, n) answers of items whose chains have been run, waiting for those that are underway."""
         if not self.num_answers[task]:
             return torch.empty(len(numbers), 0, dtype=torch.long)
-        self.collect()
+        self._take_all()
         return torch.stack([self.known[task, number] for number in numbers])
 
     def collect(self) -> None:
-        """Waits for all answers that are underway."""
-        while self._underway:
-            self._take()
+        """Waits for all answers that are underway, and until this rank's own have left it."""
+        self._take_all()
+        self._mail.wait_for_sends()
 
     def reduce(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sums the gradients of the ranks that train this step; a parameter without one is left alone."""
@@ -237,29 +243,37 @@ class StageExecutor:
         new = [row for row, number in enumerate(numbers) if not keeps or (task, number) not in self._asked]
         if not new:
             return
+        if len(numbers) > self._mail.shape[0]:
+            raise UserError(f"{task}: a batch may have the planned {self._mail.shape[0]} items, got {len(numbers)}")
         self._asked.update((task, number) for number in numbers)
         by_rank: list[list[int]] = [[] for _ in range(self.groups.size)]
         for row in new:
             by_rank[self.roles.tasks[task].owner(row, len(numbers))].append(numbers[row])
         while len(self._underway) >= self.queue_batches:
             self._take()
+        self._mail.wait_for_sends()
         pipeline = self.roles.runs_chains_in(self.groups.rank)
         owner = self.groups.rank if pipeline is None else pipeline.ranks[-1]
-        mine, self._task = by_rank[owner], task
-        sent = torch.full((max(map(len, by_rank)), self.num_answers[task]), -1, dtype=torch.long)
+        mine, self._task, sent = by_rank[owner], task, None
         if mine:
             found = self.answer_chains(task, mine)
             if owner == self.groups.rank:
-                sent[: len(mine)] = found
-        received = [torch.empty_like(sent) for _ in by_rank]
-        work = dist.all_gather(received, sent, group=self.groups.cpu, async_op=True)
-        self._underway.append(_Exchange(task, by_rank, sent, received, work))
+                sent = torch.full(self._mail.shape, -1, dtype=torch.long)
+                sent[: len(mine), : self.num_answers[task]] = found
+                self._mail.send(sent)
+        self._underway.append(_Exchange(task, by_rank, sent))
+
+    def _take_all(self) -> None:
+        while self._underway:
+            self._take()
 
     def _take(self) -> None:
         exchange = self._underway.popleft()
-        exchange.work.wait()
-        for numbers, rows in zip(exchange.by_rank, exchange.received, strict=True):
-            self.known |= {(exchange.task, number): rows[place] for place, number in enumerate(numbers)}
+        for rank, numbers in enumerate(exchange.by_rank):
+            if numbers:
+                rows = exchange.sent if rank == self.groups.rank else self._mail.receive(rank)
+                rows = rows[:, : self.num_answers[exchange.task]]
+                self.known |= {(exchange.task, number): rows[place] for place, number in enumerate(numbers)}
 
     def _size(self, task: str, later: bool) -> int:
         """k of this rank."""
@@ -270,13 +284,11 @@ class StageExecutor:
 
 @dataclass(frozen=True)
 class _Exchange:
-    """Answers of one batch on their way; `sent` is held until they have arrived."""
+    """Answers of one batch on their way: items by the rank that answers them, and this rank's own answers."""
 
     task: str
     by_rank: list[list[int]]
-    sent: Tensor
-    received: list[Tensor]
-    work: Any
+    sent: Tensor | None
 
 
 def _cut(rows: range, size: int) -> list[range]:

@@ -2,10 +2,13 @@
 
 import io
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same group
 
 
 class Groups:
@@ -16,6 +19,7 @@ class Groups:
         # NCCL would hold a forward-only device's GPU until its peer joins in.
         self.cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
+        self._tags = count(FIRST_TAG)
 
     def of(self, ranks: Sequence[int]) -> Any:
         """The group of these ranks on the default backend; None for one rank.
@@ -27,6 +31,10 @@ class Groups:
         if len(key) > 1 and key not in self._made:
             self._made[key] = dist.new_group(list(key))
         return self._made.get(key)
+
+    def next_tag(self) -> int:
+        """A tag for messages that no earlier stage's open receives may take."""
+        return next(self._tags)
 
 
 def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:

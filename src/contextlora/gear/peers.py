@@ -5,6 +5,7 @@ sit in a collective that never ends. A rank whose beat stops, or that says that 
 
     main thread   collective ................ blocked           (a reset connection raises at once: `explain`)
     watch thread  beat 7, beat 8, beat 9: "rank 1 is gone" -> exit code 1, the checkpoint stays as it was
+    its watch     beat 9, beat 9, beat 9: "rank 0 is gone: its store does not answer"
 """
 
 import json
@@ -39,15 +40,14 @@ class Peers:
         dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._checkpoint, self._stop = "", threading.Event()
-        # A connection of its own: a waiting get of the main thread would hold the beats back.
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=STORE_TIMEOUT
-        )
-        self._store = dist.PrefixStore(f"contextlora-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        self._store.set(f"beat/{self.rank}", "0")
+        # The watch has a connection of its own: a waiting get of the main thread would hold the beats back.
+        self._store, self._beats = _connect(), _connect()
+        self._beats.set(f"beat/{self.rank}", "0")
         dist.barrier()  # every rank has its first beat
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._rounds = 0  # of the watch
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
+        for thread in self._threads:
+            thread.start()
 
     def compare(self, facts: Mapping[str, str]) -> None:
         """Checks that all ranks have the same versions, data and settings.
@@ -85,34 +85,35 @@ class Peers:
         """Ends the watch once every rank has come here, so that a rank that ends well is not missed."""
         dist.barrier()
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         dist.barrier()
         dist.destroy_process_group()
 
     def leave(self, error: BaseException) -> None:
         """Tells the others why this rank ends; a broken connection is somebody else's end, which the watch names."""
         if _is_broken_connection(error):
-            self._thread.join(LOST_S + STORE_TIMEOUT.total_seconds())  # ends this process where a peer is gone
+            self._threads[0].join(LOST_S + STORE_TIMEOUT.total_seconds())  # ends this process where a peer is gone
         self._stop.set()
         reason = (str(error).splitlines() or [""])[0]
-        self._announce(f"rank {self.rank} ended: {type(error).__name__}: {reason}")
+        self._announce(self._store, f"rank {self.rank} ended: {type(error).__name__}: {reason}")
 
-    def _announce(self, what: str) -> None:
+    def _announce(self, store: dist.Store, what: str) -> None:
         """Leaves word for the others; rank 0, whose end is that of the store, lets them read it."""
         with suppress(RuntimeError):  # the store's host is gone as well
-            self._store.set("left", what)
+            store.set("left", what)
             if self.rank == 0:
                 time.sleep(3 * BEAT_S)
 
     def _watch(self) -> None:
         others = [rank for rank in range(self.size) if rank != self.rank]
-        seen, number = {rank: ("", time.monotonic()) for rank in others}, 0
+        seen = {rank: ("", time.monotonic()) for rank in others}
         while not self._stop.wait(BEAT_S):
             try:
-                number += 1
-                self._store.set(f"beat/{self.rank}", str(number))
-                beats = {rank: self._store.get(f"beat/{rank}").decode() for rank in others}
-                left = self._store.get("left").decode() if self._store.check(["left"]) else ""
+                self._rounds += 1
+                self._beats.set(f"beat/{self.rank}", str(self._rounds))
+                beats = {rank: self._read(f"beat/{rank}") for rank in others}
+                left = self._read("left")
             except RuntimeError:
                 self._end("rank 0 is gone: its store does not answer")
                 return
@@ -121,9 +122,25 @@ class Peers:
             lost = [rank for rank, (_, since) in seen.items() if now - since > LOST_S]
             if lost and not left:
                 left = f"rank {lost[0]} is gone: no sign of it for {LOST_S:.0f} s"
-                self._announce(left)
+                self._announce(self._beats, left)
             if left:
                 self._end(left)
+
+    def _read(self, key: str) -> str:
+        """A key's value, or nothing: the first beat of a rank that was killed at once may not have arrived."""
+        return self._beats.get(key).decode() if self._beats.check([key]) else ""
+
+    def _watch_store(self) -> None:
+        """Ends this process where the watch itself hangs: a store whose host is stopped neither answers nor times out.
+
+        Counts its own rounds and no clock, so that a machine that was suspended goes on.
+        """
+        seen, silent_s = -1, 0.0
+        while not self._stop.wait(BEAT_S):
+            silent_s = silent_s + BEAT_S if self._rounds == seen else 0.0
+            seen = self._rounds
+            if silent_s > LOST_S:
+                self._end("rank 0 is gone: its store does not answer")
 
     def _end(self, what: str) -> None:
         if self._stop.is_set():
@@ -138,6 +155,13 @@ class Peers:
             flush=True,
         )
         os._exit(1)  # the main thread may be in a collective, which nothing interrupts
+
+
+def _connect() -> dist.Store:
+    """A new connection to rank 0's store, for keys of this attempt only."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
+    return dist.PrefixStore(f"contextlora-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _is_broken_connection(error: BaseException) -> bool:

@@ -53,8 +53,12 @@ def measure_device(
     return Device(name, memory_bytes, overhead_s, measured=measured)
 
 
-def measure_links(rank: int, size: int) -> dict[tuple[int, int], Link]:
+def measure_links(rank: int, size: int, large_bytes: int = LARGE_BYTES) -> dict[tuple[int, int], Link]:
     """Times messages there and back between every pair of ranks, one pair after the other; all ranks call it.
+
+    Args:
+        rank, size: of this process, and how many there are.
+        large_bytes: of the message that the bandwidth is measured with.
 
     Returns:
         (lower rank, higher rank) -> link, on the lower rank of each pair only.
@@ -64,10 +68,10 @@ def measure_links(rank: int, size: int) -> dict[tuple[int, int], Link]:
         for second in range(first + 1, size):
             if rank in (first, second):
                 peer = first + second - rank
-                one_way_s = {n: _one_way_s(rank < peer, peer, n) for n in (SMALL_BYTES, LARGE_BYTES)}
-                sent_s = max(one_way_s[LARGE_BYTES] - one_way_s[SMALL_BYTES], 1e-9)
+                one_way_s = {n: _one_way_s(rank < peer, peer, n) for n in (SMALL_BYTES, large_bytes)}
+                sent_s = max(one_way_s[large_bytes] - one_way_s[SMALL_BYTES], 1e-9)
                 if rank == first:
-                    links[first, second] = Link(8 * (LARGE_BYTES - SMALL_BYTES) / sent_s, one_way_s[SMALL_BYTES])
+                    links[first, second] = Link(8 * (large_bytes - SMALL_BYTES) / sent_s, one_way_s[SMALL_BYTES])
             dist.barrier()
     return links
 

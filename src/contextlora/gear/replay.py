@@ -29,6 +29,19 @@ def replay(
         num_later: after them, of `candidate.later` with the answers kept.
         queue_batches: how far D_f may run ahead.
     """
+    return simulate(*schedule_and_costs(fleet, workload, candidate, task, num_batches, num_later, queue_batches))
+
+
+def schedule_and_costs(
+    fleet: Fleet,
+    workload: Workload,
+    candidate: Candidate,
+    task: TaskWork,
+    num_batches: int,
+    num_later: int = 0,
+    queue_batches: int = 2,
+) -> tuple[Schedule, Costs]:
+    """What `replay` simulates, for whoever runs it otherwise; the same arguments."""
     cost, batch_size = StageCost(fleet, workload), workload.batch_size
     schedule = build_schedule(candidate, plan_task(cost, candidate, task), batch_size, num_batches, queue_batches)
     groups = [candidate.train] * len(schedule.train_items)
@@ -37,7 +50,7 @@ def replay(
         later = build_schedule(alone, plan_task(cost, alone, known), batch_size, num_later)
         groups += [candidate.later] * len(later.train_items)
         schedule = then(schedule, later)
-    return simulate(schedule, _Costs(cost, candidate, task, schedule, groups).as_costs(num_batches))
+    return schedule, _Costs(cost, candidate, task, schedule, groups).as_costs(num_batches)
 
 
 class _Costs:

@@ -42,6 +42,10 @@ class TaskRoles:
         edges = self.later_edges if later else self.edges
         return range(*(edge * num_items // edges[-1] for edge in edges[rank : rank + 2]))
 
+    def trainers(self, later: bool, num_items: int) -> tuple[int, ...]:
+        """The ranks that train a batch."""
+        return tuple(rank for rank in range(len(self.edges) - 1) if self.rows(rank, later, num_items))
+
     def owner(self, row: int, num_items: int) -> int:
         """The rank that runs the chain of a row."""
         return self.chain_owners[row * len(self.chain_owners) // num_items]

@@ -19,7 +19,8 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor
 
 from contextlora.errors import ConfigError
-from contextlora.gear.executor import Groups, Shard, StageExecutor, broadcast_tree
+from contextlora.gear.executor import Shard, StageExecutor
+from contextlora.gear.groups import Groups, broadcast_tree
 from contextlora.gear.roles import StageRoles
 
 NAME = "contextgear"

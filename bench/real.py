@@ -1,0 +1,119 @@
+"""The bundled model itself on two processes over loopback: CPU time of each rank, and wall time.
+
+One thread a process. On a busy machine wall times say little; CPU time of the busier rank is what two devices would
+need, without what they wait for.
+"""
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from statistics import median
+
+import torch.nn.functional as F
+from emulation import Variant, train
+from links import LINKS, Network
+from ranks import Ranks
+from torch import Tensor
+from variants import DATA, GEAR, ONE, PLAIN, describe, make_fleet, plan_variants
+
+from contextlora.assembly import Parts, run_parts
+from contextlora.backbones.scoring import option_scores
+from contextlora.config import RunConfig
+from contextlora.evaluation.evaluate import Evaluator
+from contextlora.evaluation.report import markdown_table
+from contextlora.gear.devices import Device
+from contextlora.gear.executor import Shard
+from contextlora.gear.workload import Workload
+from contextlora.ranks import LOOPBACK
+
+WARM_STEPS, TIMED_STEPS = 1, 3
+NAMES = (ONE, DATA, PLAIN, GEAR)
+
+
+def measure_real(
+    config: RunConfig, calibrated: Device, workloads: Sequence[Workload], rounds: int, seed: int
+) -> Iterator[dict]:
+    """CPU and wall seconds of a step, for every task that needs answers; yields a row for each task."""
+    fleet, order = make_fleet(calibrated, (1.0, 1.0), {(0, 1): LOOPBACK}), random.Random(seed)
+    with Network(LINKS["loopback"], 2) as network, Ranks(network) as ranks:
+        for workload in workloads:
+            for task in (task for task in workload.tasks if task.num_prerequisites):
+                print(f"{task.task}, n={task.num_prerequisites}", file=sys.stderr, flush=True)
+                planned = plan_variants(fleet, replace(workload, tasks=(task,)))
+                names = [name for name in NAMES if name != GEAR or planned[GEAR].plan != planned[PLAIN].plan]
+                seconds: dict[str, list] = {name: [] for name in names}
+                for _ in range(rounds):
+                    for name in order.sample(names, len(names)):
+                        seconds[name].append(ranks.call(step_seconds, config, planned[name]))
+                how = {name: describe(planned[name]) for name in names}
+                yield {"task": task.task, "n": task.num_prerequisites, "how": how, "wall_cpu_s": seconds}
+
+
+def step_seconds(config: RunConfig, variant: Variant) -> tuple[float, float]:
+    """Wall and CPU seconds of a step on this rank."""
+    parts = _parts(config)
+    marks = train(variant, _Real(parts, variant.task.task), WARM_STEPS + TIMED_STEPS, 0)[WARM_STEPS:]
+    parts.adapted.end_stage()
+    return tuple((last - first) / TIMED_STEPS for first, last in zip(marks[0], marks[-1], strict=True))[:2]
+
+
+@cache
+def _made() -> dict[str, Parts]:
+    return {}
+
+
+def _parts(config: RunConfig) -> Parts:
+    """The model of this process, loaded once."""
+    if "parts" not in _made():
+        _made()["parts"] = run_parts(config)
+    return _made()["parts"]
+
+
+class _Real:
+    """The adapted model in the stage of one task; its slices are untrained, which costs the same."""
+
+    def __init__(self, parts: Parts, task: str) -> None:
+        self.parts, self.use, self.items = parts, parts.plan.uses[task], parts.taskset.items(task, "train")
+        held = parts.evaluator  # remembers answers; a new one knows none of an earlier variant's
+        self.evaluator = Evaluator(
+            parts.adapted, parts.plan, parts.taskset, parts.data.encode_items, held.batch_size, held.scope
+        )
+        parts.adapted.begin_stage({task: self.use})
+        parts.adapted.train()
+        self.weights = [weight for group in parts.adapted.parameter_groups().values() for weight in group]
+        self.chain = parts.taskset.graph.prerequisites(task, parts.data.scope)
+        self.num_answers = len(self.chain)
+
+    def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
+        return self.evaluator.chain_choices(task, numbers, self.chain)
+
+    def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
+        items = [self.items[number] for number in numbers]
+        contexts = [self._words(item.scene, row) for item, row in zip(items, shard.answers.tolist(), strict=True)]
+        batch = self.parts.data.encode_items(task, items, contexts, shard.rows)
+        with self.parts.adapted.active(self.use, task, batch.shard):
+            return F.cross_entropy(option_scores(self.parts.adapted.model, batch), batch.answer)
+
+    def _words(self, scene: str, choices: Sequence[int]) -> dict[str, str]:
+        options = {name: self.parts.taskset.item(name, "train", scene) for name in self.chain}
+        chosen = zip(self.chain, choices, strict=True)
+        return {name: options[name].options[choice] for name, choice in chosen if choice >= 0}
+
+
+def real_table(rows: Sequence[dict]) -> str:
+    """CPU seconds a step of both ranks, the busier one's share of one device's, and wall time's."""
+    header = ["task", "n", "variant", "plan", "CPU s, ranks 0 and 1", "busier / one device", "wall / one device"]
+    lines = []
+    for row in rows:
+        one = row["wall_cpu_s"][ONE]
+        for name, rounds in row["wall_cpu_s"].items():
+            cpu = [median(r[rank][1] for r in rounds) for rank in (0, 1)]
+            ratios = []
+            for part in (1, 0):
+                busier = (max(rank[part] for rank in r) for r in rounds)
+                ratios.append(median(a / max(b[0][part], b[1][part]) for a, b in zip(busier, one, strict=True)))
+            figures = (f"{cpu[0]:.3f}, {cpu[1]:.3f}", f"{ratios[0]:.2f}", f"{ratios[1]:.2f}")
+            lines.append([row["task"], str(row["n"]), name, row["how"][name], *figures])
+    return markdown_table(header, lines)
