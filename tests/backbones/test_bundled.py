@@ -52,7 +52,7 @@ def test_its_words_are_the_vocabulary(backbone):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_has_the_skills_of_its_card(dtype):
-    """A third of the held-out skill test, in two dtypes, agrees with the card within sampling noise."""
+    """A tenth of the held-out skill test, in two dtypes, agrees with the card within sampling noise."""
     model = load_backbone("bundled", dtype=dtype).model.eval()
     skills = skill_test(model, split="test", num_batches=10)
     for name, row in skills.items():

@@ -164,7 +164,7 @@ def _rate(config: PretrainConfig):
 
 @torch.inference_mode()
 def skill_test(
-    model: LlavaForConditionalGeneration, *, split: str = "test", num_batches: int = 30, held_out: bool = True
+    model: LlavaForConditionalGeneration, *, split: str = "test", num_batches: int = 100, held_out: bool = True
 ) -> dict[str, dict]:
     """Accuracy per skill and form on scenes and texts never trained on; greedy over the whole vocabulary.
 
