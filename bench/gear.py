@@ -32,8 +32,18 @@ from gear_table import draw, report
 from links import LINKS, Network, why_not
 from ranks import Ranks
 from real import measure_real, real_table
-from variants import ANEW, FLEETS, Cell, bound_s, describe, make_fleet, plan_variants, predicted_s, stage_mean_s
-from variants import with_prerequisites as stage_with
+from variants import (
+    ANEW,
+    FLEETS,
+    Cell,
+    bound_s,
+    describe,
+    make_fleet,
+    plan_variants,
+    predicted_s,
+    stage_mean_s,
+    with_prerequisites,
+)
 
 from contextlora.benchmarks import read_arguments
 from contextlora.config import RunConfig, load_config, read_devices
@@ -139,7 +149,7 @@ def emulated(config: RunConfig, cells: list[Cell], rounds: int, seed: int, catal
             for cell in (cell for cell in cells if (cell.link, cell.fleet) == (link, fleet_name)):
                 number += 1
                 print(f"{number}/{len(cells)}: n={cell.n}, {cell.fleet}, {cell.link}", file=sys.stderr, flush=True)
-                variants = plan_variants(fleet, stage_with(workload, cell.n))
+                variants = plan_variants(fleet, with_prerequisites(workload, cell.n))
                 yield cell_row(cell, variants, measure_cell(ranks, variants, rounds, order))
 
 

@@ -25,7 +25,8 @@ from contextlora.evaluation.report import as_rich
 from contextlora.gear.devices import Device, Fleet, Link
 from contextlora.gear.model_size import ModelSize
 from contextlora.gear.plan import Plan, plan_training
-from contextlora.gear.replay import replay
+from contextlora.gear.replay import schedule_and_costs
+from contextlora.gear.simulate import simulate
 from contextlora.gear.workload import Workload, estimate_workloads
 from contextlora.graph import RankPartition, SliceUse, TaskGraph, TrainingPlan
 
@@ -97,7 +98,7 @@ def measure(num_devices: int, workloads: tuple[Workload, ...], link: Link, keeps
     plan_s = time.perf_counter() - began
     last, workload = plan.stages[-1], workloads[-1]
     began = time.perf_counter()
-    simulated = step_s(replay(fleet, workload, last.best, workload.tasks[0], num_batches=6))
+    simulated = step_s(simulate(*schedule_and_costs(fleet, workload, last.best, workload.tasks[0], num_batches=6)))
     gear = [stage for stage in plan.stages if stage.best.strategy == "contextgear"]
     return {
         "devices": num_devices,

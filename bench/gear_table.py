@@ -97,7 +97,7 @@ def _off(cell: dict, name: str) -> float:
 
 
 def _targets(cells: Sequence[dict]) -> Iterator[str]:
-    """The figures that issue 3 asks for."""
+    """What is wanted of ContextGear, and what was measured."""
     equal = [c for c in cells if c["cell"]["fleet"] == "two" and c["cell"]["n"] >= 2]
     if equal:
         worst = max(equal, key=lambda c: _gear(c) / c["bound_s"])

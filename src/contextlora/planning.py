@@ -9,9 +9,9 @@ from contextlora.config import RunConfig, read_devices
 from contextlora.evaluation.gear_report import candidates_table, devices_table, stage_tables, work_table
 from contextlora.gear.devices import Fleet
 from contextlora.gear.plan import Plan, StagePlan, plan_training
-from contextlora.gear.replay import replay
+from contextlora.gear.replay import schedule_and_costs
 from contextlora.gear.schedule import grid
-from contextlora.gear.simulate import Simulation
+from contextlora.gear.simulate import Simulation, simulate
 from contextlora.gear.workload import Workload
 from contextlora.runs import write_atomically
 from contextlora.tasks.tasksets import resolve_taskset
@@ -63,7 +63,7 @@ def _simulate(fleet: Fleet, workload: Workload, stage: StagePlan, queue_batches:
     fitting = [candidate for candidate in stage.best_of_each_strategy() if candidate.seconds is not None]
     later = [LATER_BATCHES if candidate is stage.best else 0 for candidate in fitting]
     return [
-        replay(fleet, workload, candidate, task, NUM_BATCHES, num_later, queue_batches)
+        simulate(*schedule_and_costs(fleet, workload, candidate, task, NUM_BATCHES, num_later, queue_batches))
         for candidate, num_later in zip(fitting, later, strict=True)
     ]
 

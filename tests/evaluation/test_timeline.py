@@ -3,7 +3,8 @@ from contextlora.evaluation.plots import save_figure
 from contextlora.evaluation.timeline import timeline_figure
 from contextlora.gear.devices import Device, Fleet, Link
 from contextlora.gear.plan import plan_stage
-from contextlora.gear.replay import replay
+from contextlora.gear.replay import schedule_and_costs
+from contextlora.gear.simulate import simulate
 from contextlora.gear.workload import TaskWork, Workload
 
 
@@ -13,7 +14,7 @@ def planned():
     task = TaskWork("v", 10, 40, 2, 1.0, 1.0, 0.0, 0.0, 8.0, 1e9, 0.0, 0.0)
     workload = Workload("stage 1", (task,), 4, (0.5, 0.5), (0.0, 0.0), 0.0, 0.0, 2.0)
     stage = plan_stage(fleet, workload)
-    return stage, replay(fleet, workload, stage.best, task, num_batches=6)
+    return stage, simulate(*schedule_and_costs(fleet, workload, stage.best, task, num_batches=6))
 
 
 def test_the_time_line_names_devices_steps_and_actions(tmp_path):

@@ -8,14 +8,15 @@ from contextlora.gear.candidates import plan_task
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Link
 from contextlora.gear.plan import plan_stage
-from contextlora.gear.replay import replay
+from contextlora.gear.replay import schedule_and_costs
+from contextlora.gear.simulate import simulate
 
 NUM_BATCHES = 8
 
 
 def predicted_and_simulated(fleet, workload, candidate, task):
     plan = plan_task(StageCost(fleet, workload), candidate, task)
-    simulation = replay(fleet, workload, candidate, task, NUM_BATCHES)
+    simulation = simulate(*schedule_and_costs(fleet, workload, candidate, task, NUM_BATCHES))
     ends = simulation.batch_ends_s
     return plan, simulation, (ends[-1] - ends[2]) / (NUM_BATCHES - 3)
 
@@ -56,7 +57,7 @@ def test_the_first_epoch_makes_the_answers_and_the_others_use_them(make_fleet, m
     # three steps of max(2 f, t) = 2 s an item, their fill, and seven of 2 s an item over two devices
     assert best.later.devices == (*best.train.devices, *best.forward.devices)
     assert best.seconds == 3 * 8 + 8 + 7 * 4
-    simulation = replay(fleet, workload, best, task, num_batches=3, num_later=7)
+    simulation = simulate(*schedule_and_costs(fleet, workload, best, task, num_batches=3, num_later=7))
     assert simulation.makespan_s == pytest.approx(best.seconds)
 
 
@@ -65,7 +66,7 @@ def test_messages_are_counted_by_link(make_fleet, make_task, make_workload):
     fleet, workload = make_fleet(1.0, 1.0, link=Link(1e9)), make_workload(task)
     found = plan_stage(fleet, workload, cache_answers=False)
     best = next(c for c in found.candidates if c.strategy == "contextgear" and c.train.devices == ("a",))
-    simulation = replay(fleet, workload, best, task, NUM_BATCHES)
+    simulation = simulate(*schedule_and_costs(fleet, workload, best, task, NUM_BATCHES))
     # 2 f on b and 2 f on a balance: all chains on b, 4 items of 16 bytes a batch
     assert simulation.link_bytes == {(1, 0): NUM_BATCHES * 4 * 16.0}
     # the planner counts the same for the 10 steps of the stage

@@ -1,6 +1,6 @@
 """Packs generic documents into training and test batches of fixed shape."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -81,6 +81,11 @@ def make_batch(
         scenes.append(scene)
         documents.append(document)
     documents += [_text_row(rng, style(), length) for _ in range(num_text_rows)]
+    return _stack(documents, scenes, length)
+
+
+def _stack(documents: Sequence[Document], scenes: Sequence[scene_skills.Scene], length: int) -> Batch:
+    """Documents, those with an image first, as tensors."""
     input_ids = np.full((len(documents), length), _IDS[PAD])
     labels = np.full((len(documents), length), _IGNORE)
     asked = []

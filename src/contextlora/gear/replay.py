@@ -1,4 +1,4 @@
-"""A planned stage as a schedule, simulated with the costs that the planner used."""
+"""A planned stage as a schedule, with the costs that the planner used."""
 
 from dataclasses import replace
 
@@ -8,28 +8,8 @@ from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Fleet
 from contextlora.gear.group import Group
 from contextlora.gear.schedule import Action, Schedule
-from contextlora.gear.simulate import Costs, Simulation, simulate
+from contextlora.gear.simulate import Costs
 from contextlora.gear.workload import TaskWork, Workload
-
-
-def replay(
-    fleet: Fleet,
-    workload: Workload,
-    candidate: Candidate,
-    task: TaskWork,
-    num_batches: int,
-    num_later: int = 0,
-    queue_batches: int = 2,
-) -> Simulation:
-    """Simulates some batches of one task under a candidate that fits, from an empty pipeline to an empty one.
-
-    Args:
-        fleet, workload, candidate, task: what was planned.
-        num_batches: with the chains.
-        num_later: after them, of `candidate.later` with the answers kept.
-        queue_batches: how far D_f may run ahead.
-    """
-    return simulate(*schedule_and_costs(fleet, workload, candidate, task, num_batches, num_later, queue_batches))
 
 
 def schedule_and_costs(
@@ -41,7 +21,14 @@ def schedule_and_costs(
     num_later: int = 0,
     queue_batches: int = 2,
 ) -> tuple[Schedule, Costs]:
-    """What `replay` simulates, for whoever runs it otherwise; the same arguments."""
+    """Some batches of one task under a candidate that fits, from an empty pipeline to an empty one; see `simulate`.
+
+    Args:
+        fleet, workload, candidate, task: what was planned.
+        num_batches: with the chains.
+        num_later: after them, of `candidate.later` with the answers kept.
+        queue_batches: how far D_f may run ahead.
+    """
     cost, batch_size = StageCost(fleet, workload), workload.batch_size
     schedule = build_schedule(candidate, plan_task(cost, candidate, task), batch_size, num_batches, queue_batches)
     groups = [candidate.train] * len(schedule.train_items)

@@ -5,8 +5,9 @@ that n forward-only passes (FP(T_f)): one for each ancestor of v that an earlier
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from contextlora.errors import ConfigError
 from contextlora.gear.model_size import ModelSize
@@ -142,20 +143,27 @@ def estimate_workloads(
             per_item = _per_item(model, task, chain, tokens, flops, bytes_per_number)
             tasks.append(TaskWork(task, steps_per_task, num_items[task], gradient_bytes=gradient_bytes, **per_item))
         trained.update(stage)
-        shares = model.layer_flops_shares(max(tokens[name] for name in stage), any(images[name] for name in stage))
-        num_trained = sum(status["train"] for status in plan.statuses(stage).values())
-        workloads.append(
-            Workload(
-                name=f"stage {number}",
-                tasks=tuple(tasks),
-                batch_size=batch_size,
-                layer_flops_shares=shares,
-                layer_bytes=tuple(bytes_per_number * count for count in model.layer_parameters()),
-                adapter_bytes=_FLOAT32_BYTES * model.lora_parameters(plan.partition.total_rank),
-                optimizer_bytes=3 * _FLOAT32_BYTES * model.lora_parameters(num_trained),
-            )
-        )
+        shared = _per_stage(model, plan, stage, tokens, images, bytes_per_number)
+        workloads.append(Workload(f"stage {number}", tuple(tasks), batch_size, **shared))
     return tuple(workloads)
+
+
+def _per_stage(
+    model: ModelSize,
+    plan: TrainingPlan,
+    stage: Sequence[str],
+    tokens: Mapping[str, int],
+    images: Mapping[str, bool],
+    bytes_per_number: int,
+) -> dict[str, Any]:
+    """The figures of a `Workload` that its tasks share."""
+    num_trained = sum(status["train"] for status in plan.statuses(stage).values())
+    return {
+        "layer_flops_shares": model.layer_flops_shares(max(tokens[v] for v in stage), any(images[v] for v in stage)),
+        "layer_bytes": tuple(bytes_per_number * count for count in model.layer_parameters()),
+        "adapter_bytes": _FLOAT32_BYTES * model.lora_parameters(plan.partition.total_rank),
+        "optimizer_bytes": 3 * _FLOAT32_BYTES * model.lora_parameters(num_trained),
+    }
 
 
 def _per_item(
