@@ -42,6 +42,7 @@ from variants import (
     plan_variants,
     predicted_s,
     stage_mean_s,
+    timed_steps,
     with_prerequisites,
 )
 
@@ -55,7 +56,7 @@ from contextlora.tasks.tasksets import resolve_taskset
 from contextlora.workloads import stage_workloads
 
 WARM_STEPS, TIMED_STEPS = 2, 6
-KEPT_STEPS = (5, 8)  # with chains, and after; one of the latter is the change
+KEPT_STEPS = (3, 8)  # with chains, and after; one of the latter is the change
 LINK_TEST_BYTES = 500_000
 MODES = ("emulated", "real")
 
@@ -88,7 +89,8 @@ def rank_links() -> dict[tuple[int, int], Link]:
 def measure(ranks: Ranks, variant: Variant) -> float:
     """C of a variant in seconds: of a filled pipeline's step, or with answers kept the mean over the stage."""
     keeps = variant.candidate.later is not None
-    first, later = KEPT_STEPS if keeps else (WARM_STEPS + TIMED_STEPS, 0)
+    first, later = KEPT_STEPS if keeps else (TIMED_STEPS, 0)
+    first = WARM_STEPS + timed_steps(variant, WARM_STEPS, first)
     ends = ranks.call(run, variant, first, later)[variant.timed_rank]
     first_s = (ends[first] - ends[WARM_STEPS]) / (first - WARM_STEPS)
     if not keeps:
@@ -106,7 +108,7 @@ def measure_cell(ranks: Ranks, variants: dict[str, Variant], rounds: int, order:
         order.shuffle(names)
         for name in names:
             groups, plan = variants[name].candidate, variants[name].plan
-            key = (groups.train, groups.forward, groups.later, plan.train, plan.chains, plan.reassigned_passes)
+            key = (groups.train, groups.forward, groups.later, plan.train, plan.chains, plan.reassigned_share)
             if key not in seen:
                 seen[key] = measure(ranks, variants[name])
             found[name].append(seen[key])

@@ -21,7 +21,7 @@ from emulation import Variant, emulate
 from gear import WARM_STEPS, calibrate, measure, rank_links, stages
 from links import LINKS, Network, why_not
 from ranks import Ranks
-from variants import RIVALS, describe, make_fleet, plan_variants, predicted_s, with_prerequisites
+from variants import RIVALS, describe, make_fleet, plan_variants, predicted_s, timed_steps, with_prerequisites
 
 from contextlora.benchmarks import read_arguments
 from contextlora.config import load_config
@@ -49,22 +49,23 @@ def with_micro_batch(fleet: Fleet, workload: Workload, k: int) -> Variant:
 
 def gear_row(ranks: Ranks, variant: Variant, k: int) -> dict:
     """C_T, C_F and C of one plan in seconds, predicted and measured."""
-    marks = ranks.call(emulate, variant, WARM_STEPS + TIMED_STEPS, 0)
+    num_timed = timed_steps(variant, WARM_STEPS, TIMED_STEPS)
+    marks = ranks.call(emulate, variant, WARM_STEPS + num_timed, 0)
     names, plan = [device.name for device in variant.fleet.devices], variant.plan
 
     def busy_s(devices: Sequence[str]) -> float:
         rows = [marks[names.index(name)] for name in devices]
-        return max(row[-1].busy_s - row[WARM_STEPS].busy_s for row in rows) / TIMED_STEPS
+        return max(row[-1].busy_s - row[WARM_STEPS].busy_s for row in rows) / num_timed
 
     timed = marks[variant.timed_rank]
     return {
         "k": k,
         "how": describe(variant),
-        "predicted_s": [plan.train.seconds, plan.chains.seconds, plan.step_s],
+        "predicted_s": [plan.train_s, plan.forward_s, plan.step_s],
         "measured_s": [
             busy_s(variant.candidate.train.devices),
             busy_s(variant.candidate.forward.devices),
-            (timed[-1].wall_s - timed[WARM_STEPS].wall_s) / TIMED_STEPS,
+            (timed[-1].wall_s - timed[WARM_STEPS].wall_s) / num_timed,
         ],
     }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from emulation import Variant
 
-from contextlora.gear.candidates import Candidate, TaskPlan, forward_share, plan_task
+from contextlora.gear.candidates import Candidate, TaskPlan, forward_share, is_reassigned, plan_task
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Device, Fleet, Link
 from contextlora.gear.plan import plan_stage
@@ -16,6 +16,7 @@ PLAIN, GEAR = "ContextGear", "ContextGear, reassigned"
 KEPT = ", kept"  # the answers of the first epoch
 RIVALS = (ONE, DATA, ONE_F_ONE_B, GPIPE)
 ANEW = (*RIVALS, PLAIN, GEAR)
+MOST_EXTRA_STEPS = 30
 PLENTY_BYTES = 1e15  # memory never decides here
 FLEETS = {"two": (1.0, 1.0), "half": (1.0, 0.5), "four": (1.0,) * 4}
 FLEET_NAMES = {"two": "two equal", "half": "second at half speed", "four": "four equal"}
@@ -88,10 +89,20 @@ def _first(candidates: Sequence[Candidate], strategy: str) -> Candidate:
 
 def _without_reassignment(cost: StageCost, candidate: Candidate) -> TaskPlan:
     """All chains on D_f: q = 0."""
-    (task,), batch_size = cost.workload.tasks, cost.workload.batch_size
-    train, chains = cost.train(candidate.train, task, 0), forward_share(cost, candidate, task, batch_size)
+    (task,) = cost.workload.tasks
+    train, chains = cost.train(candidate.train, task, False), forward_share(cost, candidate, task)
     step_s = max(train.seconds, chains.seconds)
-    return TaskPlan(task.task, task.num_prerequisites, train, chains, 0, step_s, step_s)
+    return TaskPlan(task.task, task.num_prerequisites, train, chains, step_s, step_s, own_chains=train)
+
+
+def timed_steps(variant: Variant, warm: int, least: int) -> int:
+    """How many steps after `warm` to time: at least `least`, as large a share of them reassigned as in a stage."""
+    share = variant.plan.reassigned_share
+
+    def error(count: int) -> float:
+        return abs(sum(is_reassigned(share, batch) for batch in range(warm, warm + count)) / count - share)
+
+    return min(range(least, least + MOST_EXTRA_STEPS), key=error)
 
 
 def stage_mean_s(variant: Variant, first_s: float, later_s: float, once_s: float = 0.0) -> float:
@@ -132,7 +143,7 @@ def bound_s(variant: Variant) -> float:
 
 
 def describe(variant: Variant) -> str:
-    """Groups, cuts and reassigned passes, for people."""
+    """Groups, cuts and the reassigned share, for people."""
     groups, plan = variant.candidate, variant.plan
     text = "+".join(groups.train.devices)
     if groups.train.layout != "data":
@@ -140,5 +151,5 @@ def describe(variant: Variant) -> str:
             f", {groups.train.layout}, cut at {', '.join(map(str, groups.train.cuts))}, k={plan.train.micro_batches[0]}"
         )
     if groups.forward is not None:
-        text = f"D_t {text}, D_f {'+'.join(groups.forward.devices)}, q={plan.reassigned_passes}"
+        text = f"D_t {text}, D_f {'+'.join(groups.forward.devices)}, reassigned {100 * plan.reassigned_share:.1f} %"
     return text + (f", then {'+'.join(groups.later.devices)}" if groups.later else "")

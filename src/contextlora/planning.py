@@ -1,5 +1,6 @@
 """What `contextlora plan` does, as a straight recipe. Nothing here or below imports torch: a plan answers at once."""
 
+import math
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from rich.console import Console
 
 from contextlora.config import RunConfig, read_devices
 from contextlora.evaluation.gear_report import candidates_table, devices_table, stage_tables, work_table
+from contextlora.gear.candidates import plan_task
+from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Fleet
 from contextlora.gear.plan import Plan, StagePlan, plan_training
 from contextlora.gear.replay import schedule_and_costs
@@ -22,6 +25,7 @@ DEFAULT_FLEET = "jetson4"
 SHOWN_STAGES = 4
 SHOWN_RANKS = 8
 NUM_BATCHES = 6  # of a simulation: the pipeline fills in the first two
+MOST_BATCHES = 64  # where batches are reassigned, so that three of them are in it
 FILLED_BATCHES = 3
 LATER_BATCHES = 2  # with the answers kept, of the chosen plan
 
@@ -52,20 +56,25 @@ def plan(config: RunConfig) -> Plan:
     if len(made.stages) > SHOWN_STAGES:
         CONSOLE.print(f"... and {len(made.stages) - SHOWN_STAGES} more stages, see the JSON file below")
     CONSOLE.print(f"predicted time of all stages: {made.seconds:.4g} s", highlight=False)
-    panels = [(stage, simulations[0]) for (stage, _), simulations in zip(shown, windows, strict=True)]
+    panels = [(stage, _simulate_best(fleet, workload, stage, config.gear.queue_batches)) for stage, workload in shown]
     _write(config, f"{taskset.name}-{fleet.name}", made, panels)
     return made
 
 
 def _simulate(fleet: Fleet, workload: Workload, stage: StagePlan, queue_batches: int) -> list[Simulation]:
     """The best of each strategy on the stage's task with the longest chain, the chosen one first."""
+    cost, task, found = StageCost(fleet, workload), workload.tasks[_longest(workload)], []
+    for candidate in (candidate for candidate in stage.best_of_each_strategy() if candidate.seconds is not None):
+        share = plan_task(cost, candidate, task).reassigned_share
+        count = min(MOST_BATCHES, max(NUM_BATCHES, math.ceil(2 / share) + 1)) if share else NUM_BATCHES
+        found.append(simulate(*schedule_and_costs(fleet, workload, candidate, task, count, 0, queue_batches)))
+    return found
+
+
+def _simulate_best(fleet: Fleet, workload: Workload, stage: StagePlan, queue_batches: int) -> Simulation:
+    """A few batches of the chosen candidate, then with the answers kept: what is drawn."""
     task = workload.tasks[_longest(workload)]
-    fitting = [candidate for candidate in stage.best_of_each_strategy() if candidate.seconds is not None]
-    later = [LATER_BATCHES if candidate is stage.best else 0 for candidate in fitting]
-    return [
-        simulate(*schedule_and_costs(fleet, workload, candidate, task, NUM_BATCHES, num_later, queue_batches))
-        for candidate, num_later in zip(fitting, later, strict=True)
-    ]
+    return simulate(*schedule_and_costs(fleet, workload, stage.best, task, NUM_BATCHES, LATER_BATCHES, queue_batches))
 
 
 def _longest(workload: Workload) -> int:

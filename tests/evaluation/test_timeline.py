@@ -9,7 +9,7 @@ from contextlora.gear.workload import TaskWork, Workload
 
 
 def planned():
-    """Two equal devices with n f = t: ContextGear halves the step to 8 s."""
+    """Two equal devices with n f = t = 8 s and .256 s for the answers: the first batch is reassigned."""
     fleet = Fleet("pair", tuple(Device(name, 1e9, 0.0, 1.0) for name in "ab"), Link(1e3))
     task = TaskWork("v", 10, 40, 2, 1.0, 1.0, 0.0, 0.0, 8.0, 1e9, 0.0, 0.0)
     workload = Workload("stage 1", (task,), 4, (0.5, 0.5), (0.0, 0.0), 0.0, 0.0, 2.0)
@@ -21,9 +21,9 @@ def test_the_time_line_names_devices_steps_and_actions(tmp_path):
     stage, simulation = planned()
     figure = timeline_figure([(stage, simulation)])
     (axes,) = figure.axes
-    assert "contextgear, a step every 8 s" in axes.get_title(loc="left")
+    assert "contextgear, a step every 8.13 s" in axes.get_title(loc="left")
     assert [label.get_text().split()[0] for label in axes.get_yticklabels()] == ["a", "b"]
-    assert {text.get_text() for text in axes.texts} >= {"F0", "B0", "P0", "F5", "B5"}
+    assert {text.get_text() for text in axes.texts} >= {"F0", "B0", "R0", "P1", "F5", "B5"}
     assert save_figure(figure, tmp_path / "new" / "line.png").stat().st_size > 1000
 
 

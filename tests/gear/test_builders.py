@@ -14,9 +14,10 @@ def rows(schedule, sends=True):
     return [" ".join(str(a) for a in row if sends or "SEND" not in a.kind) for row in schedule.actions]
 
 
-def task_plan(train, chains=None, n=0, q=0):
-    """Shares given as (items, micro-batches)."""
-    return TaskPlan("v", n, Share(0.0, *train), chains and Share(0.0, *chains), q, 0.0, 0.0)
+def task_plan(train, chains=None, n=0, reassigned=0.0):
+    """Shares given as (items, micro-batches); D_t shares its own chains as it shares the training."""
+    own = Share(0.0, *train)
+    return TaskPlan("v", n, own, chains and Share(0.0, *chains), 0.0, 0.0, None, reassigned, chains and own)
 
 
 def test_gpipe_runs_all_forwards_first():
@@ -37,7 +38,7 @@ def test_1f1b_keeps_as_many_micro_batches_as_stages_are_left():
 
 
 def test_data_parallel_ranks_share_the_items_and_reduce_after_each_batch():
-    schedule = build_schedule(Candidate("", Group(("a", "b"))), task_plan(((3, 1), (2, 4)), n=1, q=4), 4, 2)
+    schedule = build_schedule(Candidate("", Group(("a", "b"))), task_plan(((3, 1), (2, 4)), n=1), 4, 2)
     assert rows(schedule)[0] == "0P0/0 0P1/0 0F0 0B0 0F1 0B1 0ALLREDUCE0 0P3/0 0P4/0 0F3 0B3 0F4 0B4 0ALLREDUCE1"
     assert rows(schedule)[1] == "0P2/0 0F2 0B2 0ALLREDUCE0 0P5/0 0F5 0B5 0ALLREDUCE1"
     assert schedule.train_items == ((0, 1), (2,), (3,), (4, 5), (6,), (7,))
@@ -45,13 +46,13 @@ def test_data_parallel_ranks_share_the_items_and_reduce_after_each_batch():
 
 def test_contextgear_sends_answers_ahead_and_reassigns_chains():
     candidate = Candidate("", Group(("a",)), Group(("b",)))
-    # 4 items, 2 passes each; D_t runs the chain of one of them (q = 2), D_f those of three in calls of 2
-    schedule = build_schedule(candidate, task_plan(((4,), (4,)), ((3,), (2,)), n=2, q=2), 4, 1)
+    # 3 items, 2 passes each; D_t runs the chains of every other batch, D_f the others' in calls of 2
+    schedule = build_schedule(candidate, task_plan(((3,), (3,)), ((3,), (2,)), n=2, reassigned=0.5), 3, 3)
     assert rows(schedule) == [
-        "0R2/0 0R2/1 0F0 0B0",
-        "0P0/0 0P0/1 0SEND_A0/1>0 0P1/0 0P1/1 0SEND_A1/1>0",
+        "0R0/0 0R0/1 0F0 0B0 0F1 0B1 0R3/0 0R3/1 0F2 0B2",
+        "0P1/0 0P1/1 0SEND_A1/1>0 0P2/0 0P2/1 0SEND_A2/1>0",
     ]
-    assert schedule.chain_items == ((0, 1), (2,), (3,))
+    assert schedule.chain_items == ((0, 1, 2), (3, 4), (5,), (6, 7, 8))
 
 
 def test_a_pipeline_of_forward_only_devices_returns_its_answers_for_the_next_pass():
@@ -94,8 +95,7 @@ def test_whatever_is_built_can_run(seed):
     count = rng.randint(1, len(names))
     train, forward = group(names[:count]), group(names[count:]) if count < len(names) else None
     batch_size, n = rng.randint(count, 7), rng.randint(0, 3)
-    moved = rng.randint(0, batch_size) if forward else batch_size
-    chains = random_shares(rng, forward, batch_size - moved) if forward and n else None
-    plan = task_plan(random_shares(rng, train, batch_size), chains, n, n * moved)
-    schedule = build_schedule(Candidate("", train, forward), plan, batch_size, rng.randint(1, 3))
+    chains = random_shares(rng, forward, batch_size) if forward and n else None
+    plan = task_plan(random_shares(rng, train, batch_size), chains, n, rng.random() if chains else 0.0)
+    schedule = build_schedule(Candidate("", train, forward), plan, batch_size, rng.randint(1, 5))
     Dependencies(schedule).check()

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from contextlora.gear.candidates import Candidate, plan_task
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Link
 from contextlora.gear.group import Group, Misfit, micro_batch_sizes, split_items
@@ -35,27 +36,40 @@ def test_shares_balance_speeds_and_are_the_best_possible():
 
 def test_c_t_and_c_f_are_those_of_the_design(make_fleet, make_task, make_workload):
     task = make_task(n=3, answer_bytes=5.0)
-    fleet = make_fleet(1.0, 2.0, link=Link(8.0, 0.5))
+    fleet = make_fleet(1.0, 1 / 4, link=Link(80.0, 0.5))
     cost = StageCost(fleet, make_workload(task))
     train, forward = Group(("a",)), Group(("b",))
-    # B = 4 items, t = 2 s on a: C_T = 4 * 2 + q f with q = 3 * 1 passes of 1 s
-    assert cost.train(train, task, 0).seconds == 8
-    assert cost.train(train, task, 1).seconds == 8 + 3
-    # C_F = (n B - q) f with f = 1/2 s on b, 3 items left; the link: 0.5 s + 3 * 5 bytes at 1 byte/s
-    assert cost.forward(forward, task, 3).seconds == (3 * 4 - 3) / 2
-    assert cost.answers_s(forward, train, task, 3) == 0.5 + 15
-    # max((3 * 1 + 2) * 4 / (1 + 2), 4 * 2 / 1)
-    assert cost.lower_bound_s(("a",), ("b",), task) == 8
-    assert cost.lower_bound_s(("b",), ("a",), task) == pytest.approx(20 / 3)
+    # B = 4 items, t = 2 s on a, f = 1 s; with its own chains n B f more
+    assert cost.train(train, task, False).seconds == 8
+    assert cost.train(train, task, True).seconds == 8 + 12
+    # n B f with f = 4 s on b; the link: 0.5 s + 4 * 5 bytes at 10 byte/s
+    assert cost.forward(forward, task).seconds == 3 * 4 * 4
+    assert cost.answers_s(forward, train, task) == 0.5 + 2
+    # with q = x n B passes moved, C_T = 8 + q f_T = C_F = (12 - q) f_F + (1 - x) link: 8 + 12 x = (1 - x) 50.5
+    plan = plan_task(cost, Candidate("contextgear", train, forward), task)
+    assert plan.reassigned_share == pytest.approx((50.5 - 8) / (50.5 + 12))
+    assert plan.train_s == pytest.approx(plan.forward_s)
+    assert plan.step_s == pytest.approx(8 + 12 * 42.5 / 62.5)
+    # max((3 * 1 + 2) * 4 / (1 + 1/4), 4 * 2 / 1)
+    assert cost.lower_bound_s(("a",), ("b",), task) == 16
+    assert cost.lower_bound_s(("b",), ("a",), task) == 32
+
+
+def test_several_devices_that_run_their_own_chains_exchange_the_answers(make_fleet, make_task, make_workload):
+    task = make_task(n=2, answer_bytes=5.0)
+    cost = StageCost(make_fleet(1.0, 1.0, link=Link(80.0, 0.5)), make_workload(task))
+    ((train, own),) = cost.reassignable(Group(("a", "b")), task)
+    assert (train.items, own.items) == ((2, 2), (2, 2))
+    assert own.seconds == 2 * 2 + 0.5 + 2  # two passes of two items, 4 * 5 bytes at 10 byte/s
 
 
 def test_every_call_costs_its_overhead(make_fleet, make_task, make_workload):
     # k = 2 of 4 items fits: 2 calls of forward and backward, and of n = 3 passes where chains run too
     task = make_task(n=3, train_activation_bytes=1.0)
     cost = StageCost(make_fleet(1.0, overhead_s=0.1, memory=8.0), make_workload(task))
-    share = cost.train(Group(("a",)), task, 0)
+    share = cost.train(Group(("a",)), task, False)
     assert (share.micro_batches, share.seconds) == ((2,), pytest.approx(8 + 2 * 2 * 0.1))
-    assert cost.train(Group(("a",)), task, 4).seconds == pytest.approx(8 + 12 + 2 * (2 + 3) * 0.1)
+    assert cost.train(Group(("a",)), task, True).seconds == pytest.approx(8 + 12 + 2 * (2 + 3) * 0.1)
 
 
 def test_data_parallel_pays_for_the_ring(make_fleet, make_task, make_workload):
@@ -63,8 +77,8 @@ def test_data_parallel_pays_for_the_ring(make_fleet, make_task, make_workload):
     cost = StageCost(make_fleet(1.0, 1.0, 2.0, link=Link(8.0, 0.5)), make_workload(task))
     group = Group(("a", "b", "c"))
     # shares 1, 1, 2; then 2 (3 - 1) messages of 10 bytes at 1 byte/s and 0.5 s
-    assert cost.train(group, task, 0).items == (1, 1, 2)
-    assert cost.train(group, task, 0).seconds == pytest.approx(2 + 4 * (10 + 0.5))
+    assert cost.train(group, task, False).items == (1, 1, 2)
+    assert cost.train(group, task, False).seconds == pytest.approx(2 + 4 * (10 + 0.5))
 
 
 def test_the_ring_waits_for_its_slowest_link(make_fleet, make_task, make_workload):
@@ -95,7 +109,7 @@ def test_what_does_not_fit_says_what_is_needed(make_fleet, make_task, make_workl
     task = make_task(train_activation_bytes=3.0)
     cost = StageCost(make_fleet(1.0, 1.0, memory=(100.0, 5.0)), make_workload(task))
     # one item through 4 layers of 3 bytes
-    assert cost.train(Group(("a", "b")), task, 0) == Misfit("b", 12.0, 5.0)
+    assert cost.train(Group(("a", "b")), task, False) == Misfit("b", 12.0, 5.0)
     # as a pipeline, b may hold a single layer
     assert cost.cuts(("a", "b"), "1f1b", task) == [(3,)]
 
@@ -106,14 +120,14 @@ def test_a_pipeline_without_links_is_the_closed_form(make_fleet, make_task, make
     for layout in ("1f1b", "gpipe"):
         group = Group(("a", "b"), layout, (2,))
         # k = 1: f = b = 1/2, (m + p - 1)(f + b) = (4 + 1) * 1; larger k: (2 + 1) * 2, (1 + 1) * 4
-        share = cost.train(group, task, 0)
+        share = cost.train(group, task, False)
         assert (share.micro_batches, share.seconds) == ((1, 1), 5.0)
         # two passes of 4 micro-batches of 1/2 s go ahead of them, each to its end
-        assert cost.train(group, task, 4).seconds == 2 * (4 + 1) / 2 + 5.0
+        assert cost.train(group, task, True).seconds == 2 * (4 + 1) / 2 + 5.0
 
 
 def test_a_pipeline_pays_for_what_it_sends(make_fleet, make_task, make_workload):
     task = make_task(boundary_bytes=1.0)
     cost = StageCost(make_fleet(1.0, 1.0, link=Link(8.0)), make_workload(task, batch_size=1))
     # forward 1/2 + 1/2, backward the same, and 1 byte at 1 byte/s each way
-    assert cost.train(Group(("a", "b"), "1f1b", (2,)), task, 0).seconds == 2 + 2
+    assert cost.train(Group(("a", "b"), "1f1b", (2,)), task, False).seconds == 2 + 2

@@ -18,12 +18,14 @@ INPUTS = torch.randn(NUM_ITEMS, 5, generator=torch.Generator().manual_seed(1))
 BATCHES = [[(BATCH * step + row) * 5 % NUM_ITEMS for row in range(BATCH)] for step in range(STEPS)]
 ROLES = {
     "forward only": TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1)),
-    "rank 0 forward only, one chain reassigned": TaskRoles((0, 0, 4), (0, 0, 4), (0, 0, 1, 0)),
+    "rank 0 forward only, every other batch reassigned": TaskRoles(
+        (0, 0, 4), (0, 0, 4), (0, 0, 0, 0), own_owners=(1, 1, 1, 1), reassigned_share=0.5
+    ),
     "joins later": TaskRoles((0, 4, 4), (0, 2, 4), (0, 1, 1, 1)),
     "data parallel": TaskRoles((0, 1, 4), (0, 1, 4), (0, 1, 1, 1)),
     "idle rank": TaskRoles((0, 4, 4), (0, 4, 4), (0, 0, 0, 0)),
 }
-EXACT = ("forward only", "rank 0 forward only, one chain reassigned", "idle rank")
+EXACT = ("forward only", "rank 0 forward only, every other batch reassigned", "idle rank")
 
 
 def make():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from contextlora.errors import UserError
-from contextlora.gear.candidates import Candidate, weigh, weighted_tasks
+from contextlora.gear.candidates import Candidate, is_reassigned, plan_task, weigh, weighted_tasks
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Fleet, Link
 from contextlora.gear.group import Group
@@ -60,27 +60,29 @@ def test_equal_to_brute_force_over_every_split_layout_and_cut(random_case, seed,
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_reassignment_is_equal_to_trying_every_number_of_chains(random_case, seed):
+def test_reassignment_is_no_worse_than_any_share_of_the_batches(random_case, seed):
     fleet, workload = random_case(random.Random(seed), num_devices=2)
     cost = StageCost(fleet, replace(workload, layer_bytes=(0.0,) * 3, adapter_bytes=0.0, optimizer_bytes=0.0))
-    train, forward, batch_size = Group(("a",)), Group(("b",)), workload.batch_size
+    candidate = Candidate("", Group(("a",)), Group(("b",)))
     for task in (replace(t, train_activation_bytes=0.0, forward_activation_bytes=0.0) for t in workload.tasks):
         if not task.num_prerequisites:
             continue
+        alone_s, with_chains_s = (cost.train(candidate.train, task, chains).seconds for chains in (False, True))
+        ahead_s = cost.forward(candidate.forward, task).seconds
+        ahead_s += cost.answers_s(candidate.forward, candidate.train, task)
 
-        def step_s(moved, task=task):
-            ahead = cost.forward(forward, task, batch_size - moved).seconds
-            ahead += cost.answers_s(forward, train, task, batch_size - moved)
-            return max(cost.train(train, task, moved).seconds, ahead)
+        def step_s(share, alone_s=alone_s, own_s=with_chains_s - alone_s, ahead_s=ahead_s):
+            return max(alone_s + share * own_s, (1 - share) * ahead_s)
 
-        (row,) = weighted_tasks([replace(task, steps=1)], batch_size)
-        found = weigh(cost, Candidate("", train, forward), [row]).seconds
-        fills = {
-            cost.forward(forward, task, x).seconds + cost.answers_s(forward, train, task, x)
-            for x in range(batch_size + 1)
-        }
-        least = min(map(step_s, range(batch_size + 1)))
-        assert any(found == pytest.approx(least + fill) for fill in fills)
+        found = plan_task(cost, candidate, task)
+        assert found.step_s <= min(step_s(share / 1000) for share in range(1001)) * (1 + 1e-9)
+        assert found.step_s == pytest.approx(step_s(found.reassigned_share))
+
+
+def test_reassigned_batches_are_the_first_and_then_evenly_spread():
+    shares = {0.0: [], 0.25: [0, 4, 8, 12], 0.4: [0, 2, 5, 7, 10, 12], 1.0: list(range(15))}
+    for share, expected in shares.items():
+        assert [batch for batch in range(15) if is_reassigned(share, batch)] == expected
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -165,7 +167,7 @@ def test_a_fast_idle_network_makes_contextgear_worth_it(make_fleet, make_task, m
     # n f = t: two equal devices, gradients too large to share. C = 8 s against 16 s alone
     task = make_task(n=2, gradient_bytes=1e9)
     found = plan_stage(make_fleet(1.0, 1.0, link=Link(1e3)), make_workload(task), cache_answers=False)
-    assert (found.best.strategy, found.tasks[0].step_s, found.tasks[0].reassigned_passes) == ("contextgear", 8, 0)
+    assert (found.best.strategy, found.tasks[0].step_s, found.tasks[0].reassigned_share) == ("contextgear", 8, 0)
     assert found.best.seconds == 10 * 8 + 8  # ten steps and the first chains
     alone = next(c for c in found.candidates if c.strategy == "one device")
     assert (alone.seconds, alone.reason) == (160, "slower by 82 %")

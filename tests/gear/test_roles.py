@@ -15,9 +15,9 @@ def share(*items):
     return Share(1.0, items, items)
 
 
-# D_t = a, b with 3 rows each, D_f = c; one chain (of n = 2 passes) reassigned to each of D_t; then all three train.
+# D_t = a, b with 4 and 2 rows, D_f = c, every other batch reassigned to D_t; then all three train.
 BEST = Candidate("contextgear", Group(("b", "a")), Group(("c",)), Group(("a", "b", "c")), seconds=1.0)
-TASK = TaskPlan("v", 2, share(2, 4), share(4), 4, 1.0, 1.0, share(3, 2, 1))
+TASK = TaskPlan("v", 2, share(2, 4), share(6), 1.0, 1.0, share(3, 2, 1), 0.5, share(3, 3))
 PLAN = StagePlan("stage 1", 6, (BEST,), (TASK,), 1.0)
 
 
@@ -25,8 +25,10 @@ def test_rows_follow_the_plan():
     roles = stage_roles(PLAN, ("a", "b", "c"), keeps_answers=True).tasks["v"]
     assert [list(roles.rows(rank, False, 6)) for rank in range(3)] == [[0, 1, 2, 3], [4, 5], []]
     assert [list(roles.rows(rank, True, 6)) for rank in range(3)] == [[0, 1, 2], [3, 4], [5]]
-    # q = 4 passes are two chains: of 4 and 2 rows, a takes ceil(4 * 2 / 6) = 2 and b ceil(2 * 2 / 6) = 1.
-    assert [roles.owner(row, 6) for row in range(6)] == [0, 0, 2, 2, 1, 2]
+    assert [roles.owner(row, 6, 0) for row in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [roles.owner(row, 6, 1) for row in range(6)] == [2] * 6
+    assert [roles.owner(row, 6, 2) for row in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert roles.all_owners == {0, 1, 2}
 
 
 def test_every_row_of_a_smaller_batch_is_trained_once():
@@ -34,11 +36,15 @@ def test_every_row_of_a_smaller_batch_is_trained_once():
     for num_items in range(1, 6):
         rows = [row for rank in range(3) for row in roles.rows(rank, False, num_items)]
         assert rows == list(range(num_items))
-        assert all(roles.owner(row, num_items) in range(3) for row in rows)
+        assert {roles.owner(row, num_items, 0) for row in rows} <= {0, 1}
+        assert {roles.owner(row, num_items, 1) for row in rows} == {2}
 
 
 def test_without_forward_only_devices_each_rank_runs_its_own_chains():
-    best, task = Candidate("data parallel", Group(("a", "b"))), replace(TASK, chains=None, later=None)
+    best, task = (
+        Candidate("data parallel", Group(("a", "b"))),
+        replace(TASK, chains=None, later=None, own_chains=None, reassigned_share=0.0),
+    )
     roles = stage_roles(replace(PLAN, candidates=(best,), tasks=(task,)), ("a", "b"), keeps_answers=False)
     assert roles.tasks["v"].chain_owners == (0, 0, 1, 1, 1, 1)
     assert roles.summary == "stage 1: data parallel, a + b train"
@@ -46,7 +52,8 @@ def test_without_forward_only_devices_each_rank_runs_its_own_chains():
 
 def test_a_pipeline_stands_as_its_last_rank_and_keeps_the_order_of_its_stages():
     groups = {"train": Group(("c", "a"), "1f1b", (3,)), "forward": Group(("b", "d"), "gpipe", (1,)), "later": None}
-    task = replace(TASK, train=Share(1.0, (6, 6), (2, 2)), chains=Share(1.0, (4, 4), (3, 3)), later=None)
+    shares = {"train": Share(1.0, (6, 6), (2, 2)), "chains": Share(1.0, (6, 6), (3, 3))}
+    task = replace(TASK, **shares, own_chains=shares["train"], later=None)
     plan = replace(PLAN, candidates=(replace(BEST, **groups),), tasks=(task,))
     roles = stage_roles(plan, ("a", "b", "c", "d"), keeps_answers=True)
     assert roles.train == roles.later == Pipeline((2, 0), "1f1b", (3,))
@@ -54,7 +61,7 @@ def test_a_pipeline_stands_as_its_last_rank_and_keeps_the_order_of_its_stages():
     assert [roles.train.layers(stage) for stage in (0, 1)] == [slice(0, 3), slice(3, None)]
     shares = roles.tasks["v"]
     assert shares.edges == shares.later_edges == (0, 6, 6, 6, 6)
-    assert shares.chain_owners == (0, 0, 3, 3, 3, 3)  # two chains are reassigned
+    assert (shares.chain_owners, shares.own_owners) == ((3,) * 6, (0,) * 6)
     assert (shares.sizes, shares.later_sizes) == ((2, 3, 2, 3), (2, 0, 2, 0))
     assert [roles.runs_chains_in(rank) for rank in range(4)] == [roles.train, roles.forward] * 2
     assert "c > a (1f1b, cut before layer 3) train, b > d (gpipe, cut before layer 1) run the chains" in roles.summary

@@ -94,14 +94,15 @@ def test_an_all_reduce_waits_for_everyone_and_holds_everyone():
     assert simulation.batch_ends_s == [10.0]
 
 
-def contextgear(n, moved, num_batches, queue=1, items=4):
-    plan = TaskPlan("v", n, Share(0.0, (items,), (items,)), Share(0.0, (items - moved,), (items,)), n * moved, 0.0, 0.0)
+def contextgear(n, num_batches, reassigned=0.0, queue=1, items=4):
+    share = Share(0.0, (items,), (items,))
+    plan = TaskPlan("v", n, share, share, 0.0, 0.0, None, reassigned, share)
     return build_schedule(Candidate("", Group(("t",)), Group(("f",))), plan, items, num_batches, queue)
 
 
 def test_contextgear_by_hand():
     # chains of 2 passes of 1 s on D_f, forward 1 s and backward 2 s on D_t; answers take 1 s on the way
-    simulation = run(contextgear(n=2, moved=0, num_batches=2), {"P": 1.0, "F": 1.0, "B": 2.0}, link=Link(1e30, 1.0))
+    simulation = run(contextgear(n=2, num_batches=2), {"P": 1.0, "F": 1.0, "B": 2.0}, link=Link(1e30, 1.0))
     assert spans(simulation) == {
         "0P0/0": (0, 1),
         "0P0/1": (1, 2),
@@ -116,35 +117,36 @@ def test_contextgear_by_hand():
     }
 
 
-@pytest.mark.parametrize(("n", "moved"), [(1, 0), (2, 0), (3, 0), (4, 0), (2, 1), (3, 2), (4, 3)])
-def test_contextgear_takes_the_larger_of_c_t_and_c_f_a_step(n, moved):
-    p_s, f_s, b_s = 0.9, 1.0, 1.27
-    simulation = run(contextgear(n, moved, num_batches=12), {"P": p_s, "R": 0.4, "F": f_s, "B": b_s})
-    # a call takes the same whatever its items: C_F = n p and C_T = f + b, or with n reassigned passes before it
-    c_t, c_f = f_s + b_s + (n * 0.4 if moved else 0.0), n * p_s
-    ends = simulation.batch_ends_s
-    assert ends[-1] - ends[5] == pytest.approx(6 * max(c_t, c_f))
+@pytest.mark.parametrize("reassigned", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_contextgear_takes_the_larger_of_c_t_and_c_f_a_step(n, reassigned):
+    p_s, r_s, f_s, b_s = 0.9, 0.4, 1.0, 1.27
+    schedule = contextgear(n, num_batches=13, reassigned=reassigned, queue=4)
+    simulation = run(schedule, {"P": p_s, "R": r_s, "F": f_s, "B": b_s})
+    c_t, c_f = f_s + b_s + reassigned * n * r_s, (1 - reassigned) * n * p_s
+    ends = simulation.batch_ends_s  # every fourth or every other batch is reassigned
+    assert ends[12] - ends[4] == pytest.approx(8 * max(c_t, c_f))
 
 
 def test_the_queue_keeps_the_forward_device_from_running_ahead():
     seconds = {"P": 1.0, "F": 5.0, "B": 5.0}
     begins = {}
     for queue in (1, 2):
-        simulation = run(contextgear(n=1, moved=0, num_batches=4, queue=queue), seconds)
+        simulation = run(contextgear(n=1, num_batches=4, queue=queue), seconds)
         begins[queue] = [i.start_s for i in simulation.intervals if i.action.kind == "P"]
     # batches end at 11, 21, 31, 41: the chains of batch i wait for the end of batch i - queue - 1
     assert begins == {1: [0, 1, 11, 21], 2: [0, 1, 2, 11]}
 
 
 def test_passes_take_their_memory_only_while_they_run():
-    simulation = run(contextgear(n=3, moved=0, num_batches=3), {"P": 1.0, "F": 1.0, "B": 1.0}, resident=10.0, kept=2.0)
+    simulation = run(contextgear(n=3, num_batches=3), {"P": 1.0, "F": 1.0, "B": 1.0}, resident=10.0, kept=2.0)
     assert simulation.peak_bytes == (12.0, 12.0)
 
 
 def test_slower_actions_never_end_sooner():
     rng = random.Random(3)
     for _ in range(40):
-        schedule = contextgear(rng.randint(1, 3), rng.randint(0, 3), rng.randint(1, 4))
+        schedule = contextgear(rng.randint(1, 3), rng.randint(1, 4), rng.choice((0.0, 0.3, 0.7)))
         seconds = {kind: rng.uniform(0.1, 2) for kind in "PRFB"}
         slower = seconds | {rng.choice("PRFB"): 2.5}
         link = Link(1e30, rng.choice((0.0, 0.4)))
@@ -152,7 +154,7 @@ def test_slower_actions_never_end_sooner():
 
 
 def test_slots_hold_what_begins_in_a_window():
-    simulation = run(contextgear(n=1, moved=0, num_batches=2), {"P": 1.0, "F": 1.0, "B": 1.0})
+    simulation = run(contextgear(n=1, num_batches=2), {"P": 1.0, "F": 1.0, "B": 1.0})
     slots = [[str(action) if action else "." for action in row] for row in simulation.slots(1.0, 3.0)]
     assert slots == [["0F0", "0P1/0"], ["0B0", "."]]
 

@@ -83,14 +83,14 @@ def candidates_table(stage: StagePlan, simulations: Sequence[Simulation], task: 
 
 def stage_tables(stage: StagePlan, simulation: Simulation) -> list[Table]:
     """The chosen candidate: every task's step, and what every device is in for."""
-    header = ["task", "C_T", "C_F", "step", "q", "answers known"]
+    header = ["task", "C_T", "C_F", "reassigned", "step", "answers known"]
     tasks = [
         [
             plan.task,
-            seconds(plan.train.seconds),
-            seconds(plan.chains.seconds) if plan.chains else "-",
+            seconds(plan.train_s),
+            seconds(plan.forward_s) if plan.chains else "-",
+            f"{100 * plan.reassigned_share:.1f} %" if plan.chains else "-",
             seconds(plan.step_s),
-            str(plan.reassigned_passes) if plan.chains else "-",
             seconds(plan.later_step_s) if stage.best.later else "-",
         ]
         for plan in stage.tasks[:MOST_DEVICES]
@@ -108,12 +108,16 @@ def stage_tables(stage: StagePlan, simulation: Simulation) -> list[Table]:
 
 
 def step_s(simulation: Simulation) -> float:
-    """Seconds from one batch's end to the next with the pipeline filled; of batches with chains if there are any."""
-    size = simulation.schedule.batch_size
-    with_chains = {items[0] // size for items in simulation.schedule.chain_items}
-    ends = simulation.batch_ends_s[: len(with_chains) or None]
-    first = len(ends) // 2 - 1
-    return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
+    """Seconds from one batch's end to the next with the pipeline filled; of batches with chains if there are any.
+
+    Where batches are reassigned, the mean from one of them to another.
+    """
+    schedule, ends = simulation.schedule, simulation.batch_ends_s
+    with_chains = {items[0] // schedule.batch_size for items in schedule.chain_items}
+    own = sorted({schedule.batch_of(action) for row in schedule.actions for action in row if action.kind == "R"})
+    last = len(with_chains or ends) - 1
+    first, last = (own[1], own[-1]) if len(own) > 2 else ((last - 1) // 2, last)
+    return (ends[last] - ends[first]) / (last - first)
 
 
 def seconds(value: float) -> str:

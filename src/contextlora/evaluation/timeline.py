@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from contextlora.evaluation.gear_report import seconds, step_s
+from contextlora.evaluation.gear_report import seconds
 from contextlora.gear.plan import StagePlan
 from contextlora.gear.schedule import SENDS
 from contextlora.gear.simulate import Simulation
@@ -95,7 +95,7 @@ def _title(stage: StagePlan, simulation: Simulation) -> str:
     hidden = len(simulation.schedule.devices) - MOST_RANKS
     more = f"; {hidden} more devices" if hidden > 0 else ""
     return (
-        f"{stage.stage} ({plan.task}): {best.strategy}, a step every {seconds(step_s(simulation))}{later}; "
+        f"{stage.stage} ({plan.task}): {best.strategy}, a step every {seconds(plan.step_s)}{later}; "
         f"whole stage {seconds(best.seconds)}{more}"
     )
 

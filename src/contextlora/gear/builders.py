@@ -1,25 +1,26 @@
 """Builds the schedule of a planned task: GPipe, 1F1B, data parallel, ContextGear, and ContextGear with kept answers.
 
 ContextGear runs FP(T_f) of batch i on D_f while D_t runs FP(T_t) and BP(T_t) of the batch before (Eq. (7)). D_t trains
-batch i only after the update of batch i - 1, so nothing is stale.
+batch i only after the update of batch i - 1, so nothing is stale. The chains of a reassigned batch run on D_t.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
-from contextlora.gear.candidates import Candidate, TaskPlan
+from contextlora.gear.candidates import Candidate, TaskPlan, is_reassigned
 from contextlora.gear.group import Group, Share
-from contextlora.gear.schedule import Action, Schedule
+from contextlora.gear.schedule import QUEUE_BATCHES, Action, Schedule
 
 
 def build_schedule(
-    candidate: Candidate, plan: TaskPlan, batch_size: int, num_batches: int, queue_batches: int = 2
+    candidate: Candidate, plan: TaskPlan, batch_size: int, num_batches: int, queue_batches: int = QUEUE_BATCHES
 ) -> Schedule:
     """The schedule of some batches of one task, every batch with its chains.
 
     Args:
         candidate: D_t and D_f; D_t's devices are the first ranks.
-        plan: micro-batches and reassigned passes.
+        plan: micro-batches and the reassigned share.
         batch_size: B.
         num_batches: to be trained.
         queue_batches: how far D_f may run ahead.
@@ -71,42 +72,32 @@ class _Builder:
 
     def add_batch(self, batch: int) -> None:
         """All ranks' actions for one batch."""
-        items = list(range(batch * self.batch_size, (batch + 1) * self.batch_size))
-        n = self.plan.num_prerequisites
-        num_moved = self.plan.reassigned_passes // n if n else 0
-        ahead, own = items[: self.batch_size - num_moved], items[self.batch_size - num_moved :]
-        parts = self._parts(ahead, own) if self.train.layout == "data" else [(ahead, own)]
-        train_ranks = {item: rank for rank, (first, second) in enumerate(parts) for item in (*first, *second)}
-        if self.forward and ahead and n:
-            self._add_chains(self.forward, self.plan.chains, ahead, len(self.train.devices), "P", train_ranks)
-        kind = "R" if self.forward else "P"
-        if self.train.layout != "data":
-            if own:
-                self._add_chains(self.train, self.plan.train, own, 0, kind, train_ranks)
+        items, data = range(batch * self.batch_size, (batch + 1) * self.batch_size), self.train.layout == "data"
+        edges = list(accumulate(self.plan.train.items if data else (self.batch_size,), initial=0))
+        parts = [items[start:stop] for start, stop in pairwise(edges)]
+        if self.plan.num_prerequisites:
+            self._add_batch_chains(batch, items, {item: rank for rank, part in enumerate(parts) for item in part})
+        if not data:
             self._add_pipeline(items)
             return
-        for rank, (first, second) in enumerate(parts):
-            size = self.plan.train.micro_batches[rank]
-            for chunk in _chunks(second, size):
-                self._add_passes(rank, chunk, kind)
-            for chunk in _chunks([*first, *second], size):
+        for rank, part in enumerate(parts):
+            for chunk in _chunks(part, self.plan.train.micro_batches[rank]):
                 number = self._number(self.train_items, chunk)
                 self.rows[rank] += [Action(0, "F", number), Action(0, "B", number)]
             if len(parts) > 1:
                 self.rows[rank].append(Action(0, "ALLREDUCE", batch))
 
-    def _parts(self, ahead: list[int], own: list[int]) -> list[tuple[list[int], list[int]]]:
-        """Each data-parallel rank's items: those whose answers come from D_f, and those whose chains it runs."""
-        shares = self.plan.train.items
-        moved = _proportional(len(own), shares)
-        first, second = iter(ahead), iter(own)
-        return [
-            ([next(first) for _ in range(share - m)], [next(second) for _ in range(m)])
-            for share, m in zip(shares, moved, strict=True)
-        ]
+    def _add_batch_chains(self, batch: int, items: range, train_ranks: dict[int, int]) -> None:
+        """The chains of a batch on D_f, or on D_t where there is no D_f or they are reassigned."""
+        if self.forward is None:
+            self._add_chains(self.train, self.plan.train, items, 0, "P", train_ranks)
+        elif is_reassigned(self.plan.reassigned_share, batch):
+            self._add_chains(self.train, self.plan.own_chains, items, 0, "R", train_ranks)
+        else:
+            self._add_chains(self.forward, self.plan.chains, items, len(self.train.devices), "P", train_ranks)
 
     def _add_chains(
-        self, group: Group, share: Share, items: list[int], first_rank: int, kind: str, train_ranks: dict[int, int]
+        self, group: Group, share: Share, items: range, first_rank: int, kind: str, train_ranks: dict[int, int]
     ) -> None:
         """The chains of some items on a group, and the answers to those who train the items."""
         last_pass, count = self.plan.num_prerequisites - 1, len(group.devices)
@@ -139,7 +130,7 @@ class _Builder:
         self.rows[rank] += [Action(0, kind, number, chain_pass) for chain_pass in range(self.plan.num_prerequisites)]
         return number
 
-    def _add_pipeline(self, items: list[int]) -> None:
+    def _add_pipeline(self, items: range) -> None:
         count = len(self.train.devices)
         numbers = [self._number(self.train_items, chunk) for chunk in _chunks(items, self.plan.train.micro_batches[0])]
         for stage in range(count):
@@ -166,13 +157,3 @@ def _order(layout: str, stage: int, num_stages: int, num_micro: int) -> Iterator
 
 def _chunks(items: Sequence[int], size: int) -> list[Sequence[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _proportional(total: int, shares: Sequence[int]) -> list[int]:
-    """Whole numbers in proportion to the shares, none above its share: the largest remainders are rounded up."""
-    exact = [total * share / max(1, sum(shares)) for share in shares]
-    floors = [int(value) for value in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda i: floors[i] - exact[i])
-    for i in by_remainder[: total - sum(floors)]:
-        floors[i] += 1
-    return floors

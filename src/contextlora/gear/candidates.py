@@ -5,12 +5,14 @@ Every candidate is a group D_t that trains and perhaps a group D_f that runs the
     one device       D_t is one device and runs the chains itself
     data parallel    D_t shares the items in proportion to speed, each device runs its items' chains
     pipeline         D_t shares the layers (1F1B or GPipe), the chains go through the same stages
-    contextgear      D_f runs FP(T_f) of the next batch while D_t runs FP(T_t) and BP(T_t) of this one (Eq. (7))
+    contextgear      D_f runs FP(T_f) of the next batch while D_t runs FP(T_t) and BP(T_t) of this one (Eq. (7)); if
+                     D_f is slower, some batches' chains are reassigned to D_t
 
 With `later`, answers are kept: the first epoch runs as above, the others need no chain, and D_f may join D_t in data
 parallelism.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -58,20 +60,47 @@ class TaskPlan:
         num_prerequisites: n.
         train: items and micro-batches of D_t.
         chains: items and micro-batches of D_f's chains; None without D_f.
-        reassigned_passes: q, passes of a batch that D_t runs; whole chains, so a multiple of n.
-        step_s: C, seconds of a step once the pipeline is filled.
+        step_s: C, seconds of a step once the pipeline is filled; the mean over the batches.
         later_step_s: likewise where the answers are known already.
         later: items and micro-batches of who trains then; None where answers are not kept.
+        reassigned_share: q / (n B), share of the batches whose chains D_t runs instead of D_f, see `is_reassigned`.
+        own_chains: how D_t's devices share the chains of such a batch; None without D_f.
     """
 
     task: str
     num_prerequisites: int
     train: Share
     chains: Share | None
-    reassigned_passes: int
     step_s: float
     later_step_s: float
     later: Share | None = None
+    reassigned_share: float = 0.0
+    own_chains: Share | None = None
+
+    @property
+    def train_s(self) -> float:
+        """C_T, the mean over the batches."""
+        return self.train.seconds + (self.reassigned_share * self.own_chains.seconds if self.own_chains else 0.0)
+
+    @property
+    def forward_s(self) -> float:
+        """C_F, the mean over the batches; 0 without D_f."""
+        return (1 - self.reassigned_share) * self.chains.seconds if self.chains else 0.0
+
+    @property
+    def fill_s(self) -> float:
+        """Seconds until the first batch can be trained by D_t, whose own chains come first."""
+        if self.chains is None:
+            return 0.0
+        return self.own_chains.seconds if self.reassigned_share else self.chains.seconds
+
+
+def is_reassigned(share: float, batch: int) -> bool:
+    """Whether D_t runs the chains of a task's batch itself, numbered from 0: the first one, then evenly spread.
+
+    Whole batches, since a call has an overhead however few items it has.
+    """
+    return math.ceil((batch + 1) * share) > math.ceil(batch * share)
 
 
 @dataclass(frozen=True)
@@ -100,34 +129,45 @@ def weighted_tasks(tasks: Sequence[TaskWork], batch_size: int) -> list[Weighted]
 
 def plan_task(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPlan | Misfit:
     """The best k and q of one task under a candidate's groups."""
-    batch_size, n = cost.workload.batch_size, task.num_prerequisites
+    n = task.num_prerequisites
     if candidate.forward is None or n == 0:
-        moved, chains = (batch_size if n else 0), None
-        train = cost.train(candidate.train, task, moved)
+        train = cost.train(candidate.train, task, n > 0)
         if isinstance(train, Misfit):
             return train
-        step_s = train.seconds
+        plan = TaskPlan(task.task, n, train, None, train.seconds, train.seconds)
     else:
-        moved = cost.balanced(candidate.train, candidate.forward, task)
-        if isinstance(moved, Misfit):
-            return moved
-        train = cost.train(candidate.train, task, moved)
-        chains = forward_share(cost, candidate, task, batch_size - moved)
-        step_s = max(train.seconds, chains.seconds)
-    later_s, later = step_s, None
-    if candidate.later is not None:
-        later = cost.train(candidate.later, task, 0)
-        if isinstance(later, Misfit):
-            return later
-        later_s = later.seconds
-    return TaskPlan(task.task, n, train, chains, n * moved, step_s, later_s, later)
+        plan = _plan_ahead(cost, candidate, task)
+        if isinstance(plan, Misfit):
+            return plan
+    if candidate.later is None:
+        return plan
+    later = cost.train(candidate.later, task, False)
+    return later if isinstance(later, Misfit) else replace(plan, later=later, later_step_s=later.seconds)
 
 
-def forward_share(cost: StageCost, candidate: Candidate, task: TaskWork, num_items: int) -> Share:
-    """D_f's part of a step with the link in it: C_F."""
-    share = cost.forward(candidate.forward, task, num_items)
-    sent_s = cost.answers_s(candidate.forward, candidate.train, task, num_items)
-    return replace(share, seconds=share.seconds + sent_s)
+def _plan_ahead(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPlan | Misfit:
+    """With D_f: chains are reassigned until both sides take equally long, t + x R = (1 - x) F."""
+    options = cost.reassignable(candidate.train, task)
+    chains = forward_share(cost, candidate, task)
+    for found in (options, chains):
+        if isinstance(found, Misfit):
+            return found
+
+    def planned(train: Share, own: Share) -> TaskPlan:
+        moved = max(0.0, (chains.seconds - train.seconds) / (chains.seconds + own.seconds))
+        plan = TaskPlan(task.task, task.num_prerequisites, train, chains, 0.0, 0.0, None, moved, own)
+        step_s = max(plan.train_s, plan.forward_s)
+        return replace(plan, step_s=step_s, later_step_s=step_s)
+
+    return min((planned(*option) for option in options), key=lambda plan: (plan.step_s, plan.train.seconds))
+
+
+def forward_share(cost: StageCost, candidate: Candidate, task: TaskWork) -> Share | Misfit:
+    """A batch's chains on D_f, with the link to D_t in it: C_F where nothing is reassigned."""
+    share = cost.forward(candidate.forward, task)
+    if isinstance(share, Misfit):
+        return share
+    return replace(share, seconds=share.seconds + cost.answers_s(candidate.forward, candidate.train, task))
 
 
 def weigh(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted]) -> Candidate:
@@ -138,8 +178,7 @@ def weigh(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted]) -> C
         if isinstance(plan, Misfit):
             return replace(candidate, reason=misfit_text(plan))
         total_s += row.first_steps * plan.step_s + (row.steps - row.first_steps) * plan.later_step_s
-        if not fill_s and plan.chains is not None:
-            fill_s = plan.chains.seconds
+        fill_s = fill_s or plan.fill_s
     return replace(candidate, seconds=total_s + fill_s)
 
 
@@ -168,31 +207,34 @@ def with_details(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted
         occupy(candidate.train, task, plan.train, trains=True)
         if plan.chains:
             occupy(candidate.forward, task, plan.chains, trains=False)
-        chains = plan.reassigned_passes // max(1, plan.num_prerequisites)
+        ahead = 1 - plan.reassigned_share if plan.chains else 0.0
         later_steps = row.steps - row.first_steps
         with_chains = row.steps if candidate.later is None else row.first_steps
-        total_bytes += with_chains * _train_bytes(cost, candidate.train, task, chains)
-        total_bytes += with_chains * _chain_bytes(cost, candidate, task, chains)
+        total_bytes += with_chains * _train_bytes(cost, candidate.train, task, 1 - ahead)
+        total_bytes += with_chains * ahead * _chain_bytes(cost, candidate, task)
         if candidate.later is not None:
-            occupy(candidate.later, task, cost.train(candidate.later, task, 0), trains=True)
+            occupy(candidate.later, task, cost.train(candidate.later, task, False), trains=True)
             total_bytes += later_steps * _train_bytes(cost, candidate.later, task, 0)
     return replace(candidate, memory_bytes=memory, link_bytes=total_bytes)
 
 
-def _train_bytes(cost: StageCost, group: Group, task: TaskWork, chains: int) -> float:
-    """Bytes of a step within D_t: the ring all-reduce, or activations and their gradients between stages."""
+def _train_bytes(cost: StageCost, group: Group, task: TaskWork, chains: float) -> float:
+    """Bytes of a step within D_t: the ring all-reduce, or activations and their gradients between stages.
+
+    `chains` is the share of the batches whose chains D_t runs.
+    """
     hops = len(group.devices) - 1
     if group.layout == "data":
         return 2 * hops * task.gradient_bytes
-    train = 2 * cost.workload.batch_size * task.boundary_bytes
-    return hops * (train + task.num_prerequisites * chains * task.prerequisite_boundary_bytes)
+    item_bytes = 2 * task.boundary_bytes + chains * task.num_prerequisites * task.prerequisite_boundary_bytes
+    return hops * cost.workload.batch_size * item_bytes
 
 
-def _chain_bytes(cost: StageCost, candidate: Candidate, task: TaskWork, chains: int) -> float:
-    """Bytes of a step within D_f and from there to D_t."""
-    if candidate.forward is None or not task.num_prerequisites:
+def _chain_bytes(cost: StageCost, candidate: Candidate, task: TaskWork) -> float:
+    """Bytes of a batch's chains within D_f and from there to D_t."""
+    if candidate.forward is None:
         return 0.0
-    ahead, group = cost.workload.batch_size - chains, candidate.forward
+    group = candidate.forward
     hops = 0 if group.layout == "data" else len(group.devices) - 1
     within = hops * task.num_prerequisites * task.prerequisite_boundary_bytes
-    return ahead * (within + task.answer_bytes)
+    return cost.workload.batch_size * (within + task.answer_bytes)

@@ -1,15 +1,16 @@
 """What a step costs a group of devices. Seconds, bytes; the letters of the design:
 
     f_F, f_T   forward of an item of the chain, of the trained task     t_T   forward + backward of an item
-    n          forward-only passes of an item's chain                   q     passes moved from D_f to D_t, whole chains
+    n          forward-only passes of an item's chain                   q     passes a step moved from D_f to D_t
     B          items of a step                                          k     items of one call (micro-batch)
 
 A step of ContextGear takes C = max(C_T, C_F) once the pipeline is filled:
 
     C_F = (n B - q) f_F + link            C_T = B t_T + q f_F + link
 
-where the group's devices share the items (data-parallel, as many items each as balance their speeds, link = ring
-all-reduce of the LoRA gradients) or the layers (pipeline). No split can beat max((n f + t) / (S_F + S_T), t / S_T).
+in the mean over the steps, as the chains of whole batches are moved: of a share x of them, q = x n B. A group's devices
+share the items (data-parallel, as many items each as balance their speeds, link = ring all-reduce of the LoRA
+gradients) or the layers (pipeline). No split can beat max((n f + t) / (S_F + S_T), t / S_T).
 """
 
 import math
@@ -32,7 +33,7 @@ class StageCost:
         self.sizes = micro_batch_sizes(workload.batch_size)
         self.forward = lru_cache(maxsize=None)(self._forward)
         self.train = lru_cache(maxsize=None)(self._train)
-        self.balanced = lru_cache(maxsize=None)(self._balanced)
+        self.reassignable = lru_cache(maxsize=None)(self._reassignable)
         self._figures = lru_cache(maxsize=None)(self._group_figures)
         self._rates = lru_cache(maxsize=None)(self._group_rates)
         self._fitting = lru_cache(maxsize=None)(self._fitting_sizes)
@@ -101,60 +102,55 @@ class StageCost:
 
     # ---- groups
 
-    def _forward(self, group: Group, task: TaskWork, num_items: int) -> Share | Misfit:
-        """D_f running the chains of so many items of a step, without the link."""
+    def _forward(self, group: Group, task: TaskWork, trains: bool = False) -> Share | Misfit:
+        """A group running the chains of a batch, without the link.
+
+        Args:
+            group, task: who, and whose.
+            trains: whether the group keeps room for training too.
+        """
         if group.layout != "data":
-            return self._pipeline(group, task, num_items, trains=False)
-        figures = self._figures(group, task, False)
+            return self._pipeline(group, task, chains=True, trains=False)
+        figures = self._figures(group, task, trains)
         if isinstance(figures, Misfit):
             return figures
         n, (_, pass_s, overhead_s, sizes) = task.num_prerequisites, figures
+        batch_size = self.workload.batch_size
         return share_items(
-            num_items, sizes, lambda i, items: n * (items * pass_s[i] + -(-items // sizes[i]) * overhead_s[i])
+            batch_size, sizes, lambda i, items: n * (items * pass_s[i] + -(-items // sizes[i]) * overhead_s[i])
         )
 
-    def _train(self, group: Group, task: TaskWork, num_chains: int) -> Share | Misfit:
-        """D_t training a batch and running the chains of so many of its items: C_T, all-reduce included.
-
-        In a data-parallel group every device runs whole chains, in proportion to its items and rounded up.
-        """
+    def _train(self, group: Group, task: TaskWork, chains: bool) -> Share | Misfit:
+        """D_t training a batch, perhaps after its own items' chains; all-reduce included."""
         if group.layout != "data":
-            return self._pipeline(group, task, num_chains, trains=True)
+            return self._pipeline(group, task, chains, trains=True)
         figures = self._figures(group, task, True)
         if isinstance(figures, Misfit):
             return figures
         item_s, pass_s, overhead_s, sizes = figures
-        n, batch_size = task.num_prerequisites, self.workload.batch_size
+        n = task.num_prerequisites if chains else 0
 
         def finish_s(i: int, items: int) -> float:
-            chains = -(-items * num_chains // batch_size)
-            calls = 2 * -(-items // sizes[i]) + n * -(-chains // sizes[i])
-            return items * item_s[i] + n * chains * pass_s[i] + calls * overhead_s[i]
+            return items * (item_s[i] + n * pass_s[i]) + (2 + n) * -(-items // sizes[i]) * overhead_s[i]
 
-        share = share_items(batch_size, sizes, finish_s)
+        share = share_items(self.workload.batch_size, sizes, finish_s)
         return Share(share.seconds + self.all_reduce_s(group.devices, task), share.items, share.micro_batches)
 
-    def _balanced(self, train: Group, forward: Group, task: TaskWork) -> int | Misfit:
-        """How many items' chains D_t should run itself: the least max(C_T, C_F).
-
-        C_T rises and C_F falls with every chain that moves, so the best number is at their crossing.
-        """
-        batch_size = self.workload.batch_size
-        for share in (self.train(train, task, 0), self.forward(forward, task, 0)):
-            if isinstance(share, Misfit):
-                return share
-
-        def sides(moved: int) -> tuple[float, float]:
-            kept = batch_size - moved
-            ahead_s = self.forward(forward, task, kept).seconds + self.answers_s(forward, train, task, kept)
-            return self.train(train, task, moved).seconds, ahead_s
-
-        low, high = 0, batch_size
-        while low < high:
-            middle = (low + high) // 2
-            train_s, forward_s = sides(middle)
-            low, high = (low, middle) if train_s >= forward_s else (middle + 1, high)
-        return min(range(max(0, low - 1), low + 1), key=lambda moved: max(sides(moved)))
+    def _reassignable(self, group: Group, task: TaskWork) -> list[tuple[Share, Share]] | Misfit:
+        """D_t with each k that it may choose: a batch trained without its chains, and a batch's chains alone."""
+        if group.layout == "data":
+            train = self.train(group, task, False)
+            if isinstance(train, Misfit):
+                return train
+            own = self.forward(group, task, True)
+            return [(train, replace(own, seconds=own.seconds + self.answers_s(group, group, task)))]
+        fitting, count = self._fitting_chains(group, task, True), len(group.devices)
+        if isinstance(fitting, Misfit):
+            return fitting
+        items = (self.workload.batch_size,) * count
+        return [
+            (Share(batch_s, items, (k,) * count), Share(own_s, items, (k,) * count)) for k, batch_s, own_s in fitting
+        ]
 
     def _group_figures(
         self, group: Group, task: TaskWork, trains: bool
@@ -180,18 +176,25 @@ class StageCost:
             self._known_sizes[key] = next(fitting, None)
         return self._known_sizes[key]
 
-    def _pipeline(self, group: Group, task: TaskWork, num_chains: int, trains: bool) -> Share | Misfit:
+    def _pipeline(self, group: Group, task: TaskWork, chains: bool, trains: bool) -> Share | Misfit:
         """A layer pipeline with its best k: the chains, pass after pass, then (if it trains) the batch."""
-        n = task.num_prerequisites
+        fitting = self._fitting_chains(group, task, trains)
+        if isinstance(fitting, Misfit):
+            return fitting
+        weighed = [(batch_s + (chains_s if chains else 0.0), k) for k, batch_s, chains_s in fitting]
+        seconds, size = min(weighed, key=lambda one: one[0])
+        count = len(group.devices)
+        return Share(seconds, (self.workload.batch_size,) * count, (size,) * count)
+
+    def _fitting_chains(self, group: Group, task: TaskWork, trains: bool) -> list[tuple[int, float, float]] | Misfit:
+        """Every k with which a pipeline fits, and its seconds to train a batch and to run a batch's chains."""
+        n, batch_size = task.num_prerequisites, self.workload.batch_size
         # Tasks that differ in the length of their chains only share what a pass and a batch take.
         one_pass = replace(task, task="", num_prerequisites=min(n, 1), answer_bytes=task.answer_bytes / max(n, 1))
         fitting = self._fitting(group, replace(one_pass, steps=0, epoch_items=0), trains)
         if isinstance(fitting, Misfit):
             return fitting
-        weighed = [(batch_s + chain_s(times, n, math.ceil(num_chains / k)), k) for k, times, batch_s in fitting]
-        seconds, size = min(weighed, key=lambda one: one[0])
-        count, items = len(group.devices), self.workload.batch_size if trains else num_chains
-        return Share(seconds, (items,) * count, (size,) * count)
+        return [(k, batch_s, chain_s(times, n, math.ceil(batch_size / k))) for k, times, batch_s in fitting]
 
     def _fitting_sizes(
         self, group: Group, task: TaskWork, trains: bool
@@ -262,14 +265,15 @@ class StageCost:
         size = task.gradient_bytes / count
         return 2 * (count - 1) * max(self.fleet.link(*pair).seconds(size) for pair in ring(devices))
 
-    def answers_s(self, forward: Group, train: Group, task: TaskWork, num_items: int) -> float:
-        """Sending the answers of so many items from D_f to D_t over the slowest link between them."""
-        if not num_items or not task.num_prerequisites:
+    def answers_s(self, forward: Group, train: Group, task: TaskWork) -> float:
+        """Sending a batch's answers from those who run the chains to those who train, over the slowest link."""
+        if not task.num_prerequisites or (forward == train and len(train.devices) == 1):
             return 0.0
-        size = num_items * task.answer_bytes
+        size = self.workload.batch_size * task.answer_bytes
         if not self.fleet.links:
             return self.fleet.default_link.seconds(size)
-        return max(self.fleet.link(a, b).seconds(size) for a in forward.devices for b in train.devices)
+        pairs = ((a, b) for a in forward.devices for b in train.devices if a != b)
+        return max(self.fleet.link(a, b).seconds(size) for a, b in pairs)
 
     def lower_bound_s(self, train: Sequence[str], forward: Sequence[str], task: TaskWork) -> float:
         """max((n f + t) / (S_F + S_T), t / S_T): no schedule of these two groups does a step sooner."""

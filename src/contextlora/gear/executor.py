@@ -3,7 +3,7 @@
     D_f   chains of batch i+1, i+2 ...      at most `queue_batches` ahead       (Eq. (7))
              |  option ids only
              v
-    D_t   own (reassigned) chains of batch i, shard of batch i: forward, backward -> all-reduce of the LoRA gradients
+    D_t   shard of batch i: forward, backward -> all-reduce of the LoRA gradients; now and then its chains before
 
 Needs neither Lightning nor this project's models; a training loop on every rank is
 
@@ -27,7 +27,7 @@ which `queue_batches` - 1 receives are always open: they cross the link while th
 further ahead than that.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +41,7 @@ from contextlora.gear.groups import Groups, broadcast_tree
 from contextlora.gear.mail import Mail
 from contextlora.gear.pipeline_executor import PipelineExecutor, Run
 from contextlora.gear.roles import Pipeline, StageRoles
+from contextlora.gear.schedule import QUEUE_BATCHES
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class StageExecutor:
         get_state: Callable[..., Any],
         set_state: Callable[[Any], None],
         known: dict[tuple[str, int], Tensor] | None = None,
-        queue_batches: int = 2,
+        queue_batches: int = QUEUE_BATCHES,
         device: torch.device | str = "cpu",
     ) -> None:
         self.roles, self.groups = roles, groups
@@ -104,9 +105,9 @@ class StageExecutor:
         self.known = dict(known or {})
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
         self._underway: deque[_Exchange] = deque()
-        owners = {task: row.chain_owners for task, row in roles.tasks.items()}
-        shape = max(map(len, owners.values())), max(num_answers.values())
-        senders = {rank for task, row in owners.items() if num_answers[task] for rank in row}
+        self._num_batches: Counter[str] = Counter()  # whose chains have been run, by task
+        shape = max(len(row.chain_owners) for row in roles.tasks.values()), max(num_answers.values())
+        senders = {rank for task, row in roles.tasks.items() if num_answers[task] for rank in row.all_owners}
         self._mail = Mail(groups.cpu, groups.next_tag(), shape, senders, queue_batches - 1)
         self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
         self._split: Pipeline | None = None  # the pipeline over whose ranks these weights are spread
@@ -248,7 +249,8 @@ class StageExecutor:
         self._asked.update((task, number) for number in numbers)
         by_rank: list[list[int]] = [[] for _ in range(self.groups.size)]
         for row in new:
-            by_rank[self.roles.tasks[task].owner(row, len(numbers))].append(numbers[row])
+            by_rank[self.roles.tasks[task].owner(row, len(numbers), self._num_batches[task])].append(numbers[row])
+        self._num_batches[task] += 1
         while len(self._underway) >= self.queue_batches:
             self._take()
         self._mail.wait_for_sends()

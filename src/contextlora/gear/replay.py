@@ -7,7 +7,7 @@ from contextlora.gear.candidates import Candidate, plan_task
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Fleet
 from contextlora.gear.group import Group
-from contextlora.gear.schedule import Action, Schedule
+from contextlora.gear.schedule import QUEUE_BATCHES, Action, Schedule
 from contextlora.gear.simulate import Costs
 from contextlora.gear.workload import TaskWork, Workload
 
@@ -19,7 +19,7 @@ def schedule_and_costs(
     task: TaskWork,
     num_batches: int,
     num_later: int = 0,
-    queue_batches: int = 2,
+    queue_batches: int = QUEUE_BATCHES,
 ) -> tuple[Schedule, Costs]:
     """Some batches of one task under a candidate that fits, from an empty pipeline to an empty one; see `simulate`.
 
@@ -96,7 +96,8 @@ class _Costs:
         """What a send carries for one item: one pass's answers, or at the end of D_f those of the whole chain."""
         task = self.task
         if action.kind == "SEND_A":
-            whole = action.chain_pass == task.num_prerequisites - 1 and action.micro_batch not in self.own_chains
+            to_stages = action.micro_batch in self.own_chains and self.candidate.train.layout != "data"
+            whole = action.chain_pass == task.num_prerequisites - 1 and not to_stages
             return task.answer_bytes if whole else task.answer_bytes / task.num_prerequisites
         return task.boundary_bytes if action.kind in ("SEND_F", "SEND_B") else task.prerequisite_boundary_bytes
 

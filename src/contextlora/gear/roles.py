@@ -1,10 +1,11 @@
 """Who does what in a stage, by rank: a `StagePlan` made out for the items of single batches.
 
-Rows of a batch of 6 for D_t = ranks 0 and 1, D_f = rank 2, one chain reassigned to each of D_t:
+Rows of a batch of 6 for D_t = ranks 0 and 1, D_f = ranks 2 and 3:
 
     row      0  1  2  3  4  5
     trains   0  0  0  1  1  1      while answers are being made; `later` may have other shares and more ranks
-    chain    0  2  2  1  2  2      whose forward-only passes give the row its context
+    chain    2  2  2  2  3  3      whose forward-only passes give the row its context
+    own      0  0  0  1  1  1      the same in the batches that are reassigned to D_t
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from contextlora.errors import UserError
-from contextlora.gear.candidates import Candidate, TaskPlan
+from contextlora.gear.candidates import Candidate, TaskPlan, is_reassigned
 from contextlora.gear.group import Group, Share
 from contextlora.gear.plan import StagePlan
 
@@ -25,6 +26,8 @@ class TaskRoles:
         edges: rank r trains rows edges[r] to edges[r + 1] - 1.
         later_edges: likewise once all answers are known.
         chain_owners: for each row the rank that runs its chain.
+        own_owners: likewise in a reassigned batch; empty without D_f.
+        reassigned_share: of the batches, see `candidates.is_reassigned`.
         sizes: k of each rank, the most items that it computes at a time; empty sets no limit.
         later_sizes: likewise once all answers are known.
 
@@ -36,6 +39,13 @@ class TaskRoles:
     chain_owners: tuple[int, ...]
     sizes: tuple[int, ...] = ()
     later_sizes: tuple[int, ...] = ()
+    own_owners: tuple[int, ...] = ()
+    reassigned_share: float = 0.0
+
+    @property
+    def all_owners(self) -> set[int]:
+        """All ranks that run chains."""
+        return {*self.chain_owners, *(self.own_owners if self.reassigned_share else ())}
 
     def rows(self, rank: int, later: bool, num_items: int) -> range:
         """The rows of a batch that a rank trains; a batch of fewer items than planned is cut in proportion."""
@@ -46,9 +56,10 @@ class TaskRoles:
         """The ranks that train a batch."""
         return tuple(rank for rank in range(len(self.edges) - 1) if self.rows(rank, later, num_items))
 
-    def owner(self, row: int, num_items: int) -> int:
-        """The rank that runs the chain of a row."""
-        return self.chain_owners[row * len(self.chain_owners) // num_items]
+    def owner(self, row: int, num_items: int, batch: int) -> int:
+        """The rank that runs the chain of a row, in a batch numbered from 0 among those that need chains."""
+        owners = self.own_owners if is_reassigned(self.reassigned_share, batch) else self.chain_owners
+        return owners[row * len(owners) // num_items]
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ def stage_roles(plan: StagePlan, devices: Sequence[str], keeps_answers: bool) ->
     for group in filter(None, (best.train, best.forward, later)):
         if unknown := set(group.devices) - set(names):
             raise UserError(f"{plan.stage}: the plan uses {sorted(unknown)[0]}, but the ranks are {', '.join(devices)}")
-    tasks = {task.task: _task_roles(best, task, names, plan.batch_size) for task in plan.tasks}
+    tasks = {task.task: _task_roles(best, task, names) for task in plan.tasks}
     pipelines = (_pipeline(group, names) for group in (best.train, best.forward, later))
     return StageRoles(tasks, keeps_answers, f"{plan.stage}: {_summary(plan)}", *pipelines)
 
@@ -127,22 +138,22 @@ def _pipeline(group: Group | None, devices: list[str]) -> Pipeline | None:
     return Pipeline(tuple(devices.index(name) for name in group.devices), group.layout, group.cuts)
 
 
-def _task_roles(best: Candidate, task: TaskPlan, devices: list[str], batch_size: int) -> TaskRoles:
+def _task_roles(best: Candidate, task: TaskPlan, devices: list[str]) -> TaskRoles:
     edges, sizes = _edges(best.train, task.train, devices), _sizes(best.train, task.train, devices)
     later, later_sizes = edges, sizes
     if best.later and task.later:
         later, later_sizes = _edges(best.later, task.later, devices), _sizes(best.later, task.later, devices)
-    trainers = [rank for rank in range(len(devices)) for _ in range(edges[rank + 1] - edges[rank])]
-    owners = list(trainers)
-    if task.chains is not None:
-        moved = task.reassigned_passes // max(1, task.num_prerequisites)
-        # As the cost model has it: each of D_t in proportion to its items, rounded up; the rest is D_f's.
-        kept = [-(-(edges[rank + 1] - edges[rank]) * moved // batch_size) for rank in range(len(devices))]
-        shares = _items(best.forward, task.chains).items()
-        ahead = iter([devices.index(name) for name, n in shares for _ in range(n)])
-        owners = [rank if row - edges[rank] < kept[rank] else next(ahead, rank) for row, rank in enumerate(trainers)]
-        sizes = tuple(map(max, sizes, _sizes(best.forward, task.chains, devices)))
-    return TaskRoles(edges, later, tuple(owners), sizes, later_sizes)
+    if task.chains is None:
+        return TaskRoles(edges, later, _owners(best.train, task.train, devices), sizes, later_sizes)
+    sizes = tuple(map(max, sizes, _sizes(best.forward, task.chains, devices)))
+    ahead, own = _owners(best.forward, task.chains, devices), _owners(best.train, task.own_chains, devices)
+    return TaskRoles(edges, later, ahead, sizes, later_sizes, own, task.reassigned_share)
+
+
+def _owners(group: Group, share: Share, devices: list[str]) -> tuple[int, ...]:
+    """The rank of each row, in the order of the ranks."""
+    items = _items(group, share)
+    return tuple(rank for rank, name in enumerate(devices) for _ in range(items.get(name, 0)))
 
 
 def _items(group: Group, share: Share) -> dict[str, int]:
@@ -167,8 +178,9 @@ def _summary(plan: StagePlan) -> str:
     best = plan.best
     parts = [f"{best.strategy}, {_names(best.train)} train"]
     if best.forward is not None:
-        passes = "; ".join(f"{t.task} {t.reassigned_passes}" for t in plan.tasks if t.num_prerequisites)
-        parts.append(f"{_names(best.forward)} run the chains (reassigned passes: {passes})")
+        moved = ", ".join(f"{100 * t.reassigned_share:.1f} % of {t.task}" for t in plan.tasks if t.reassigned_share)
+        own = f" (reassigned: the chains of {moved})" if moved else ""
+        parts.append(f"{_names(best.forward)} run the chains{own}")
     if best.later is not None:
         parts.append(f"answers kept, then {_names(best.later)} train")
     return ", ".join(parts)

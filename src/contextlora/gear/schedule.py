@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 
 from contextlora.errors import UserError
 
+# How far D_f may be ahead: it goes on while D_t runs the chains of a whole batch. More only takes memory for answers.
+QUEUE_BATCHES = 4
 COMPUTE = ("F", "B", "P", "R")
 SENDS = ("SEND_F", "SEND_B", "SEND_P", "SEND_R", "SEND_A")
 _ACTION = re.compile(r"(\d+)(SEND_[FBPRA]|ALLREDUCE|[FBPR])(\d+)(?:/(\d+))?(?:>(\d+))?")
@@ -83,7 +85,7 @@ class Schedule:
         chain_items: items of each chain micro-batch.
         batch_size: B; item i belongs to batch i // B.
         num_passes: n, passes of a chain.
-        queue_batches: batches that D_f may be ahead of the one that D_t trains; more only take memory for answers.
+        queue_batches: batches that D_f may be ahead of the one that D_t trains.
     """
 
     name: str

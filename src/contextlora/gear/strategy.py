@@ -22,6 +22,7 @@ from contextlora.errors import ConfigError
 from contextlora.gear.executor import Shard, StageExecutor
 from contextlora.gear.groups import Groups, broadcast_tree
 from contextlora.gear.roles import StageRoles
+from contextlora.gear.schedule import QUEUE_BATCHES
 
 NAME = "contextgear"
 TIMEOUT = timedelta(minutes=10)  # a dead peer is noticed long before, see gear.peers
@@ -45,7 +46,7 @@ class GearStage:
     num_items: dict[str, int]
     num_answers: dict[str, int]
     known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    queue_batches: int = 2
+    queue_batches: int = QUEUE_BATCHES
 
 
 class GearModule(Protocol):
