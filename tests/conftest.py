@@ -181,12 +181,17 @@ SETTINGS = (
 
 
 @pytest.fixture
-def make_config(taskset_folder: Path, model_folder: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+def tiny_settings(taskset_folder: Path, model_folder: Path, tmp_path: Path) -> list[str]:
+    """Dotted settings of a tiny run, as for the command line."""
+    return [f"taskset={taskset_folder}", f"model={model_folder}", f"runs_dir={tmp_path / 'runs'}", *SETTINGS]
+
+
+@pytest.fixture
+def make_config(tiny_settings: list[str]) -> Callable[..., RunConfig]:
     """(dotted settings ...) -> configuration of a tiny run."""
 
     def make(*settings: str) -> RunConfig:
-        fixed = (f"taskset={taskset_folder}", f"model={model_folder}", f"runs_dir={tmp_path / 'runs'}")
-        return load_config([*fixed, *SETTINGS, *settings])
+        return load_config([*tiny_settings, *settings])
 
     return make
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -190,3 +191,42 @@ def test_a_killed_rank_is_reported_and_the_run_goes_on_to_the_same_weights(make_
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), f"{kill}: other weights"
         print(f"{number + 1}/{KILLS}: {kill}: all ended within {seconds[-1]:.1f} s, same weights", flush=True)
     print(f"{KILLS} kills, {KILLS} reports within {max(seconds):.0f} s, {KILLS} restarts to the same weights")
+
+
+def workers(agent):
+    """Rank -> process id of torchrun's children."""
+    found = {}
+    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+        variables = dict(pair.split("=", 1) for pair in Path(f"/proc/{child}/environ").read_text().split("\0") if pair)
+        found[int(variables["RANK"])] = int(child)
+    return found
+
+
+def test_torchrun_starts_again_after_a_kill_and_ends_in_the_same_weights(make_config, tiny_settings, tmp_path):
+    rng, expected = random.Random(SEED), final_weights(workflows.train(make_config(f"runs_dir={tmp_path / 'alone'}")))
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    for number in range(max(1, KILLS // 10)):
+        folder = tmp_path / f"torchrun-{number}"
+        settings = [*tiny_settings, "training.strategy=contextgear", f"runs_dir={folder}"]
+        with (tmp_path / f"output-{number}").open("w") as output:
+            agent = subprocess.Popen(
+                [*program, "-m", "contextlora", "train", *settings], stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            waits_until = time.monotonic() + 120
+            while not list(folder.glob("*/*/*/checkpoints/*")):
+                assert agent.poll() is None and time.monotonic() < waits_until, Path(output.name).read_text()
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0.0, 0.3))
+            victim = rng.randrange(2)
+            os.kill(workers(agent.pid)[victim], signal.SIGKILL)
+            assert agent.wait(120) == 0, Path(output.name).read_text()
+        finally:
+            agent.terminate()  # and with it its workers
+            agent.wait()
+        (done,) = find_runs(folder, finished=True)
+        assert not find_runs(folder, finished=False)
+        found = final_weights(done)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        print(f"torchrun {number + 1}: SIGKILL of rank {victim}, started again, same weights", flush=True)

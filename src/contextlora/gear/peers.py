@@ -10,6 +10,7 @@ sit in a collective that never ends. A rank whose beat stops, or that says that 
 
 import json
 import os
+import secrets
 import sys
 import threading
 import time
@@ -20,8 +21,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, UserError
 
+MEET_S = 0.02
 BEAT_S = 1.0
 LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
 JOIN_TIMEOUT = timedelta(minutes=5)  # processes of several machines are started by hand
@@ -37,11 +39,14 @@ class Peers:
 
     def __init__(self, device: torch.device) -> None:
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-        dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        store, self.rank, self.size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+        attempt = _meet(store, self.rank, self.size)
+        joined = dist.PrefixStore(attempt, store)
+        where = {"store": joined, "rank": self.rank, "world_size": self.size}
+        dist.init_process_group(backend, timeout=JOIN_TIMEOUT, **where)
         self._checkpoint, self._stop = "", threading.Event()
         # The watch has a connection of its own: a waiting get of the main thread would hold the beats back.
-        self._store, self._beats = _connect(), _connect()
+        self._store, self._beats = _connect(attempt), _connect(attempt)
         self._beats.set(f"beat/{self.rank}", "0")
         dist.barrier()  # every rank has its first beat
         self._rounds = 0  # of the watch
@@ -157,11 +162,42 @@ class Peers:
         os._exit(1)  # the main thread may be in a collective, which nothing interrupts
 
 
-def _connect() -> dist.Store:
+def _meet(store: dist.Store, rank: int, size: int) -> str:
+    """A name for this attempt, the same on all ranks and never used before.
+
+    torchrun keeps its store when it starts the ranks again, with the addresses of processes that are gone, and its own
+    count of restarts may differ from node to node. So every rank says who it is now, rank 0 answers each by that name
+    with the attempt's, and begins when all have taken it.
+
+    Raises:
+        UserError: a rank did not come.
+    """
+    own = secrets.token_hex(8)
+    if rank:
+        store.set(f"here/{rank}", own)
+        store.wait([f"attempt/{own}"], JOIN_TIMEOUT)
+        attempt = store.get(f"attempt/{own}").decode()
+        store.set(f"{attempt}/met/{rank}", "")
+        return attempt
+    missing, waits_until = set(range(1, size)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
+    while missing:
+        if time.monotonic() > waits_until:
+            raise UserError(
+                f"rank {min(missing)} of {size} did not come within {JOIN_TIMEOUT}: start it, then begin again"
+            )
+        for other in missing:
+            if store.check([f"here/{other}"]):
+                store.set(f"attempt/{store.get(f'here/{other}').decode()}", own)
+        missing = {other for other in missing if not store.check([f"{own}/met/{other}"])}
+        time.sleep(MEET_S)
+    return own
+
+
+def _connect(attempt: str) -> dist.Store:
     """A new connection to rank 0's store, for keys of this attempt only."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
-    return dist.PrefixStore(f"contextlora-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore(f"{attempt}/peers", store)
 
 
 def _is_broken_connection(error: BaseException) -> bool:
