@@ -42,7 +42,7 @@ from variants import (
     plan_variants,
     predicted_s,
     stage_mean_s,
-    timed_steps,
+    timed_window,
     with_prerequisites,
 )
 
@@ -89,10 +89,10 @@ def rank_links() -> dict[tuple[int, int], Link]:
 def measure(ranks: Ranks, variant: Variant) -> float:
     """C of a variant in seconds: of a filled pipeline's step, or with answers kept the mean over the stage."""
     keeps = variant.candidate.later is not None
-    first, later = KEPT_STEPS if keeps else (TIMED_STEPS, 0)
-    first = WARM_STEPS + timed_steps(variant, WARM_STEPS, first)
+    least, later = KEPT_STEPS if keeps else (TIMED_STEPS, 0)
+    warm, first = timed_window(variant, WARM_STEPS, least)
     ends = ranks.call(run, variant, first, later)[variant.timed_rank]
-    first_s = (ends[first] - ends[WARM_STEPS]) / (first - WARM_STEPS)
+    first_s = (ends[first] - ends[warm]) / (first - warm)
     if not keeps:
         return first_s
     later_s = (ends[-1] - ends[first + 1]) / (later - 1)

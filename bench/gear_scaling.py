@@ -21,7 +21,7 @@ from emulation import Variant, emulate
 from gear import WARM_STEPS, calibrate, measure, rank_links, stages
 from links import LINKS, Network, why_not
 from ranks import Ranks
-from variants import RIVALS, describe, make_fleet, plan_variants, predicted_s, timed_steps, with_prerequisites
+from variants import RIVALS, describe, make_fleet, plan_variants, predicted_s, timed_window, with_prerequisites
 
 from contextlora.benchmarks import read_arguments
 from contextlora.config import load_config
@@ -49,13 +49,13 @@ def with_micro_batch(fleet: Fleet, workload: Workload, k: int) -> Variant:
 
 def gear_row(ranks: Ranks, variant: Variant, k: int) -> dict:
     """C_T, C_F and C of one plan in seconds, predicted and measured."""
-    num_timed = timed_steps(variant, WARM_STEPS, TIMED_STEPS)
-    marks = ranks.call(emulate, variant, WARM_STEPS + num_timed, 0)
+    first, last = timed_window(variant, WARM_STEPS, TIMED_STEPS)
+    marks = ranks.call(emulate, variant, last, 0)
     names, plan = [device.name for device in variant.fleet.devices], variant.plan
 
     def busy_s(devices: Sequence[str]) -> float:
         rows = [marks[names.index(name)] for name in devices]
-        return max(row[-1].busy_s - row[WARM_STEPS].busy_s for row in rows) / num_timed
+        return max(row[-1].busy_s - row[first].busy_s for row in rows) / (last - first)
 
     timed = marks[variant.timed_rank]
     return {
@@ -65,7 +65,7 @@ def gear_row(ranks: Ranks, variant: Variant, k: int) -> dict:
         "measured_s": [
             busy_s(variant.candidate.train.devices),
             busy_s(variant.candidate.forward.devices),
-            (timed[-1].wall_s - timed[WARM_STEPS].wall_s) / num_timed,
+            (timed[-1].wall_s - timed[first].wall_s) / (last - first),
         ],
     }
 

@@ -16,7 +16,7 @@ from emulation import Variant, train
 from links import LINKS, Network
 from ranks import Ranks
 from torch import Tensor
-from variants import DATA, GEAR, ONE, PLAIN, describe, make_fleet, plan_variants, timed_steps
+from variants import DATA, GEAR, ONE, PLAIN, describe, make_fleet, plan_variants, timed_window
 
 from contextlora.assembly import Parts, run_parts
 from contextlora.backbones.scoring import option_scores
@@ -54,10 +54,10 @@ def measure_real(
 def step_seconds(config: RunConfig, variant: Variant) -> tuple[float, float]:
     """Wall and CPU seconds of a step on this rank."""
     parts = _parts(config)
-    num_timed = timed_steps(variant, WARM_STEPS, TIMED_STEPS)
-    marks = train(variant, _Real(parts, variant.task.task), WARM_STEPS + num_timed, 0)[WARM_STEPS:]
+    warm, num_steps = timed_window(variant, WARM_STEPS, TIMED_STEPS)
+    marks = train(variant, _Real(parts, variant.task.task), num_steps, 0)[warm:]
     parts.adapted.end_stage()
-    return tuple((last - first) / num_timed for first, last in zip(marks[0], marks[-1], strict=True))[:2]
+    return tuple((last - first) / (num_steps - warm) for first, last in zip(marks[0], marks[-1], strict=True))[:2]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from emulation import Variant
 
@@ -95,14 +96,20 @@ def _without_reassignment(cost: StageCost, candidate: Candidate) -> TaskPlan:
     return TaskPlan(task.task, task.num_prerequisites, train, chains, step_s, step_s, own_chains=train)
 
 
-def timed_steps(variant: Variant, warm: int, least: int) -> int:
-    """How many steps after `warm` to time: at least `least`, as large a share of them reassigned as in a stage."""
+def timed_window(variant: Variant, warm: int, least: int) -> tuple[int, int]:
+    """The steps to time, first and last + 1, with the pipeline filled: at least `least` after `warm`.
+
+    Where batches are reassigned, from the second of them on, as D_f has no lead before, and to where as large a share
+    of the steps is reassigned as in a whole stage.
+    """
     share = variant.plan.reassigned_share
+    if share:
+        warm = next(batch for batch in count(1) if is_reassigned(share, batch))
 
-    def error(count: int) -> float:
-        return abs(sum(is_reassigned(share, batch) for batch in range(warm, warm + count)) / count - share)
+    def error(num: int) -> float:
+        return abs(sum(is_reassigned(share, batch) for batch in range(warm, warm + num)) / num - share)
 
-    return min(range(least, least + MOST_EXTRA_STEPS), key=error)
+    return warm, warm + min(range(least, least + MOST_EXTRA_STEPS), key=error)
 
 
 def stage_mean_s(variant: Variant, first_s: float, later_s: float, once_s: float = 0.0) -> float:
