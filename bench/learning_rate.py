@@ -8,7 +8,7 @@ Prints the mean validation accuracy over tasks and seeds for every row and rate;
 import sys
 
 from contextlora import workflows
-from contextlora.benchmarks import COMPARED, read_arguments, run_missing
+from contextlora.benchmarks import compared, read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent
 
@@ -36,12 +36,12 @@ if __name__ == "__main__":
             )
             for seed in range(num_seeds)
         ]
-        for row in COMPARED
+        for row in compared()
         for rate in RATES
     }
     run_missing([config for several in configs.values() for config in several], jobs)
     rows = []
-    for row in COMPARED:
+    for row in compared():
         runs = [run_missing(configs[row, rate]) for rate in RATES]
         means = [sum(validation_accuracy(run.results) for run in several) / num_seeds for several in runs]
         best = max(range(len(RATES)), key=means.__getitem__)

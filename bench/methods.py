@@ -8,11 +8,11 @@ Runs that are already there are not made again. Writes <runs_dir>/comparison.md.
 import sys
 
 from contextlora import workflows
-from contextlora.benchmarks import COMPARED, read_arguments, run_missing
+from contextlora.benchmarks import compared, read_arguments, run_missing
 from contextlora.config import load_config
 
 if __name__ == "__main__":
     (num_seeds, jobs), arguments = read_arguments(sys.argv[1:], seeds=5, jobs=1)
-    configs = [load_config([*arguments, *row, f"seed={seed}"]) for seed in range(num_seeds) for row in COMPARED]
+    configs = [load_config([*arguments, *row, f"seed={seed}"]) for seed in range(num_seeds) for row in compared()]
     run_missing(configs, jobs)
     workflows.compare(configs[0])

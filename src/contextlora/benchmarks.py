@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from contextlora import workflows
+from contextlora.config import load_config
 from contextlora.errors import ConfigError
 from contextlora.evaluation.compare import FinishedRun, alike, collect_runs, cost_rows, flatten
 from contextlora.evaluation.report import as_rich
@@ -17,13 +18,19 @@ from contextlora.methods import METHODS
 from contextlora.settings import RunConfig
 
 BENCH_SEEDS = 3
-# What the comparison of methods runs: each as configured, and those that train without context also with the right
-# answers of the prerequisites in their prompts, since what the context does is not what a method does.
-COMPARED = tuple(
-    (f"method={name}", *context)
-    for name in METHODS
-    for context in ([()] if name == "contextlora" else [(), ("taskset.context=gold",)])
-)
+
+
+def compared() -> list[tuple[str, ...]]:
+    """Settings of what the comparison of methods runs.
+
+    Each method as configured, and those that train without context also with the right answers of the prerequisites in
+    their prompts, since what the context does is not what a method does.
+    """
+    rows: list[tuple[str, ...]] = []
+    for method in (f"method={name}" for name in METHODS):
+        without = load_config([method]).taskset.context == "none"
+        rows += [(method,), (method, "taskset.context=gold")] if without else [(method,)]
+    return rows
 
 
 def bench(config: RunConfig) -> None:

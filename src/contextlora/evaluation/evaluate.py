@@ -5,6 +5,7 @@ Shapes: N items, K options (the widest item's; missing options score -inf).
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -127,31 +128,27 @@ class Evaluator:
                 answers |= {(name, scene): word for scene, word in words.items()}
         return answers
 
-    def chain_choices(self, task: str, numbers: Sequence[int], names: Sequence[str], score: Score) -> torch.Tensor:
+    def chain_choices(
+        self, task: str, numbers: Sequence[int], names: Sequence[str], score: Score | None = None
+    ) -> torch.Tensor:
         """Predicted answers of the prerequisites of some train items.
 
         Args:
             task: whose items.
             numbers: their places in the train split.
             names: prerequisites, all of them trained.
-            score: makes the scores of each pass. Devices may do so together, so nothing is remembered between calls:
-                one of them could have an answer for which the others still compute.
+            score: makes the scores of each pass, as several devices may do together; None for this one alone. Nothing
+                is remembered between calls, or a device could have an answer for which the others still compute.
 
         Returns:
             (items, names) positions of the chosen options; -1 where a prerequisite has no item of the scene.
         """
-        before = self._score, self._remembered
-        self._score, self._remembered = score, {}
-        try:
-            return self._chain_choices(task, numbers, names)
-        finally:
-            self._score, self._remembered = before
-
-    def _chain_choices(self, task: str, numbers: Sequence[int], names: Sequence[str]) -> torch.Tensor:
+        answering = copy(self)
+        answering._remembered, answering._score = {}, score or self._score_here
         items = [self.taskset.items(task, "train")[number] for number in numbers]
         choices = torch.full((len(items), len(names)), -1, dtype=torch.long)
         for column, name in enumerate(names):
-            words = self.predicted_words(name, "train", items)
+            words = answering.predicted_words(name, "train", items)
             for row, item in enumerate(items):
                 if item.scene in words:
                     options = self.taskset.item(name, "train", item.scene).options
