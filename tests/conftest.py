@@ -205,19 +205,28 @@ def _rank(function: Callable[..., Any], arguments: tuple, variables: dict[str, s
 
 
 @pytest.fixture
-def run_ranks() -> Callable[..., list[Any]]:
+def free_port() -> Callable[[], int]:
+    """() -> a TCP port that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture
+def run_ranks(free_port: Callable[[], int]) -> Callable[..., list[Any]]:
     """(number, function, arguments ...) -> what the function returned on each rank, None where the process ended.
 
     Processes are forked: what the test's process has imported and made is there at once.
     """
 
     def run(number: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         context = multiprocessing.get_context("fork")
         results, found = context.Queue(), {}
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "tests"}
         shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0"}
         own = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
         processes = [context.Process(target=_rank, args=(function, arguments, row, results)) for row in own]

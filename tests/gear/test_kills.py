@@ -193,37 +193,39 @@ def test_a_killed_rank_is_reported_and_the_run_goes_on_to_the_same_weights(make_
     print(f"{KILLS} kills, {KILLS} reports within {max(seconds):.0f} s, {KILLS} restarts to the same weights")
 
 
-def workers(agent):
-    """Rank -> process id of torchrun's children."""
-    found = {}
-    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
-        variables = dict(pair.split("=", 1) for pair in Path(f"/proc/{child}/environ").read_text().split("\0") if pair)
-        found[int(variables["RANK"])] = int(child)
-    return found
+def worker(agent):
+    """Process id of what a torchrun of one process has started."""
+    (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    return int(child)
 
 
-def test_torchrun_starts_again_after_a_kill_and_ends_in_the_same_weights(make_config, tiny_settings, tmp_path):
+def test_torchrun_starts_again_after_a_kill_and_ends_in_the_same_weights(
+    make_config, tiny_settings, free_port, tmp_path
+):
     rng, expected = random.Random(SEED), final_weights(workflows.train(make_config(f"runs_dir={tmp_path / 'alone'}")))
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    program = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1"]
     for number in range(max(1, KILLS // 10)):
-        folder = tmp_path / f"torchrun-{number}"
-        settings = [*tiny_settings, "training.strategy=contextgear", f"runs_dir={folder}"]
-        with (tmp_path / f"output-{number}").open("w") as output:
-            agent = subprocess.Popen(
-                [*program, "-m", "contextlora", "train", *settings], stdout=output, stderr=subprocess.STDOUT
-            )
+        folder, output = tmp_path / f"torchrun-{number}", tmp_path / f"output-{number}"
+        where = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+        work = ["-m", "contextlora", "train", *tiny_settings, "training.strategy=contextgear", f"runs_dir={folder}"]
+        agents = []
+        with output.open("w") as file:
+            for node in range(2):
+                command = [*program, *where, f"--node-rank={node}", *work]
+                agents.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
         try:
             waits_until = time.monotonic() + 120
             while not list(folder.glob("*/*/*/checkpoints/*")):
-                assert agent.poll() is None and time.monotonic() < waits_until, Path(output.name).read_text()
+                assert agents[0].poll() is None and time.monotonic() < waits_until, output.read_text()
                 time.sleep(0.02)
             time.sleep(rng.uniform(0.0, 0.3))
             victim = rng.randrange(2)
-            os.kill(workers(agent.pid)[victim], signal.SIGKILL)
-            assert agent.wait(120) == 0, Path(output.name).read_text()
+            os.kill(worker(agents[victim]), signal.SIGKILL)
+            assert [agent.wait(120) for agent in agents] == [0, 0], output.read_text()
         finally:
-            agent.terminate()  # and with it its workers
-            agent.wait()
+            for agent in agents:
+                agent.terminate()  # and with it its worker
+                agent.wait()
         (done,) = find_runs(folder, finished=True)
         assert not find_runs(folder, finished=False)
         found = final_weights(done)
