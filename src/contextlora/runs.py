@@ -127,6 +127,11 @@ class RunFolder:
         """The end of a message about an unfinished run."""
         return f"continue it with: make resume RUN={os.path.relpath(self.path)}"
 
+    @property
+    def has_same_parent(self) -> bool:
+        """Whether what worked on it last was started by the process that started this one, such as one torchrun."""
+        return self._status().get("parent") == _parent()
+
     def claim(self) -> None:
         """Take over a run that is not finished, to continue it in this process.
 
@@ -185,7 +190,8 @@ class RunFolder:
 
     def _set_state(self, state: str) -> None:
         assert state in STATES, state
-        status = {"state": state, "updated": datetime.now(UTC).isoformat(timespec="seconds"), **_identity(os.getpid())}
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        status = {"state": state, "updated": updated, **_identity(os.getpid()), "parent": _parent()}
         write_atomically(self._status_file, json.dumps(status) + "\n")
 
 
@@ -226,6 +232,10 @@ def _identity(pid: int) -> dict[str, Any]:
         "boot": boot.read_text().strip() if boot.exists() else None,
         "started": _start_of(pid),
     }
+
+
+def _parent() -> list[Any]:
+    return [os.getppid(), _start_of(os.getppid())]
 
 
 def _start_of(pid: int) -> str | None:

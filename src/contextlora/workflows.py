@@ -73,9 +73,9 @@ def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
 
 def _new_folder(config: RunConfig) -> RunFolder:
     """A new run folder, or that of the attempt before where torchrun starts the processes again."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    if "TORCHELASTIC_MAX_RESTARTS" in os.environ:  # not its count of restarts: that of a peer's node may differ
         for run in reversed(find_runs(config.runs_dir, finished=False)):
-            if run.config_file.read_text(encoding="utf-8") == to_yaml(config):
+            if run.has_same_parent and run.config_file.read_text(encoding="utf-8") == to_yaml(config):
                 run.claim()
                 return run
     return RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
