@@ -52,7 +52,7 @@ from contextlora.gear.devices import Device, Fleet, Link
 from contextlora.gear.profile import measure_links
 from contextlora.gear.workload import Workload
 from contextlora.runs import write_atomically
-from contextlora.tasks.tasksets import resolve_taskset
+from contextlora.tasks.tasksets import load_taskset
 from contextlora.workloads import stage_workloads
 
 WARM_STEPS, TIMED_STEPS = 2, 6
@@ -76,9 +76,7 @@ def calibrate(config: RunConfig, catalogue: str) -> Device:
 
 def stages(config: RunConfig) -> tuple[Workload, ...]:
     """The work of every stage of the task set."""
-    chosen = config.taskset
-    taskset = resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
-    return stage_workloads(config, taskset)[0]
+    return stage_workloads(config, load_taskset(config.taskset))[0]
 
 
 def rank_links() -> dict[tuple[int, int], Link]:

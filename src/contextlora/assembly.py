@@ -28,7 +28,7 @@ from contextlora.methods import build_plan
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.prompts import resolve_image_view
 from contextlora.tasks.taskset import TaskSet
-from contextlora.tasks.tasksets import resolve_taskset
+from contextlora.tasks.tasksets import load_taskset
 from contextlora.training.fit import TrainerSettings
 from contextlora.training.gear import GearedContextLoraModule
 from contextlora.training.module import ContextLoraModule
@@ -71,7 +71,7 @@ def stage_file(folder: Path, stage: int) -> Path:
 
 def run_parts(config: RunConfig) -> Parts:
     """Loads and builds everything that training and evaluation share."""
-    taskset = load_taskset(config)
+    taskset = load_taskset(config.taskset)
     plan = build_plan(taskset.graph, config.method)  # before the model: a mistake in it shows at once
     model = config.model
     backbone = load_backbone(
@@ -105,12 +105,6 @@ def data_module(config: RunConfig, taskset: TaskSet, backbone: Backbone, plan: T
         image=resolve_image_view(chosen.image, backbone.is_multimodal),
         answer_format=chosen.answer_format,
     )
-
-
-def load_taskset(config: RunConfig) -> TaskSet:
-    """The configured task set, generated where it is not there yet."""
-    chosen = config.taskset
-    return resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
 
 
 def taskset_fingerprint(taskset: TaskSet) -> str:

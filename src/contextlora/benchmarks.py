@@ -95,7 +95,7 @@ def _find(config: RunConfig) -> FinishedRun | None:
     settings: dict[str, Any] = flatten(asdict(config))
     same = [
         run
-        for run in collect_runs(config.runs_dir)
+        for run in collect_runs(config.runs_dir, flatten(asdict(RunConfig())))
         if run.settings["seed"] == config.seed and alike(run, settings, ("",))
     ]
     return same[-1] if same else None

@@ -17,7 +17,7 @@ from contextlora.gear.schedule import grid
 from contextlora.gear.simulate import Simulation, simulate
 from contextlora.gear.workload import Workload
 from contextlora.runs import write_atomically
-from contextlora.tasks.tasksets import resolve_taskset
+from contextlora.tasks.tasksets import load_taskset
 from contextlora.workloads import stage_workloads
 
 CONSOLE = Console()
@@ -38,8 +38,7 @@ def plan(config: RunConfig) -> Plan:
     """
     tree, path = read_devices(config.gear.devices or DEFAULT_FLEET)
     fleet = Fleet.from_tree(tree, path.stem, str(path))
-    chosen = config.taskset
-    taskset = resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
+    taskset = load_taskset(config.taskset)
     workloads, notes = stage_workloads(config, taskset)
     made = plan_training(fleet, workloads, config.gear.cache_answers, config.gear.layouts)
     shown = list(zip(made.stages, workloads, strict=True))[:SHOWN_STAGES]

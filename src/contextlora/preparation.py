@@ -9,7 +9,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contextlora.assembly import Parts, compute_device, facts, load_taskset, run_parts
+from contextlora.assembly import Parts, compute_device, facts, run_parts
 from contextlora.backbones.scoring import option_scores
 from contextlora.config import RunConfig, write_devices
 from contextlora.errors import UserError
@@ -19,6 +19,7 @@ from contextlora.gear.peers import Peers
 from contextlora.gear.profile import measure_device, measure_links
 from contextlora.ranks import LOOPBACK, is_rank_0, joined
 from contextlora.tasks.checks import check_table, check_taskset
+from contextlora.tasks.tasksets import load_taskset
 from contextlora.workloads import stage_workloads
 
 CONSOLE = Console()
@@ -26,7 +27,7 @@ CONSOLE = Console()
 
 def data(config: RunConfig) -> None:
     """Builds the task set where it is not there yet, and prints what it holds."""
-    taskset = load_taskset(config)
+    taskset = load_taskset(config.taskset)
     CONSOLE.print(f"task set {taskset.name}: {taskset.folder}")
     for task in taskset.graph.tasks:
         counts = ", ".join(f"{len(taskset.items(task, split))} {split}" for split in ("train", "validation", "test"))
@@ -39,7 +40,7 @@ def data_check(config: RunConfig) -> None:
     Raises:
         UserError: a probe breaks its limit.
     """
-    checks = check_taskset(load_taskset(config))
+    checks = check_taskset(load_taskset(config.taskset))
     CONSOLE.print(check_table(checks))
     broken = [check for check in checks if not check.ok]
     if broken:

@@ -22,6 +22,9 @@ class TasksetConfig:
 
     name: str = setting("iov", "shipped task set, or the path of a task-set folder")
     regime: Literal["low", "full"] = setting("low", "size of a shipped set: a few hundred items per task, or all")
+    train_items: int | None = setting(
+        None, "only the first so many train items of each task, for learning curves; null takes all", minimum=1
+    )
     seed: int = setting(0, "seed of a shipped set's items; independent of the run's seed", minimum=0)
     data_dir: str = setting("data", "where shipped sets are generated on first use")
     context: Literal["none", "gold", "predicted"] = setting(

@@ -155,7 +155,7 @@ def compare(config: RunConfig) -> None:
     settings, sections = flatten(asdict(config)), ("taskset.", "model.", "evaluation.")
     runs = [
         run
-        for run in collect_runs(config.runs_dir)
+        for run in collect_runs(config.runs_dir, flatten(asdict(RunConfig())))
         if alike(run, settings, sections, apart_from=["taskset.context"])  # methods differ in it
     ]
     if not runs:

@@ -22,6 +22,15 @@ def test_reads_what_was_written(folder):
     assert taskset.has_images
 
 
+def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
+    whole = TaskSet.load(folder)
+    part = whole.with_train_items(2)
+    for task in ("a", "b"):
+        assert part.items(task, "train") == whole.items(task, "train")[:2]
+        assert part.items(task, "test") == whole.items(task, "test")
+    assert whole.with_train_items(None).splits == whole.splits
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [

@@ -42,10 +42,10 @@ class Group:
         return {seed: _accuracy(results, task, key) for seed, results in self.by_seed.items()}
 
 
-def collect_runs(runs_dir: Path | str) -> list[FinishedRun]:
-    """All finished runs of a folder of runs, oldest first."""
+def collect_runs(runs_dir: Path | str, defaults: Mapping[str, Any]) -> list[FinishedRun]:
+    """All finished runs of a folder of runs, oldest first; flat `defaults` of settings that an older run has not."""
     return [
-        FinishedRun(flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8"))), run.results)
+        FinishedRun(defaults | flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8"))), run.results)
         for run in find_runs(runs_dir, finished=True)
     ]
 

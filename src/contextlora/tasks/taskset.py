@@ -7,7 +7,7 @@ images/...              image files that the items name
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -63,6 +63,12 @@ class TaskSet:
     def has_images(self) -> bool:
         """Whether any item shows one."""
         return any(item.image for items in self.splits.values() for item in items)
+
+    def with_train_items(self, most: int | None) -> "TaskSet":
+        """With the first `most` train items of every task; None takes all."""
+        return replace(
+            self, splits={key: items[:most] if key[1] == "train" else items for key, items in self.splits.items()}
+        )
 
     def items(self, task: str, split: str) -> tuple[Item, ...]:
         """Items of one task and split, in file order."""

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from tempfile import mkdtemp
 
+from contextlora.settings import TasksetConfig
 from contextlora.tasks.generators import iov
 from contextlora.tasks.task import TaskSetError
 from contextlora.tasks.taskset import DESCRIPTION_FILE, TaskSet
@@ -20,6 +21,12 @@ REGIMES = {  # scenes in each split
     "full": {"train": 4000, "validation": 500, "test": 1000},
 }
 _MANIFEST = "manifest.json"
+
+
+def load_taskset(chosen: TasksetConfig) -> TaskSet:
+    """The configured task set, generated where it is not there yet; raises as `resolve_taskset`."""
+    taskset = resolve_taskset(chosen.name, chosen.data_dir, chosen.seed, chosen.regime)
+    return taskset.with_train_items(chosen.train_items)
 
 
 def resolve_taskset(name_or_folder: str, data_dir: str | Path = "data", seed: int = 0, regime: str = "low") -> TaskSet:
