@@ -12,7 +12,7 @@ from contextlora.benchmarks import compared, read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 3e-3, 4e-3, 6e-3)
 
 
 def validation_accuracy(results: dict) -> float:

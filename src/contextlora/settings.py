@@ -88,7 +88,7 @@ class TrainingConfig:
     gate_learning_rate: float = setting(1e-2, "learning rate of the gates", minimum=0)
     weight_decay: float = setting(0.0, "AdamW weight decay", minimum=0)
     batch_size: int = setting(32, "items per step, all of one task", minimum=1)
-    steps_per_task: int = setting(320, "most optimizer steps per task", minimum=1)
+    steps_per_task: int = setting(160, "most optimizer steps per task", minimum=1)
     validate_every_steps: int = setting(40, "steps between validations and checkpoints", minimum=1)
     patience: int = setting(2, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
     warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, maximum=1)
