@@ -3,14 +3,18 @@
     .venv/bin/python bench/learning_rate.py [seeds=2] [jobs=1] [key=value ...]
 
 Prints the mean validation accuracy over tasks and seeds for every row and rate; the test split is never looked at.
+Writes <runs_dir>/learning_rates.json, from which bench/methods.py takes each row's best rate.
 """
 
+import json
 import sys
+from pathlib import Path
 
 from contextlora import workflows
 from contextlora.benchmarks import compared, read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent
+from contextlora.runs import write_atomically
 
 RATES = (1e-3, 2e-3, 3e-3, 4e-3, 6e-3)
 
@@ -40,11 +44,14 @@ if __name__ == "__main__":
         for rate in RATES
     }
     run_missing([config for several in configs.values() for config in several], jobs)
-    rows = []
+    rows, best_rates = [], {}
     for row in compared():
         runs = [run_missing(configs[row, rate]) for rate in RATES]
         means = [sum(validation_accuracy(run.results) for run in several) / num_seeds for several in runs]
         best = max(range(len(RATES)), key=means.__getitem__)
+        best_rates[" ".join(row)] = RATES[best]
         rows.append((" ".join(row), *map(percent, means), f"{RATES[best]:g}"))
     header = ("row", *(f"{rate:g}" for rate in RATES), "best rate")
     workflows.CONSOLE.print(as_rich(f"validation, end to end, %, {num_seeds} seeds", header, rows))
+    folder = Path(next(iter(configs.values()))[0].runs_dir)
+    write_atomically(folder / "learning_rates.json", json.dumps(best_rates, indent=1) + "\n")

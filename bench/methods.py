@@ -2,10 +2,13 @@
 
     .venv/bin/python bench/methods.py [seeds=5] [jobs=1] [key=value ...]
 
-Runs that are already there are not made again. Writes <runs_dir>/comparison.md.
+Each row trains at its best rate of bench/learning_rate.py, where that has been run; else as configured. Runs that are
+already there are not made again. Writes <runs_dir>/comparison.md.
 """
 
+import json
 import sys
+from pathlib import Path
 
 from contextlora import workflows
 from contextlora.benchmarks import compared, read_arguments, run_missing
@@ -13,6 +16,14 @@ from contextlora.config import load_config
 
 if __name__ == "__main__":
     (num_seeds, jobs), arguments = read_arguments(sys.argv[1:], seeds=5, jobs=1)
-    configs = [load_config([*arguments, *row, f"seed={seed}"]) for seed in range(num_seeds) for row in compared()]
+    default = load_config(arguments)
+    found = Path(default.runs_dir) / "learning_rates.json"
+    rates = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
+    configs = []
+    for seed in range(num_seeds):
+        for row in compared():
+            rate = rates.get(" ".join(row))
+            scale = [f"method.learning_rate_scale={rate / default.training.learning_rate:g}"] if rate else []
+            configs.append(load_config([*arguments, *row, *scale, f"seed={seed}"]))
     run_missing(configs, jobs)
     workflows.compare(configs[0])
