@@ -34,7 +34,7 @@ if __name__ == "__main__":
     began = time.monotonic()
     expected = final_weights(workflows.train(config).path)
     seconds = time.monotonic() - began
-    instants = random.Random(0)
+    instants = random.Random(config.seed)
     num_same = 0
     for number in range(num_times):
         process = subprocess.Popen([*TRAIN, *arguments, "training.progress=false"], stdout=subprocess.DEVNULL)
