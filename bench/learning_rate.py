@@ -16,7 +16,7 @@ from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent
 from contextlora.runs import write_atomically
 
-RATES = (1e-3, 2e-3, 3e-3, 4e-3, 6e-3)
+RATES = (5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 6e-3)
 
 
 def validation_accuracy(results: dict) -> float:
