@@ -92,8 +92,7 @@ def _without_reassignment(cost: StageCost, candidate: Candidate) -> TaskPlan:
     """All chains on D_f: q = 0."""
     (task,) = cost.workload.tasks
     train, chains = cost.train(candidate.train, task, False), forward_share(cost, candidate, task)
-    step_s = max(train.seconds, chains.seconds)
-    return TaskPlan(task.task, task.num_prerequisites, train, chains, step_s, step_s, own_chains=train)
+    return TaskPlan(task.task, task.num_prerequisites, train, chains, own_chains=train)
 
 
 def timed_window(variant: Variant, warm: int, least: int) -> tuple[int, int]:

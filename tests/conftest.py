@@ -74,6 +74,9 @@ def taskset(taskset_folder: Path) -> TaskSet:
     return TaskSet.load(taskset_folder)
 
 
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+
+
 def _save_llava(tokenizer: hf.PreTrainedTokenizerFast, folder: Path) -> None:
     """Saves a random LLaVA of two layers; the tokenizer knows `<image>`."""
     vision = hf.CLIPVisionConfig(
@@ -83,11 +86,9 @@ def _save_llava(tokenizer: hf.PreTrainedTokenizerFast, folder: Path) -> None:
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=64,
+        **SMALL,
     )
     config = hf.LlavaConfig(
         vision_config=vision,
@@ -132,11 +133,9 @@ def save_model(kind: str, folder: Path) -> None:
             vocab_size=len(words),
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
             num_key_value_heads=2,
             head_dim=16,
-            max_position_embeddings=64,
+            **SMALL,
         )
     hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 

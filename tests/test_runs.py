@@ -154,3 +154,11 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypat
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         RunFolder.open(tmp_path)
+
+
+def test_a_run_knows_whether_one_process_started_both_it_and_this(tmp_path):
+    run = create(tmp_path)
+    assert run.has_same_parent
+    status = json.loads((run.path / "status.json").read_text())
+    (run.path / "status.json").write_text(json.dumps(status | {"parent": [status["parent"][0], "another start"]}))
+    assert not run.has_same_parent

@@ -6,6 +6,7 @@ from contextlora.evaluation.compare import (
     FinishedRun,
     accuracy_rows,
     alike,
+    collect_runs,
     comparison,
     comparison_markdown,
     cost_rows,
@@ -15,6 +16,7 @@ from contextlora.evaluation.compare import (
     pick_ours,
     reference_rows,
 )
+from contextlora.runs import RunFolder
 
 
 def run(method, seed, accuracy, delta=1.0, **results):
@@ -58,6 +60,13 @@ def test_runs_that_differ_only_in_the_seed_form_a_group():
 def test_of_two_runs_with_one_seed_the_later_counts():
     (group,) = group_runs([run("joint", 0, 0.1), run("joint", 0, 0.2)])
     assert group.accuracies("u") == {0: 0.2}
+
+
+def test_a_run_that_is_older_than_a_setting_counts_with_its_default(tmp_path):
+    made = RunFolder.create(tmp_path, "t", "joint", 0, "seed: 0\ntaskset: {name: t}\n")
+    made.finish({"tasks": {}})
+    (found,) = collect_runs(tmp_path, {"seed": 7, "taskset.train_items": None})
+    assert found.settings == {"seed": 0, "taskset.name": "t", "taskset.train_items": None}
 
 
 def test_alike_looks_at_sections_and_not_at_what_changes_no_result():

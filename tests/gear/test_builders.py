@@ -17,7 +17,7 @@ def rows(schedule, sends=True):
 def task_plan(train, chains=None, n=0, reassigned=0.0):
     """Shares given as (items, micro-batches); D_t shares its own chains as it shares the training."""
     own = Share(0.0, *train)
-    return TaskPlan("v", n, own, chains and Share(0.0, *chains), 0.0, 0.0, None, reassigned, chains and own)
+    return TaskPlan("v", n, own, chains and Share(0.0, *chains), None, reassigned, chains and own)
 
 
 def test_gpipe_runs_all_forwards_first():

@@ -17,7 +17,7 @@ def share(*items):
 
 # D_t = a, b with 4 and 2 rows, D_f = c, every other batch reassigned to D_t; then all three train.
 BEST = Candidate("contextgear", Group(("b", "a")), Group(("c",)), Group(("a", "b", "c")), seconds=1.0)
-TASK = TaskPlan("v", 2, share(2, 4), share(6), 1.0, 1.0, share(3, 2, 1), 0.5, share(3, 3))
+TASK = TaskPlan("v", 2, share(2, 4), share(6), share(3, 2, 1), 0.5, share(3, 3))
 PLAN = StagePlan("stage 1", 6, (BEST,), (TASK,), 1.0)
 
 

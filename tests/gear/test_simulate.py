@@ -96,7 +96,7 @@ def test_an_all_reduce_waits_for_everyone_and_holds_everyone():
 
 def contextgear(n, num_batches, reassigned=0.0, queue=1, items=4):
     share = Share(0.0, (items,), (items,))
-    plan = TaskPlan("v", n, share, share, 0.0, 0.0, None, reassigned, share)
+    plan = TaskPlan("v", n, share, share, None, reassigned, share)
     return build_schedule(Candidate("", Group(("t",)), Group(("f",))), plan, items, num_batches, queue)
 
 

@@ -60,22 +60,27 @@ class TaskPlan:
         num_prerequisites: n.
         train: items and micro-batches of D_t.
         chains: items and micro-batches of D_f's chains; None without D_f.
-        step_s: C, seconds of a step once the pipeline is filled; the mean over the batches.
-        later_step_s: likewise where the answers are known already.
         later: items and micro-batches of who trains then; None where answers are not kept.
         reassigned_share: q / (n B), share of the batches whose chains D_t runs instead of D_f, see `is_reassigned`.
         own_chains: how D_t's devices share the chains of such a batch; None without D_f.
+        step_s: C, seconds of a step once the pipeline is filled; the mean over the batches.
+        later_step_s: likewise where the answers are known already.
     """
 
     task: str
     num_prerequisites: int
     train: Share
     chains: Share | None
-    step_s: float
-    later_step_s: float
     later: Share | None = None
     reassigned_share: float = 0.0
     own_chains: Share | None = None
+    step_s: float = field(init=False)  # of the figures above, for plan.json
+    later_step_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        step_s = max(self.train_s, self.forward_s)
+        object.__setattr__(self, "step_s", step_s)
+        object.__setattr__(self, "later_step_s", self.later.seconds if self.later else step_s)
 
     @property
     def train_s(self) -> float:
@@ -134,7 +139,7 @@ def plan_task(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPlan
         train = cost.train(candidate.train, task, n > 0)
         if isinstance(train, Misfit):
             return train
-        plan = TaskPlan(task.task, n, train, None, train.seconds, train.seconds)
+        plan = TaskPlan(task.task, n, train, None)
     else:
         plan = _plan_ahead(cost, candidate, task)
         if isinstance(plan, Misfit):
@@ -142,7 +147,7 @@ def plan_task(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPlan
     if candidate.later is None:
         return plan
     later = cost.train(candidate.later, task, False)
-    return later if isinstance(later, Misfit) else replace(plan, later=later, later_step_s=later.seconds)
+    return later if isinstance(later, Misfit) else replace(plan, later=later)
 
 
 def _plan_ahead(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPlan | Misfit:
@@ -155,9 +160,7 @@ def _plan_ahead(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPl
 
     def planned(train: Share, own: Share) -> TaskPlan:
         moved = max(0.0, (chains.seconds - train.seconds) / (chains.seconds + own.seconds))
-        plan = TaskPlan(task.task, task.num_prerequisites, train, chains, 0.0, 0.0, None, moved, own)
-        step_s = max(plan.train_s, plan.forward_s)
-        return replace(plan, step_s=step_s, later_step_s=step_s)
+        return TaskPlan(task.task, task.num_prerequisites, train, chains, None, moved, own)
 
     return min((planned(*option) for option in options), key=lambda plan: (plan.step_s, plan.train.seconds))
 
