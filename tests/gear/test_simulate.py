@@ -41,7 +41,7 @@ def spans(simulation):
 def test_equal_stages_take_the_closed_form(layout, p, m):
     f, b = 1.0, 1.7
     group = Group(tuple("abcde"[:p]), layout if p > 1 else "data", tuple(range(1, p)))
-    plan = TaskPlan("v", 0, Share(0.0, (m,) * p, (1,) * p), None, 0, 0.0, 0.0)
+    plan = TaskPlan("v", 0, Share(0.0, (m,) * p, (1,) * p), None)
     simulation = run(build_schedule(Candidate("", group), plan, m, 1), {"F": f, "B": b})
     # (m + p - 1)(f + b): Huang et al. 2019, GPipe; Narayanan et al. 2019, PipeDream's 1F1B has the same bubble
     assert simulation.makespan_s == pytest.approx((m + p - 1) * (f + b))
@@ -52,7 +52,7 @@ def test_equal_stages_take_the_closed_form(layout, p, m):
 def test_1f1b_holds_fewer_activations_than_gpipe():
     peaks = {}
     for layout in ("gpipe", "1f1b"):
-        plan = TaskPlan("v", 0, Share(0.0, (8, 8), (1, 1)), None, 0, 0.0, 0.0)
+        plan = TaskPlan("v", 0, Share(0.0, (8, 8), (1, 1)), None)
         schedule = build_schedule(Candidate("", Group(("a", "b"), layout, (1,))), plan, 8, 1)
         peaks[layout] = run(schedule, {"F": 1.0, "B": 1.0}, resident=100.0, kept=1.0).peak_bytes
     # all 8 micro-batches, against p - s of them
