@@ -23,6 +23,7 @@ from contextlora.tasks.tasksets import load_taskset
 from contextlora.workloads import stage_workloads
 
 CONSOLE = Console()
+LOG_LINES = 50  # of a long job whose output goes to a file
 
 
 def data(config: RunConfig) -> None:
@@ -63,9 +64,13 @@ def backbone(config: RunConfig) -> None:
     )
     with Progress(*columns, console=CONSOLE) as bars:
         bar = bars.add_task("", total=settings.num_steps, loss="")
-        card = build_backbone(
-            folder, settings, lambda step, loss: bars.update(bar, completed=step, loss=f"loss {loss:.3f}")
-        )
+
+        def show(step: int, loss: float) -> None:
+            bars.update(bar, completed=step, loss=f"loss {loss:.3f}")
+            if not CONSOLE.is_terminal and step % max(1, settings.num_steps // LOG_LINES) == 0:
+                CONSOLE.print(f"step {step}/{settings.num_steps}, loss {loss:.3f}", highlight=False)
+
+        card = build_backbone(folder, settings, show)
     CONSOLE.print(skills_table(card["skills"]["test"], SKILL_TARGETS))
     shown = os.path.relpath(folder)
     text = f"backbone: {shown}, {card['train_seconds'] / 60:.0f} min; use it with MODEL={shown}"

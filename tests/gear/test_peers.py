@@ -6,12 +6,13 @@ import signal
 import socket
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, UserError
 from contextlora.gear import peers
 
 
@@ -50,6 +51,17 @@ def test_a_device_with_another_version_is_named_on_every_rank(run_ranks):
     found = run_ranks(3, compare, [facts, facts, facts | {"torch": "2.12.0"}])
     assert len(set(found)) == 1
     assert "must agree on torch: rank 0 has 2.13.0, rank 2 has 2.12.0" in found[0]
+
+
+@pytest.mark.parametrize("rank, says", [(0, "rank 1 of 2 did not come"), (1, "rank 1 of 2 waited .* in vain")])
+def test_a_rank_that_waits_in_vain_says_for_whom(rank, says, monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+    variables = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": True}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(peers, "JOIN_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(UserError, match=says):
+        peers.Peers(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

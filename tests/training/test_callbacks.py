@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 from rich.console import Console
 
@@ -26,22 +27,39 @@ def run(config, folder, console=None):
     return module, logged
 
 
-def test_each_stage_has_a_bar_with_loss_and_validation(make_config, tmp_path):
+def shown(config, folder):
+    """(module, the bars as they stood in the end, the other lines) of a run whose output goes to a file."""
     console = Console(file=io.StringIO(), width=90, force_terminal=False)
-    run(make_config(), tmp_path, console)
+    module, _ = run(config, folder, console)
     lines = console.file.getvalue().splitlines()
-    assert [line.split("━")[0].strip() for line in lines] == ["stage 1/3 a, b", "stage 2/3 c", "stage 3/3 d"]
-    assert [line.split()[-8] for line in lines] == ["10/10", "5/5", "5/5"]
-    assert all("loss" in line and "valid" in line and "%" in line for line in lines)
+    return module, [line for line in lines if "━" in line], [line for line in lines if "━" not in line]
+
+
+def test_each_stage_has_a_bar_with_steps_time_loss_and_validation(make_config, tmp_path):
+    _, bars, _ = shown(make_config(), tmp_path)
+    pattern = r"(.+?) +━+ +(\d+/\d+) +\d\d:\d\d loss \d\.\d{3} valid \d+\.\d % \(best \d+\.\d\) *"
+    assert [re.fullmatch(pattern, bar).groups() for bar in bars] == [
+        ("stage 1/3 a, b", "10/10"),
+        ("stage 2/3 c", "5/5"),
+        ("stage 3/3 d", "5/5"),
+    ]
 
 
 def test_a_stage_that_stops_early_has_a_full_bar(make_config, tmp_path):
-    console = Console(file=io.StringIO(), width=90, force_terminal=False)
     # At a rate of (nearly) zero nothing improves after the first validation.
     config = make_config("training.learning_rate=1e-30", "training.gate_learning_rate=1e-30", "training.patience=1")
-    module, _ = run(config, tmp_path, console)
+    module, bars, _ = shown(config, tmp_path)
     assert module.progress.steps_taken == [8, 4, 4]
-    assert [line.split()[-8] for line in console.file.getvalue().splitlines()] == ["8/8", "4/4", "4/4"]
+    assert [re.search(r"\d+/\d+ ", bar.split("━")[-1]).group().strip() for bar in bars] == ["8/8", "4/4", "4/4"]
+
+
+def test_output_that_goes_to_a_file_has_a_line_for_every_validation(make_config, tmp_path):
+    module, _, lines = shown(make_config(), tmp_path)
+    rows = module.progress.history
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert line.startswith(f"stage {row['stage'] + 1}/3 ")
+        assert f"valid {100 * row['accuracy']:.1f} %" in line
 
 
 def test_the_tracker_gets_every_validation_and_the_statuses_of_every_stage(make_config, tmp_path):

@@ -35,12 +35,21 @@ class Peers:
 
     Attributes:
         rank, size: of this process, and how many there are.
+
+    Raises:
+        UserError: the others did not come.
     """
 
     def __init__(self, device: torch.device) -> None:
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-        store, self.rank, self.size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
-        attempt = _meet(store, self.rank, self.size)
+        try:
+            store, self.rank, self.size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+            attempt = _meet(store, self.rank, self.size)
+        except dist.DistError as error:
+            who = f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
+            raise UserError(
+                f"{who} waited {JOIN_TIMEOUT} for the others in vain: start all of them, then begin again"
+            ) from error
         joined = dist.PrefixStore(attempt, store)
         where = {"store": joined, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=JOIN_TIMEOUT, **where)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from contextlora.training.checkpoint import write_atomically
 from contextlora.training.module import ContextLoraModule
@@ -44,14 +44,15 @@ class StageBars(Callback):
     """One progress bar per stage, with the training loss and the validation accuracy.
 
     Args:
-        console: where they are drawn.
+        console: where they are drawn; where that is no terminal, each validation gets a line of its own.
     """
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[accuracy]}"),
             console=console,
@@ -96,6 +97,10 @@ class StageBars(Callback):
             best = max(row["accuracy"] for row in rows)
             text = f"valid {100 * rows[-1]['accuracy']:.1f} % (best {100 * best:.1f})"
             self._bars.update(self._bar, accuracy=text)
+            if not self._bars.console.is_terminal:
+                bar = self._bars.tasks[self._bar]
+                parts = filter(None, (f"step {bar.completed}/{bar.total}", bar.fields["loss"], text))
+                self._bars.console.print(f"{bar.description}: {', '.join(parts)}", highlight=False, soft_wrap=True)
 
     def _close_bar(self) -> None:
         if self._bar is not None:  # a stage that stopped early has a full bar of the steps it took
