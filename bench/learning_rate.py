@@ -50,7 +50,8 @@ if __name__ == "__main__":
         means = [sum(validation_accuracy(run.results) for run in several) / num_seeds for several in runs]
         best = max(range(len(RATES)), key=means.__getitem__)
         best_rates[" ".join(row)] = RATES[best]
-        rows.append((" ".join(row), *map(percent, means), f"{RATES[best]:g}"))
+        label = ", ".join(setting.partition("=")[2] for setting in row)
+        rows.append((label, *map(percent, means), f"{RATES[best]:g}"))
     header = ("row", *(f"{rate:g}" for rate in RATES), "best rate")
     workflows.CONSOLE.print(as_rich(f"validation, end to end, %, {num_seeds} seeds", header, rows))
     folder = Path(next(iter(configs.values()))[0].runs_dir)

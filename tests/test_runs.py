@@ -26,6 +26,7 @@ def test_a_new_run_lies_under_its_taskset_and_method(tmp_path):
     assert run.path.name.endswith("-seed7")
     assert run.config_file.read_text() == "seed: 0\n"
     assert run.state == "running"
+    assert run.history == []
 
 
 def test_a_taskset_folder_counts_by_its_last_part(tmp_path):

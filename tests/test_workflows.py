@@ -55,8 +55,9 @@ def test_a_run_leaves_everything_that_is_promised(make_config):
     assert list(results["tasks"]) == ["a", "b", "c", "d"]
     assert all(list(row) == TASK_KEYS for row in results["tasks"].values())
     assert results["gradient_steps"] == {"total": 20, "stages": [10, 5, 5]}
-    assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 9  # 3 stages of 3 validations
-    assert {path.name for path in (run.path / "figures").iterdir()} == {"plan.png", "accuracy_matrix.png"}
+    assert [row["stage"] for row in run.history] == [0, 0, 0, 1, 1, 1, 2, 2, 2]  # each validates three times
+    figures = {path.name for path in (run.path / "figures").iterdir()}
+    assert figures == {"plan.png", "accuracy_matrix.png", "learning.png"}
     assert load_config(saved=run.config_file) == config
 
 
@@ -179,6 +180,7 @@ def test_comparing_needs_runs_and_writes_a_table(make_config):
     assert "| joint | 1 | 4 |" in text
     assert "| contextlora - joint | 1 |" in text
     assert "| majority answer |" in text
+    assert (Path(config.runs_dir) / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_mistake_leaves_no_run_folder(make_config):

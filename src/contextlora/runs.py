@@ -99,6 +99,17 @@ class RunFolder:
         """The final table; trust it only when the state is `finished`."""
         return self.path / "results.json"
 
+    @property
+    def metrics_file(self) -> Path:
+        """A line of JSON for every validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The validations so far, oldest first: `step`, `stage`, `accuracy/<task>` and more."""
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []
+        return [json.loads(line) for line in lines]
+
     def folder(self, *names: str) -> Path:
         """A folder inside the run, made when missing: `run.folder("adapters", task)`."""
         path = self.path.joinpath(*names)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from contextlora.adapters import export_adapter
@@ -23,6 +24,8 @@ from contextlora.assembly import (
 from contextlora.config import RunConfig, load_config, to_yaml
 from contextlora.errors import UserError
 from contextlora.evaluation.compare import (
+    FinishedRun,
+    accuracy_intervals,
     alike,
     collect_runs,
     comparison,
@@ -30,7 +33,7 @@ from contextlora.evaluation.compare import (
     flatten,
     group_runs,
 )
-from contextlora.evaluation.plots import matrix_figure, plan_figure, save_figure
+from contextlora.evaluation.plots import accuracy_figure, learning_figure, matrix_figure, plan_figure, save_figure
 from contextlora.evaluation.report import (
     as_rich,
     graph_table,
@@ -147,10 +150,28 @@ def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
 def compare(config: RunConfig) -> None:
     """Compares the finished runs of the configured task set, model and evaluation over methods, settings and seeds.
 
-    Prints the tables and writes them to `<runs_dir>/comparison.md`.
+    Prints the tables and writes them to `<runs_dir>/comparison.md`, with a picture in `comparison.png`.
 
     Raises:
         UserError: there is no such run.
+    """
+    runs = comparable_runs(config)
+    groups, rows = group_runs(runs), runs[0].results["tasks"]
+    tables = comparison(groups, list(rows))
+    for title, header, lines in tables:
+        CONSOLE.print(as_rich(title, header, lines))
+    target = Path(config.runs_dir) / "comparison.md"
+    write_atomically(target, comparison_markdown(tables))
+    figure = accuracy_figure(accuracy_intervals(groups, list(rows)), {task: rows[task]["chance"] for task in rows})
+    picture = save_figure(figure, target.with_suffix(".png"))
+    CONSOLE.print(f"written: {_shown(target)}, {_shown(picture)}", soft_wrap=True)
+
+
+def comparable_runs(config: RunConfig) -> list[FinishedRun]:
+    """The finished runs of the configured task set, model and evaluation, whatever their method and settings.
+
+    Raises:
+        UserError: there is none.
     """
     settings, sections = flatten(asdict(config)), ("taskset.", "model.", "evaluation.")
     runs = [
@@ -163,12 +184,7 @@ def compare(config: RunConfig) -> None:
             f"{config.runs_dir} holds no finished run of task set {config.taskset.name} with model {config.model.name} "
             "and these evaluation settings; make some with: make train METHOD=... SEED=..."
         )
-    tables = comparison(group_runs(runs), list(runs[0].results["tasks"]))
-    for title, header, rows in tables:
-        CONSOLE.print(as_rich(title, header, rows))
-    target = Path(config.runs_dir) / "comparison.md"
-    write_atomically(target, comparison_markdown(tables))
-    CONSOLE.print(f"written: {_shown(target)}", soft_wrap=True)
+    return runs
 
 
 def export(config: RunConfig, run: RunFolder) -> None:
@@ -196,8 +212,7 @@ def _carry_out(
     succeeded = False
     try:
         tracker.log_config(asdict(config))
-        picture = plan_figure(parts.taskset.graph, parts.plan)
-        tracker.log_image("plan", save_figure(picture, run.folder("figures") / "plan.png"))
+        _draw("plan", plan_figure(parts.taskset.graph, parts.plan), run, tracker)
         _train_stages(config, parts, module, run, tracker, peers)
         results = describe(config, parts) | {
             "train_seconds": module.progress.seconds,
@@ -205,8 +220,8 @@ def _carry_out(
         }
         results |= _figures(config, parts, run)
         _export(parts, run)
-        picture = matrix_figure(results["accuracy_matrix"], parts.plan.stages)
-        tracker.log_image("accuracy_matrix", save_figure(picture, run.folder("figures") / "accuracy_matrix.png"))
+        _draw("accuracy_matrix", matrix_figure(results["accuracy_matrix"], parts.plan.stages), run, tracker)
+        _draw("learning", learning_figure(run.history), run, tracker)
         log_results(tracker, results)
         results["total_seconds"] = time.monotonic() - began
         results["peak_memory_bytes"] = peak_memory_bytes()
@@ -234,7 +249,7 @@ def _train_stages(
             parts.data,
             trainer_settings(config, peers),
             checkpoints=checkpoints if run else Path(os.devnull),
-            metrics_file=run.path / "metrics.jsonl" if run else Path(os.devnull),
+            metrics_file=run.metrics_file if run else Path(os.devnull),
             save_stage=lambda stage: parts.save_stage(checkpoints, stage),
             log=tracker.log,
             console=CONSOLE if config.training.progress and run else None,
@@ -253,6 +268,10 @@ def _figures(config: RunConfig, parts: Parts, run: RunFolder) -> dict[str, Any]:
             split=config.evaluation.split,
         )
     return found | {"split": config.evaluation.split, "evaluation_seconds": time.monotonic() - began}
+
+
+def _draw(name: str, figure: Figure, run: RunFolder, tracker: Tracker) -> None:
+    tracker.log_image(name, save_figure(figure, run.folder("figures") / f"{name}.png"))
 
 
 def _export(parts: Parts, run: RunFolder) -> None:

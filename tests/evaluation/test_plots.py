@@ -1,10 +1,20 @@
 """Pictures: what stands in them, read from the figure's own objects."""
 
+import math
+
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from contextlora.evaluation.plots import STATUS_COLOURS, delta_figure, matrix_figure, plan_figure, save_figure
+from contextlora.evaluation.plots import (
+    STATUS_COLOURS,
+    accuracy_figure,
+    delta_figure,
+    learning_figure,
+    matrix_figure,
+    plan_figure,
+    save_figure,
+)
 from contextlora.graph import TaskGraph
 from contextlora.methods import build_plan
 from contextlora.settings import MethodConfig
@@ -44,3 +54,31 @@ def test_delta_curves_are_in_percent_and_in_order(tmp_path):
     assert list(line.get_ydata()) == pytest.approx([50.0, 90.0])
     path = save_figure(figure, tmp_path / "figures" / "delta.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_methods_stand_side_by_side_with_their_intervals_and_chance():
+    ours = {"u": (0.9, 0.8, 1.0), "v": (0.5, math.nan, math.nan)}  # v has one seed
+    (axes,) = accuracy_figure({"ours": ours, "joint": ours}, {"u": 0.25, "v": 0.5}).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["u", "v"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["chance", "ours", "joint"]
+    first, second = (container.lines[0] for container in axes.containers)
+    assert list(first.get_ydata()) == pytest.approx([90.0, 50.0])
+    assert all(a < b for a, b in zip(first.get_xdata(), second.get_xdata(), strict=True))
+    interval = axes.containers[0].lines[2][0].get_segments()[0]
+    assert [y for _, y in interval] == pytest.approx([80.0, 100.0])
+    chance = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in chance] == [25.0, 50.0]
+
+
+def test_learning_curves_are_by_task_with_a_line_where_a_stage_ends():
+    history = [
+        {"stage": 0, "step": 10, "accuracy": 0.7, "accuracy/a": 0.8, "accuracy/b": 0.6},
+        {"stage": 0, "step": 20, "accuracy": 0.8, "accuracy/a": 0.9, "accuracy/b": 0.7},
+        {"stage": 1, "step": 25, "accuracy": 0.5, "accuracy/c": 0.5},
+    ]
+    (axes,) = learning_figure(history).axes
+    a, b, c, end = axes.lines
+    assert [line.get_label() for line in (a, b, c)] == ["a", "b", "c"]
+    assert (list(a.get_xdata()), list(a.get_ydata())) == ([10, 20], pytest.approx([80.0, 90.0]))
+    assert list(c.get_xdata()) == [25]
+    assert list(end.get_xdata()) == [20, 20]

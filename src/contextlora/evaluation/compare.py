@@ -106,6 +106,15 @@ def accuracy_rows(groups: Sequence[Group], tasks: Sequence[str], key: str = "end
     return ("method", "seeds", "steps", "parameters", *tasks, "mean"), rows
 
 
+def accuracy_intervals(
+    groups: Sequence[Group], tasks: Sequence[str]
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Group's name -> task -> (mean, low, high) of the accuracy end to end over seeds, for `accuracy_figure`."""
+    return {
+        group.name: {task: mean_interval(list(group.accuracies(task).values())) for task in tasks} for group in groups
+    }
+
+
 def difference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     """Ours minus each other group, paired by seed, with the 95 % interval of the mean difference, in points."""
     rows = []

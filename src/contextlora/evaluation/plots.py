@@ -1,6 +1,8 @@
-"""Pictures of a run: task graph with stages and ranks, accuracy matrix, delta curves."""
+"""Pictures: task graph with stages and ranks, accuracy matrix, learning and delta curves, methods side by side."""
 
+import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -144,9 +146,75 @@ def delta_figure(curves: Mapping[str, Mapping[float, tuple[float, float, float]]
     return figure
 
 
+def accuracy_figure(
+    accuracies: Mapping[str, Mapping[str, tuple[float, float, float]]], chance: Mapping[str, float]
+) -> Figure:
+    """Accuracy of methods side by side, in percent: a point with its interval over seeds, and a line at chance.
+
+    Args:
+        accuracies: name -> task -> (mean, low, high), such as `mean_interval` gives.
+        chance: task -> accuracy of guessing.
+    """
+    tasks, width = list(chance), 0.7 / len(accuracies)
+    height = 3.0 + 0.2 * len(accuracies)  # of which the legend takes a line for every name
+    figure, axes = plt.subplots(figsize=(2.0 + 1.5 * len(tasks), height), layout="constrained")
+    for number, (name, by_task) in enumerate(accuracies.items()):
+        places = [column + (number - (len(accuracies) - 1) / 2) * width for column in range(len(tasks))]
+        means, lows, highs = ([100 * by_task[task][k] for task in tasks] for k in range(3))
+        bars = [
+            [m - low for m, low in zip(means, lows, strict=True)],
+            [h - m for h, m in zip(highs, means, strict=True)],
+        ]
+        marker = "os^D"[number // 10 % 4]  # colours repeat after ten
+        axes.errorbar(places, means, bars, fmt=marker, markersize=5, capsize=3, label=name)
+    for column, task in enumerate(tasks):
+        label = "chance" if column == 0 else None
+        axes.plot([column - 0.45, column + 0.45], [100 * chance[task]] * 2, "--", color=GREY, linewidth=1, label=label)
+    axes.set_xticks(range(len(tasks)), tasks, fontsize=10)
+    axes.set(ylabel="accuracy, %", ylim=(0, 104))
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Validation accuracy of each task over gradient steps, in percent; dotted lines where a stage ends.
+
+    Args:
+        history: what metrics.jsonl holds: the `step`, `stage` and `accuracy/<task>` of every validation.
+    """
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for row in history:
+        for key in row:
+            if key.startswith("accuracy/"):
+                steps, values = curves.setdefault(key.removeprefix("accuracy/"), ([], []))
+                steps.append(row["step"])
+                values.append(100 * row[key])
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for task, (steps, values) in curves.items():
+        axes.plot(steps, values, marker="o", markersize=4, label=task)
+    for row, following in pairwise(history):
+        if row["stage"] != following["stage"]:
+            axes.axvline(row["step"], color=GREY, linestyle=":", linewidth=1)
+    axes.set(xlabel="gradient steps", ylabel="validation accuracy, %", ylim=(0, 104))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=min(4, max(1, len(curves))), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, and frees it."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=DPI, format="png")
+    plt.close(figure)
+    return image.getvalue()
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a PNG and frees the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    path.write_bytes(png(figure))
     return path
