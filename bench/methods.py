@@ -10,8 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from contextlora import workflows
-from contextlora.benchmarks import compared, read_arguments, run_missing
+from contextlora.benchmarks import compare, compared, read_arguments, run_missing
 from contextlora.config import load_config
 
 if __name__ == "__main__":
@@ -26,4 +25,4 @@ if __name__ == "__main__":
             scale = [f"method.learning_rate_scale={rate / default.training.learning_rate:g}"] if rate else []
             configs.append(load_config([*arguments, *row, *scale, f"seed={seed}"]))
     run_missing(configs, jobs)
-    workflows.compare(configs[0])
+    compare(configs[0])

@@ -9,7 +9,7 @@ import pytest
 
 from contextlora import benchmarks, workflows
 from contextlora.config import write_devices
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, UserError
 from contextlora.gear.devices import Device, Fleet, Link, Measured
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "gear.py"
@@ -58,3 +58,18 @@ def test_bench_gear_measures_every_variant_of_a_cell(taskset_folder, model_folde
     assert len(seconds) == 9
     assert "ContextGear / bound" in shown.stdout
     assert (tmp_path / "bench" / "gear-emulated.png").stat().st_size > 10_000
+
+
+def test_comparing_needs_runs_and_writes_a_table(make_config):
+    config = make_config("evaluation.max_items=6")
+    with pytest.raises(UserError, match="holds no finished run"):
+        benchmarks.compare(config)
+    for settings in (("seed=0",), ("seed=1",), ("seed=0", "method=joint")):
+        workflows.train(make_config("evaluation.max_items=6", "training.steps_per_task=1", *settings))
+    benchmarks.compare(config)
+    text = (Path(config.runs_dir) / "comparison.md").read_text()
+    assert "| contextlora | 2 | 4 |" in text
+    assert "| joint | 1 | 4 |" in text
+    assert "| contextlora - joint | 1 |" in text
+    assert "| majority answer |" in text
+    assert (Path(config.runs_dir) / "comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -168,21 +168,6 @@ def test_a_checkpoint_of_another_backbone_is_refused_when_resuming(make_config, 
         workflows.resume(other)
 
 
-def test_comparing_needs_runs_and_writes_a_table(make_config):
-    config = make_config("evaluation.max_items=6")
-    with pytest.raises(UserError, match="holds no finished run"):
-        workflows.compare(config)
-    for settings in (("seed=0",), ("seed=1",), ("seed=0", "method=joint")):
-        workflows.train(make_config("evaluation.max_items=6", "training.steps_per_task=1", *settings))
-    workflows.compare(config)
-    text = (Path(config.runs_dir) / "comparison.md").read_text()
-    assert "| contextlora | 2 | 4 |" in text
-    assert "| joint | 1 | 4 |" in text
-    assert "| contextlora - joint | 1 |" in text
-    assert "| majority answer |" in text
-    assert (Path(config.runs_dir) / "comparison.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_mistake_leaves_no_run_folder(make_config):
     config = make_config("method.edge_delta={'a->d': 0.5, 'b->d': 0.5}")
     with pytest.raises(UserError, match="b->d"):

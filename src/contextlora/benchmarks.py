@@ -1,20 +1,33 @@
-"""Runs many configurations, several at once, and compares what they cost."""
+"""Many runs: makes those that are missing, several at once, and compares what they reached and what they cost."""
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from contextlora import workflows
 from contextlora.config import load_config
-from contextlora.errors import ConfigError
-from contextlora.evaluation.compare import FinishedRun, alike, collect_runs, cost_rows, flatten
+from contextlora.errors import ConfigError, UserError
+from contextlora.evaluation.compare import (
+    FinishedRun,
+    accuracy_intervals,
+    alike,
+    collect_runs,
+    comparison,
+    comparison_markdown,
+    cost_rows,
+    flatten,
+    group_runs,
+)
+from contextlora.evaluation.plots import accuracy_figure, save_figure
 from contextlora.evaluation.report import as_rich
 from contextlora.methods import METHODS
+from contextlora.runs import write_atomically
 from contextlora.settings import RunConfig
 
 BENCH_SEEDS = 3
@@ -37,6 +50,46 @@ def bench(config: RunConfig) -> None:
     """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
     runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
     workflows.CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
+
+
+def compare(config: RunConfig) -> None:
+    """Compares the finished runs of the configured task set, model and evaluation over methods, settings and seeds.
+
+    Prints the tables and writes them to `<runs_dir>/comparison.md`, with a picture in `comparison.png`.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    runs = comparable_runs(config)
+    groups, rows = group_runs(runs), runs[0].results["tasks"]
+    tables = comparison(groups, list(rows))
+    for title, header, lines in tables:
+        workflows.CONSOLE.print(as_rich(title, header, lines))
+    target = Path(config.runs_dir) / "comparison.md"
+    write_atomically(target, comparison_markdown(tables))
+    figure = accuracy_figure(accuracy_intervals(groups, list(rows)), {task: rows[task]["chance"] for task in rows})
+    picture = save_figure(figure, target.with_suffix(".png"))
+    workflows.CONSOLE.print(f"written: {os.path.relpath(target)}, {os.path.relpath(picture)}", soft_wrap=True)
+
+
+def comparable_runs(config: RunConfig) -> list[FinishedRun]:
+    """The finished runs of the configured task set, model and evaluation, whatever their method and settings.
+
+    Raises:
+        UserError: there is none.
+    """
+    settings, sections = flatten(asdict(config)), ("taskset.", "model.", "evaluation.")
+    runs = [
+        run
+        for run in collect_runs(config.runs_dir, flatten(asdict(RunConfig())))
+        if alike(run, settings, sections, apart_from=["taskset.context"])  # methods differ in it
+    ]
+    if not runs:
+        raise UserError(
+            f"{config.runs_dir} holds no finished run of task set {config.taskset.name} with model {config.model.name} "
+            "and these evaluation settings; make some with: make train METHOD=... SEED=..."
+        )
+    return runs
 
 
 def run_missing(configs: Sequence[RunConfig], jobs: int = 1) -> list[FinishedRun]:

@@ -34,7 +34,7 @@ class Command:
 COMMANDS = {
     "train": Command("train a task set with a method, evaluate it and print the results"),
     "evaluate": Command("evaluate a finished run again, with its own settings unless others are given", run="latest"),
-    "compare": Command("compare the finished runs of a task set over methods and seeds"),
+    "compare": Command("compare the finished runs of a task set over methods and seeds", module="benchmarks"),
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
     "plan": Command("plan training over the devices of gear.devices, and say what it would take", module="planning"),

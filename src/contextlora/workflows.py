@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,19 +24,8 @@ from contextlora.assembly import (
 )
 from contextlora.config import RunConfig, load_config, to_yaml
 from contextlora.errors import UserError
-from contextlora.evaluation.compare import (
-    FinishedRun,
-    accuracy_intervals,
-    alike,
-    collect_runs,
-    comparison,
-    comparison_markdown,
-    flatten,
-    group_runs,
-)
-from contextlora.evaluation.plots import accuracy_figure, learning_figure, matrix_figure, plan_figure, save_figure
+from contextlora.evaluation.plots import learning_figure, matrix_figure, plan_figure, save_figure
 from contextlora.evaluation.report import (
-    as_rich,
     graph_table,
     log_results,
     partition_table,
@@ -44,6 +34,7 @@ from contextlora.evaluation.report import (
     stages_table,
 )
 from contextlora.evaluation.suite import evaluate_suite
+from contextlora.gear.groups import Groups, broadcast_tree
 from contextlora.gear.peers import Peers
 from contextlora.gear.plan import Plan
 from contextlora.ranks import is_rank_0, joined, plan_ranks, together
@@ -85,11 +76,11 @@ def _new_folder(config: RunConfig) -> RunFolder:
 
 
 def _train_alongside(config: RunConfig) -> None:
-    """What every rank but the first does: its part of the training, nothing else."""
+    """What every rank but the first does: its part of training and evaluation, nothing else."""
     with joined(config, compute_device(config), _train_alongside) as peers:
         parts = run_parts(config)
         module, _ = _module(config, parts, peers)
-        _train_stages(config, parts, module, None, Tracker(), peers)
+        _train_and_evaluate(config, parts, module, None, Tracker(), peers)
 
 
 def _module(config: RunConfig, parts: Parts, peers: Peers | None) -> tuple[ContextLoraModule, Plan | None]:
@@ -147,46 +138,6 @@ def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
     return results
 
 
-def compare(config: RunConfig) -> None:
-    """Compares the finished runs of the configured task set, model and evaluation over methods, settings and seeds.
-
-    Prints the tables and writes them to `<runs_dir>/comparison.md`, with a picture in `comparison.png`.
-
-    Raises:
-        UserError: there is no such run.
-    """
-    runs = comparable_runs(config)
-    groups, rows = group_runs(runs), runs[0].results["tasks"]
-    tables = comparison(groups, list(rows))
-    for title, header, lines in tables:
-        CONSOLE.print(as_rich(title, header, lines))
-    target = Path(config.runs_dir) / "comparison.md"
-    write_atomically(target, comparison_markdown(tables))
-    figure = accuracy_figure(accuracy_intervals(groups, list(rows)), {task: rows[task]["chance"] for task in rows})
-    picture = save_figure(figure, target.with_suffix(".png"))
-    CONSOLE.print(f"written: {_shown(target)}, {_shown(picture)}", soft_wrap=True)
-
-
-def comparable_runs(config: RunConfig) -> list[FinishedRun]:
-    """The finished runs of the configured task set, model and evaluation, whatever their method and settings.
-
-    Raises:
-        UserError: there is none.
-    """
-    settings, sections = flatten(asdict(config)), ("taskset.", "model.", "evaluation.")
-    runs = [
-        run
-        for run in collect_runs(config.runs_dir, flatten(asdict(RunConfig())))
-        if alike(run, settings, sections, apart_from=["taskset.context"])  # methods differ in it
-    ]
-    if not runs:
-        raise UserError(
-            f"{config.runs_dir} holds no finished run of task set {config.taskset.name} with model {config.model.name} "
-            "and these evaluation settings; make some with: make train METHOD=... SEED=..."
-        )
-    return runs
-
-
 def export(config: RunConfig, run: RunFolder) -> None:
     """Writes each task of a finished run as an ordinary PEFT adapter."""
     if run.state != "finished":
@@ -213,12 +164,12 @@ def _carry_out(
     try:
         tracker.log_config(asdict(config))
         _draw("plan", plan_figure(parts.taskset.graph, parts.plan), run, tracker)
-        _train_stages(config, parts, module, run, tracker, peers)
+        figures = _train_and_evaluate(config, parts, module, run, tracker, peers)
         results = describe(config, parts) | {
             "train_seconds": module.progress.seconds,
             "gradient_steps": {"total": module.progress.total_steps, "stages": module.progress.steps_taken},
         }
-        results |= _figures(config, parts, run)
+        results |= figures
         _export(parts, run)
         _draw("accuracy_matrix", matrix_figure(results["accuracy_matrix"], parts.plan.stages), run, tracker)
         _draw("learning", learning_figure(run.history), run, tracker)
@@ -233,15 +184,15 @@ def _carry_out(
     _print_where(run, tracker, results)
 
 
-def _train_stages(
+def _train_and_evaluate(
     config: RunConfig,
     parts: Parts,
     module: ContextLoraModule,
     run: RunFolder | None,
     tracker: Tracker,
     peers: Peers | None,
-) -> None:
-    """Trains; without a run folder (every rank but the first) nothing is written."""
+) -> dict[str, Any]:
+    """Trains and evaluates; without a run folder (every rank but the first) nothing is written."""
     checkpoints = run.folder("checkpoints") if run else Path()
     with together(peers, str(checkpoints / LAST)):
         fit(
@@ -255,17 +206,26 @@ def _train_stages(
             console=CONSOLE if config.training.progress and run else None,
             agree=partial(peers.share, "state") if peers else str,
         )
+        return _figures(config, parts, run, peers)
 
 
-def _figures(config: RunConfig, parts: Parts, run: RunFolder) -> dict[str, Any]:
-    checkpoints, began = run.folder("checkpoints"), time.monotonic()
+def _figures(config: RunConfig, parts: Parts, run: RunFolder | None, peers: Peers | None = None) -> dict[str, Any]:
+    """Evaluates the stages of a run folder; its peers share the work and need no folder."""
+    began = time.monotonic()
     parts.adapted.to(compute_device(config))  # Lightning leaves it on the CPU
-    with CONSOLE.status("evaluating"):
+    if peers is not None:
+        parts.evaluator.share(peers.run_in_turn)
+
+    def load_stage(stage: int) -> None:
+        if run is not None:
+            parts.load_stage(run.folder("checkpoints"), stage)
+        if peers is not None:
+            state = broadcast_tree(parts.adapted.adapter_state() if run else None, 0, Groups())
+            parts.adapted.load_adapter_state(state)
+
+    with CONSOLE.status("evaluating") if run else nullcontext():
         found = evaluate_suite(
-            parts.evaluator,
-            lambda stage: parts.load_stage(checkpoints, stage),
-            context=config.taskset.context,
-            split=config.evaluation.split,
+            parts.evaluator, load_stage, context=config.taskset.context, split=config.evaluation.split
         )
     return found | {"split": config.evaluation.split, "evaluation_seconds": time.monotonic() - began}
 

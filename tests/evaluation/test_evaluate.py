@@ -1,5 +1,7 @@
 """Answers alone and at the end of the chain, against prompts that are rendered and scored one by one."""
 
+import math
+
 import pytest
 import torch
 
@@ -76,6 +78,20 @@ def test_answers_are_kept_exactly_as_long_as_the_weights_behind_them(parts, monk
     shake(parts.adapted, lambda name: name.endswith("->d"))  # gates into d concern d alone
     parts.evaluator.predict("d", "test", "predicted")
     assert asked[6:] == ["d"]
+
+
+def test_devices_that_share_batches_start_without_remembered_answers(parts):
+    alone = parts.evaluator.predict("c", "test", "predicted").scores
+    handed = []
+
+    def run_elsewhere(batches):
+        handed.append(len(batches))
+        return [run() for run in batches]
+
+    parts.evaluator.share(run_elsewhere)
+    assert torch.equal(parts.evaluator.predict("c", "test", "predicted").scores, alone)
+    num_batches = math.ceil(len(parts.evaluator.items("c", "test")) / parts.evaluator.batch_size)
+    assert handed == [num_batches] * 3  # c and both of its prerequisites
 
 
 def test_chain_answers_take_right_ones_for_the_untrained(parts):

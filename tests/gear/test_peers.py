@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -43,6 +44,28 @@ def compare(own):
     dist.barrier()  # rank 0 holds the store that the others still read
     dist.destroy_process_group()
     return text
+
+
+def take_turns():
+    """Who did which of two lists of works, rank 1 being slow."""
+    me = peers.Peers(torch.device("cpu"))
+
+    def work(number):
+        time.sleep(0.3 if me.rank == 1 else 0.01)
+        return number, me.rank
+
+    found = [me.run_in_turn([partial(work, number) for number in range(count)]) for count in (12, 1)]
+    me.close()
+    return found
+
+
+def test_works_are_shared_by_who_has_time_and_all_get_all_results(run_ranks):
+    here, *others = run_ranks(3, take_turns)
+    assert others == [here, here]
+    first, second = here
+    assert [number for number, _ in first] == list(range(12))
+    assert [number for number, _ in second] == [0]
+    assert [rank for _, rank in first].count(1) <= 2
 
 
 def test_a_device_with_another_version_is_named_on_every_rank(run_ranks):

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from contextlora.tasks.taskset import TaskSet
 
 # (task, items, contexts or None) -> batch
 EncodeItems = Callable[[str, Sequence[Item], Sequence[Mapping[str, str]] | None], OptionBatch]
+# Batches to be scored -> the scores of each
+RunBatches = Callable[[Sequence[Callable[[], torch.Tensor]]], list[torch.Tensor]]
 # (task, items, contexts) -> (N, K) scores by the slices in force
 Score = Callable[[str, Sequence[Item], Sequence[Mapping[str, str]]], torch.Tensor]
 
@@ -87,6 +90,16 @@ class Evaluator:
         self.batch_size, self.scope, self.max_items = batch_size, scope, max_items
         self._remembered: dict[tuple, tuple[str, Prediction]] = {}
         self._score: Score = self._score_here
+        self._run_batches: RunBatches = lambda batches: [run() for run in batches]
+
+    def share(self, run_batches: RunBatches) -> None:
+        """From now on batches are scored by several devices together; each of them must ask for the same predictions.
+
+        Args:
+            run_batches: gives the scores of all batches to every device, whichever made them.
+        """
+        self._run_batches = run_batches
+        self._remembered.clear()  # where one device remembers, it would leave the others to compute alone
 
     def items(self, task: str, split: str) -> Sequence[Item]:
         """The items that `predict` answers."""
@@ -199,14 +212,14 @@ class Evaluator:
         return Prediction(task, tuple(item.scene for item in items), words, scores, answers)
 
     def _score_here(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
-        device = next(self.adapted.parameters()).device
-        rows: list[torch.Tensor] = []
-        for start in range(0, len(items), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            batch = self.encode(task, items[part], contexts[part])
-            rows.append(option_scores(self.adapted.model, batch.to(device)).float().cpu())
+        parts = [slice(start, start + self.batch_size) for start in range(0, len(items), self.batch_size)]
+        rows = self._run_batches([partial(self._score_batch, task, items[part], contexts[part]) for part in parts])
         width = max(len(item.options) for item in items)
         return torch.cat([F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows])
+
+    def _score_batch(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
+        batch = self.encode(task, items, contexts).to(next(self.adapted.parameters()).device)
+        return option_scores(self.adapted.model, batch).float().cpu()
 
     def _weights_behind(self, task: str, use: SliceUse | None, context: str) -> str:
         """Digest of all adapter weights that an answer depends on."""

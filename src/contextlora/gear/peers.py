@@ -14,9 +14,10 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,7 @@ class Peers:
         where = {"store": joined, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=JOIN_TIMEOUT, **where)
         self._checkpoint, self._stop = "", threading.Event()
+        self._num_shared = 0  # lists of works so far
         # The watch has a connection of its own: a waiting get of the main thread would hold the beats back.
         self._store, self._beats = _connect(attempt), _connect(attempt)
         self._beats.set(f"beat/{self.rank}", "0")
@@ -90,6 +92,20 @@ class Peers:
             self._store.set(f"shared/{key}", value)
         self._store.wait([f"shared/{key}"], JOIN_TIMEOUT)
         return self._store.get(f"shared/{key}").decode()
+
+    def run_in_turn(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Results of all works, on every rank; each is done by the first that has time, so that no rank waits for long.
+
+        Every rank must call it with the same works.
+        """
+        self._num_shared += 1
+        done = {}
+        while (number := self._store.add(f"works/{self._num_shared}", 1) - 1) < len(works):
+            done[number] = works[number]()
+        found: list[dict[int, Any]] = [{}] * self.size
+        dist.all_gather_object(found, done)
+        results = {number: result for part in found for number, result in part.items()}
+        return [results[number] for number in range(len(works))]
 
     def name_checkpoint(self, path: str) -> None:
         """Says where the last checkpoint will lie, for the message of a rank that stops."""
