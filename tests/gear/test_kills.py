@@ -1,7 +1,7 @@
 """Kills one rank of a real training at random instants: clean reports, and a restart that ends in the same weights.
 
 Instants are random within a phase, and the phases take turns: start-up, a training step, a validation, the writing of a
-checkpoint. A rank arms its own end: after a random number of entries into the phase and some random milliseconds it
+checkpoint, the final evaluation. A rank arms its own end: after a random number of entries into the phase and some random milliseconds it
 gets SIGKILL, or (once the ranks watch each other) SIGSTOP, which looks like a cut connection.
 
     make test-kills KILLS=50 [SEED=1]     about half a minute a kill, with the product's own time-outs
@@ -38,6 +38,7 @@ PHASES = {
     "validation": (ContextGearStrategy, "on_validation_start"),
     "checkpoint": (ContextGearStrategy, "lightning_module_state_dict"),  # on all ranks; rank 0 then writes
     "writing": (AtomicCheckpointIO, "save_checkpoint"),  # rank 0 only
+    "evaluation": (peers.Peers, "run_in_turn"),
 }
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether a process has ended")
 
