@@ -17,7 +17,7 @@ from contextlora.config import load_config
 from contextlora.evaluation.compare import FinishedRun, Row, group_runs, reference_rows, with_interval
 from contextlora.evaluation.metrics import mean_interval
 from contextlora.evaluation.plots import delta_figure, save_figure
-from contextlora.evaluation.report import as_rich, markdown_table
+from contextlora.evaluation.report import as_rich, markdown_table, print_in_full
 
 DELTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 VARIANTS = ("paper", "gated")
@@ -74,9 +74,9 @@ if __name__ == "__main__":
         intervals = [mean_interval(column) for column in zip(*seen, strict=True)]
         table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
         curves[variant][delta] = intervals[3]
-    workflows.CONSOLE.print(as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
+    print_in_full(workflows.CONSOLE, as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
     known = references(run_missing(configs["gated", 1.0]), run_missing(alone))
-    workflows.CONSOLE.print(as_rich("references, end to end, %", *known))
+    print_in_full(workflows.CONSOLE, as_rich("references, end to end, %", *known))
     folder = Path(alone[0].runs_dir)
     (folder / "delta.md").write_text(
         "\n".join((markdown_table(HEADER, table), markdown_table(*known))), encoding="utf-8"

@@ -13,7 +13,7 @@ from pathlib import Path
 from contextlora import workflows
 from contextlora.benchmarks import compared, read_arguments, run_missing
 from contextlora.config import load_config
-from contextlora.evaluation.report import as_rich, percent
+from contextlora.evaluation.report import as_rich, percent, print_in_full
 from contextlora.runs import write_atomically
 
 RATES = (5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 6e-3)
@@ -53,6 +53,6 @@ if __name__ == "__main__":
         label = ", ".join(setting.partition("=")[2] for setting in row)
         rows.append((label, *map(percent, means), f"{RATES[best]:g}"))
     header = ("row", *(f"{rate:g}" for rate in RATES), "best rate")
-    workflows.CONSOLE.print(as_rich(f"validation, end to end, %, {num_seeds} seeds", header, rows))
+    print_in_full(workflows.CONSOLE, as_rich(f"validation, end to end, %, {num_seeds} seeds", header, rows))
     folder = Path(next(iter(configs.values()))[0].runs_dir)
     write_atomically(folder / "learning_rates.json", json.dumps(best_rates, indent=1) + "\n")

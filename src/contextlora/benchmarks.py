@@ -23,9 +23,10 @@ from contextlora.evaluation.compare import (
     cost_rows,
     flatten,
     group_runs,
+    ours_first,
 )
 from contextlora.evaluation.plots import accuracy_figure, save_figure
-from contextlora.evaluation.report import as_rich
+from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.methods import METHODS
 from contextlora.runs import write_atomically
 from contextlora.settings import RunConfig
@@ -61,10 +62,10 @@ def compare(config: RunConfig) -> None:
         UserError: there is no such run.
     """
     runs = comparable_runs(config)
-    groups, rows = group_runs(runs), runs[0].results["tasks"]
+    groups, rows = ours_first(group_runs(runs)), runs[0].results["tasks"]
     tables = comparison(groups, list(rows))
     for title, header, lines in tables:
-        workflows.CONSOLE.print(as_rich(title, header, lines))
+        print_in_full(workflows.CONSOLE, as_rich(title, header, lines))
     target = Path(config.runs_dir) / "comparison.md"
     write_atomically(target, comparison_markdown(tables))
     figure = accuracy_figure(accuracy_intervals(groups, list(rows)), {task: rows[task]["chance"] for task in rows})

@@ -13,7 +13,7 @@ from contextlora.evaluation.compare import (
     difference_rows,
     flatten,
     group_runs,
-    pick_ours,
+    ours_first,
     reference_rows,
 )
 from contextlora.runs import RunFolder
@@ -91,14 +91,14 @@ def test_accuracies_have_intervals_over_seeds():
 
 
 def test_differences_are_ours_minus_theirs():
-    groups = group_runs(RUNS)
-    ours = pick_ours(groups)
-    assert ours.name == "contextlora (delta 1.0)"
-    header, rows = difference_rows(groups, ours, ["u"])
+    groups = ours_first(group_runs([RUNS[3], RUNS[4], RUNS[2], *RUNS[:2]]))
+    names = [group.name for group in groups]
+    assert names == ["contextlora (delta 1.0)", "joint", "contextlora (delta 0.5)"]
+    header, rows = difference_rows(groups, ["u"])
     assert header == ("paired difference", "pairs", "u", "mean")
-    assert rows[0][:3] == ("contextlora (delta 1.0) - contextlora (delta 0.5)", "1", "+40.0")
-    assert rows[1][:2] == ("contextlora (delta 1.0) - joint", "2")
-    assert rows[1][2] == "+15.0 ±63.5"
+    assert rows[0][:2] == ("contextlora (delta 1.0) - joint", "2")
+    assert rows[0][2] == "+15.0 ±63.5"
+    assert rows[1][:3] == ("contextlora (delta 1.0) - contextlora (delta 0.5)", "1", "+40.0")
 
 
 def test_references_show_the_best_single_prerequisite_where_there_is_one():

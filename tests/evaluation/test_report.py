@@ -5,12 +5,14 @@ import io
 from rich.console import Console
 
 from contextlora.evaluation.report import (
+    as_rich,
     graph_table,
     interval,
     log_results,
     markdown_table,
     partition_table,
     percent,
+    print_in_full,
     references_table,
     results_table,
     stages_table,
@@ -90,3 +92,11 @@ def test_results_are_logged_as_tables_and_means():
     assert logged["results"][1][0] == ["hazard", 0.25, 0.2, 0.95, 0.94, 0.931, 500]
     assert logged["summary"]["mean/end_to_end"] == 0.931
     assert logged["summary"]["hazard/final"] == 0.94
+
+
+def test_a_table_that_is_wider_than_the_terminal_keeps_every_figure():
+    console = Console(file=io.StringIO(), width=40)
+    figures = [f"{number}.0 ±0.5" for number in range(10, 20)]
+    print_in_full(console, as_rich("title", ["a long name", *"abcdefghij"], [["joint (context none)", *figures]]))
+    (row,) = [line for line in console.file.getvalue().splitlines() if "joint" in line]
+    assert " ".join(row.split()) == " ".join(["joint (context none)", *figures])

@@ -1,8 +1,8 @@
 """Kills one rank of a real training at random instants: clean reports, and a restart that ends in the same weights.
 
 Instants are random within a phase, and the phases take turns: start-up, a training step, a validation, the writing of a
-checkpoint, the final evaluation. A rank arms its own end: after a random number of entries into the phase and some random milliseconds it
-gets SIGKILL, or (once the ranks watch each other) SIGSTOP, which looks like a cut connection.
+checkpoint, the final evaluation. A rank arms its own end: after a random number of entries into the phase and some
+random milliseconds it gets SIGKILL, or (once the ranks watch each other) SIGSTOP, which looks like a cut connection.
 
     make test-kills KILLS=50 [SEED=1]     about half a minute a kill, with the product's own time-outs
 """

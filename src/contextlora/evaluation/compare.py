@@ -115,12 +115,11 @@ def accuracy_intervals(
     }
 
 
-def difference_rows(groups: Sequence[Group], ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
-    """Ours minus each other group, paired by seed, with the 95 % interval of the mean difference, in points."""
+def difference_rows(groups: Sequence[Group], tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+    """The first group minus each other, paired by seed, with the 95 % interval of the mean difference, in points."""
+    ours, *others = groups
     rows = []
-    for group in groups:
-        if group is ours:
-            continue
+    for group in others:
         cells = []
         for task in (*tasks, "mean"):
             *difference, num_pairs = paired_difference(ours.accuracies(task), group.accuracies(task))
@@ -147,13 +146,14 @@ def reference_rows(ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
 
 
 def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
-    """(title, header, rows) of the tables that compare groups: accuracy, paired differences, references. In percent."""
-    ours = pick_ours(groups)
+    """(title, header, rows) of the tables that compare the first group with the others: accuracy in percent, paired
+    differences, references.
+    """
     note = "mean over seeds ±half of the 95 % interval"
     return [
         (f"end to end, %, {note}", *accuracy_rows(groups, tasks)),
-        (f"end to end, points, {note}, paired by seed", *difference_rows(groups, ours, tasks)),
-        ("references, %", *reference_rows(ours, tasks)),
+        (f"end to end, points, {note}, paired by seed", *difference_rows(groups, tasks)),
+        ("references, %", *reference_rows(groups[0], tasks)),
     ]
 
 
@@ -180,10 +180,11 @@ def cost_rows(runs: Sequence[FinishedRun]) -> tuple[Row, list[Row]]:
     return ("figure", "median", "range"), rows
 
 
-def pick_ours(groups: Sequence[Group]) -> Group:
-    """The group that the others are compared to: the ContextLoRA one with most seeds, else the first."""
+def ours_first(groups: Sequence[Group]) -> list[Group]:
+    """The group that the others are compared to in front: the ContextLoRA one with most seeds, else the first."""
     candidates = [group for group in groups if group.name.split(" ")[0] == "contextlora"] or list(groups)
-    return max(candidates, key=lambda group: len(group.by_seed))
+    ours = max(candidates, key=lambda group: len(group.by_seed))
+    return [ours, *(group for group in groups if group is not ours)]
 
 
 def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from contextlora.graph.plan import TrainingPlan
@@ -116,6 +117,12 @@ def as_rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def print_in_full(console: Console, table: Table) -> None:
+    """Prints a table that may be wider than the terminal, which then breaks its lines: no figure is cut off."""
+    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.print(table, crop=False)
 
 
 def _table(title: str, first_column: str) -> Table:
