@@ -39,9 +39,9 @@ def test_each_stage_has_a_bar_with_steps_time_loss_and_validation(make_config, t
     _, bars, _ = shown(make_config(), tmp_path)
     pattern = r"(.+?) +━+ +(\d+/\d+) +\d\d:\d\d loss \d\.\d{3} valid \d+\.\d % \(best \d+\.\d\) *"
     assert [re.fullmatch(pattern, bar).groups() for bar in bars] == [
-        ("stage 1/3 a, b", "10/10"),
-        ("stage 2/3 c", "5/5"),
-        ("stage 3/3 d", "5/5"),
+        ("1/3 a, b", "10/10"),
+        ("2/3 c", "5/5"),
+        ("3/3 d", "5/5"),
     ]
 
 

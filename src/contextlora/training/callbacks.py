@@ -48,9 +48,9 @@ class StageBars(Callback):
     """
 
     def __init__(self, console: Console) -> None:
-        self._bars = Progress(
+        self._bars = Progress(  # all of it within 80 columns where task names are no longer than those of iov
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[loss]}"),
@@ -70,7 +70,7 @@ class StageBars(Callback):
         self._close_bar()
         self._stage, tasks = pl_module.progress.stage, pl_module.stage_tasks
         self._bar = self._bars.add_task(
-            f"stage {self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
+            f"{self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
             total=pl_module.schedule.budget(tasks),
             completed=sum(pl_module.schedule.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
             loss="",
@@ -100,7 +100,9 @@ class StageBars(Callback):
             if not self._bars.console.is_terminal:
                 bar = self._bars.tasks[self._bar]
                 parts = filter(None, (f"step {bar.completed}/{bar.total}", bar.fields["loss"], text))
-                self._bars.console.print(f"{bar.description}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+                self._bars.console.print(
+                    f"stage {bar.description}: {', '.join(parts)}", highlight=False, soft_wrap=True
+                )
 
     def _close_bar(self) -> None:
         if self._bar is not None:  # a stage that stopped early has a full bar of the steps it took
