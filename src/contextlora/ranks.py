@@ -77,7 +77,7 @@ def joined(config: RunConfig, device: torch.device, work: Callable[[RunConfig], 
 
 @contextmanager
 def together(peers: Peers | None, checkpoint: str) -> Iterator[None]:
-    """Around the training that the peers do together; `checkpoint` is where the last one will lie."""
+    """Around what the peers do together, training and evaluation; `checkpoint` is where the last one will lie."""
     if peers is None:
         yield
         return
