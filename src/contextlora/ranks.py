@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from contextlora.tasks.taskset import TaskSet
 from contextlora.workloads import stage_workloads
 
 _JOINED = threading.Event()
+POLL_S = 0.5
 # Processes of one machine: the plan depends on no more than that they are equal, that links are fast, and that a call
 # of a small model takes some milliseconds however few items it computes.
 LOCAL_FLOPS_PER_S, LOCAL_OVERHEAD_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 5e-3, 1e15, Link(1e10, 5e-5)
@@ -62,7 +64,11 @@ def joined(config: RunConfig, device: torch.device, work: Callable[[RunConfig], 
         yield None
         return
     variables = _start(config, work, size) if "RANK" not in os.environ else {}
-    peers = Peers(device)
+    try:
+        peers = Peers(device)
+    except UserError:
+        time.sleep(4 * POLL_S)  # one that was started here and has ended is named by the watch, which ends this process
+        raise
     _JOINED.set()  # from here on the peers watch each other
     try:
         yield peers
@@ -165,7 +171,7 @@ def _watch_until_joined(sentinels: dict[int, int]) -> None:
 
     def watch() -> None:
         while not _JOINED.is_set():
-            ended = wait(list(sentinels), timeout=0.5)
+            ended = wait(list(sentinels), timeout=POLL_S)
             if ended and not _JOINED.is_set():
                 print(
                     f"contextlora: rank {sentinels[ended[0]]} ended before training began", file=sys.stderr, flush=True

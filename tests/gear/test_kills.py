@@ -52,7 +52,7 @@ class Kill:
         self.victim = 0 if self.phase == "writing" else rng.randrange(self.size)
         self.entry, self.delay_s = rng.randint(1, 4), rng.uniform(0.0, 0.02)
         if self.phase == START_UP:
-            self.delay_s = rng.uniform(0.0, 1.5)
+            self.delay_s = rng.uniform(0.0, 0.3)  # forked ranks meet after about a tenth of a second
         self.how = signal.SIGSTOP if self.phase != START_UP and rng.random() < 0.25 else signal.SIGKILL
         self.devices = rng.choice(range(1, self.size + 1))  # of the restart
 

@@ -87,6 +87,22 @@ def test_a_rank_that_waits_in_vain_says_for_whom(rank, says, monkeypatch):
         peers.Peers(torch.device("cpu"))
 
 
+def join_or_vanish():
+    """Rank 1 meets the others and is gone before they talk; what rank 0 says of it."""
+    peers.JOIN_TIMEOUT = timedelta(seconds=2)
+    if os.environ["RANK"] == "1":
+        meet = peers._meet
+        peers._meet = lambda *args: os._exit(meet(*args) is None)
+    try:
+        peers.Peers(torch.device("cpu"))
+    except UserError as error:
+        return str(error)
+
+
+def test_a_rank_lost_while_all_join_is_a_clear_error(run_ranks):
+    assert "rank 0 of 2 waited up to 0:00:02 for the others in vain, or lost them: " in run_ranks(2, join_or_vanish)[0]
+
+
 @pytest.mark.parametrize(
     "victim, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)]
 )

@@ -38,28 +38,28 @@ class Peers:
         rank, size: of this process, and how many there are.
 
     Raises:
-        UserError: the others did not come.
+        UserError: the others did not come, or went away again.
     """
 
     def __init__(self, device: torch.device) -> None:
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+        self._checkpoint, self._stop = "", threading.Event()
+        self._num_shared = 0  # lists of works so far
         try:
             store, self.rank, self.size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
             attempt = _meet(store, self.rank, self.size)
-        except dist.DistError as error:
+            where = {"store": dist.PrefixStore(attempt, store), "rank": self.rank, "world_size": self.size}
+            dist.init_process_group(backend, timeout=JOIN_TIMEOUT, **where)
+            # The watch has a connection of its own: a waiting get of the main thread would hold the beats back.
+            self._store, self._beats = _connect(attempt), _connect(attempt)
+            self._beats.set(f"beat/{self.rank}", "0")
+            dist.barrier()  # every rank has its first beat
+        except RuntimeError as error:
             who = f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
             raise UserError(
-                f"{who} waited {JOIN_TIMEOUT} for the others in vain: start all of them, then begin again"
+                f"{who} waited up to {JOIN_TIMEOUT} for the others in vain, or lost them: "
+                f"{str(error).splitlines()[0]}. Start all of them, then begin again"
             ) from error
-        joined = dist.PrefixStore(attempt, store)
-        where = {"store": joined, "rank": self.rank, "world_size": self.size}
-        dist.init_process_group(backend, timeout=JOIN_TIMEOUT, **where)
-        self._checkpoint, self._stop = "", threading.Event()
-        self._num_shared = 0  # lists of works so far
-        # The watch has a connection of its own: a waiting get of the main thread would hold the beats back.
-        self._store, self._beats = _connect(attempt), _connect(attempt)
-        self._beats.set(f"beat/{self.rank}", "0")
-        dist.barrier()  # every rank has its first beat
         self._rounds = 0  # of the watch
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
         for thread in self._threads:
@@ -176,7 +176,7 @@ class Peers:
         if self._stop.is_set():
             return
         last = self._checkpoint if os.path.exists(self._checkpoint) else "none yet"
-        if self.rank and last == "none yet":
+        if self.rank and self._checkpoint and last == "none yet":
             last = f"{self._checkpoint} on rank 0, if it got that far"
         print(
             f"contextlora: rank {self.rank} of {self.size} stops, because {what}; last checkpoint: {last}. "
