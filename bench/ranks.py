@@ -57,18 +57,20 @@ class Ranks:
         """
         for connection in self.connections:
             connection.send((function, arguments))
-        return [self._receive(rank) for rank in range(len(self.processes))]
+        values, errors = zip(*(self._receive(rank) for rank in range(len(self.processes))), strict=True)
+        if any(errors):
+            raise RuntimeError("\n".join(error for error in errors if error))
+        return list(values)
 
-    def _receive(self, rank: int) -> Any:
+    def _receive(self, rank: int) -> tuple[Any, str]:
+        """What the function returned, and why it did not; one rank's end breaks the others' connections, so all say."""
         connection, process = self.connections[rank], self.processes[rank]
         wait([connection, process.sentinel])
         with suppress(EOFError, ConnectionError):
             if connection.poll():
                 value, error = connection.recv()
-                if error:
-                    raise RuntimeError(f"rank {rank} failed:\n{error}")
-                return value
-        raise RuntimeError(f"rank {rank} ended with exit code {process.exitcode}")
+                return value, error and f"rank {rank} failed:\n{error}"
+        return None, f"rank {rank} ended with exit code {process.exitcode}"
 
 
 def _serve(network: Network, rank: int, port: int, connection: Connection) -> None:

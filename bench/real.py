@@ -21,7 +21,6 @@ from variants import DATA, GEAR, ONE, PLAIN, describe, make_fleet, plan_variants
 from contextlora.assembly import Parts, run_parts
 from contextlora.backbones.scoring import option_scores
 from contextlora.config import RunConfig
-from contextlora.evaluation.evaluate import Evaluator
 from contextlora.evaluation.report import markdown_table
 from contextlora.gear.devices import Device
 from contextlora.gear.executor import Shard
@@ -73,14 +72,13 @@ def _parts(config: RunConfig) -> Parts:
 
 
 class _Real:
-    """The adapted model in the stage of one task; its slices are untrained, which costs the same."""
+    """The adapted model in the stage of one task; its slices are untrained, which costs the same.
+
+    Steps go on from the first item when all have been seen: nothing is remembered between them.
+    """
 
     def __init__(self, parts: Parts, task: str) -> None:
         self.parts, self.use, self.items = parts, parts.plan.uses[task], parts.taskset.items(task, "train")
-        held = parts.evaluator  # remembers answers; a new one knows none of an earlier variant's
-        self.evaluator = Evaluator(
-            parts.adapted, parts.plan, parts.taskset, parts.data.encode_items, held.batch_size, held.scope
-        )
         parts.adapted.begin_stage({task: self.use})
         parts.adapted.train()
         self.weights = [weight for group in parts.adapted.parameter_groups().values() for weight in group]
@@ -88,10 +86,10 @@ class _Real:
         self.num_answers = len(self.chain)
 
     def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
-        return self.evaluator.chain_choices(task, numbers, self.chain)
+        return self.parts.evaluator.chain_choices(task, [number % len(self.items) for number in numbers], self.chain)
 
     def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
-        items = [self.items[number] for number in numbers]
+        items = [self.items[number % len(self.items)] for number in numbers]
         contexts = [self._words(item.scene, row) for item, row in zip(items, shard.answers.tolist(), strict=True)]
         batch = self.parts.data.encode_items(task, items, contexts, shard.rows)
         with self.parts.adapted.active(self.use, task, batch.shard):
