@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.console import Console
 
-from contextlora.evaluation.gear_report import step_s
+from contextlora.evaluation.gear_report import batches_for_step, step_s
 from contextlora.evaluation.report import as_rich
 from contextlora.gear.devices import Device, Fleet, Link
 from contextlora.gear.model_size import ModelSize
@@ -98,7 +98,8 @@ def measure(num_devices: int, workloads: tuple[Workload, ...], link: Link, keeps
     plan_s = time.perf_counter() - began
     last, workload = plan.stages[-1], workloads[-1]
     began = time.perf_counter()
-    simulated = step_s(simulate(*schedule_and_costs(fleet, workload, last.best, workload.tasks[0], num_batches=6)))
+    task, num_batches = workload.tasks[0], batches_for_step(last.tasks[0].reassigned_share)
+    simulated = step_s(simulate(*schedule_and_costs(fleet, workload, last.best, task, num_batches)))
     gear = [stage for stage in plan.stages if stage.best.strategy == "contextgear"]
     return {
         "devices": num_devices,

@@ -1,13 +1,19 @@
 """What `contextlora plan` does, as a straight recipe. Nothing here or below imports torch: a plan answers at once."""
 
-import math
 import os
 from pathlib import Path
 
 from rich.console import Console
 
 from contextlora.config import RunConfig, read_devices
-from contextlora.evaluation.gear_report import candidates_table, devices_table, stage_tables, work_table
+from contextlora.evaluation.gear_report import (
+    NUM_BATCHES,
+    batches_for_step,
+    candidates_table,
+    devices_table,
+    stage_tables,
+    work_table,
+)
 from contextlora.gear.candidates import plan_task
 from contextlora.gear.cost import StageCost
 from contextlora.gear.devices import Fleet
@@ -24,8 +30,6 @@ CONSOLE = Console()
 DEFAULT_FLEET = "jetson4"
 SHOWN_STAGES = 4
 SHOWN_RANKS = 8
-NUM_BATCHES = 6  # of a simulation: the pipeline fills in the first two
-MOST_BATCHES = 64  # where batches are reassigned, so that three of them are in it
 FILLED_BATCHES = 3
 LATER_BATCHES = 2  # with the answers kept, of the chosen plan
 
@@ -64,8 +68,7 @@ def _simulate(fleet: Fleet, workload: Workload, stage: StagePlan, queue_batches:
     """The best of each strategy on the stage's task with the longest chain, the chosen one first."""
     cost, task, found = StageCost(fleet, workload), workload.tasks[_longest(workload)], []
     for candidate in (candidate for candidate in stage.best_of_each_strategy() if candidate.seconds is not None):
-        share = plan_task(cost, candidate, task).reassigned_share
-        count = min(MOST_BATCHES, max(NUM_BATCHES, math.ceil(2 / share) + 1)) if share else NUM_BATCHES
+        count = batches_for_step(plan_task(cost, candidate, task).reassigned_share)
         found.append(simulate(*schedule_and_costs(fleet, workload, candidate, task, count, 0, queue_batches)))
     return found
 

@@ -132,7 +132,7 @@ class GearConfig:
         "what the devices of a group may share: the items of a batch, or layers (1f1b, gpipe)",
     )
     cache_answers: bool = setting(True, "keep the prerequisites' answers of the first epoch for the later ones")
-    queue_batches: int = setting(4, "batches that forward-only devices may be ahead of the trained one", minimum=1)
+    queue_batches: int = setting(16, "batches that forward-only devices may be ahead of the trained one", minimum=1)
 
 
 @dataclass

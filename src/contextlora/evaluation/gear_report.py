@@ -1,5 +1,6 @@
 """Tables of a plan over several devices, for the terminal."""
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -11,6 +12,8 @@ from contextlora.gear.simulate import Simulation
 from contextlora.gear.workload import Workload
 
 MOST_DEVICES = 16
+NUM_BATCHES = 6  # of a simulation: the pipeline fills in the first two
+MOST_BATCHES = 64
 
 
 def work_table(workloads: Sequence[Workload]) -> Table:
@@ -118,6 +121,13 @@ def step_s(simulation: Simulation) -> float:
     last = len(with_chains or ends) - 1
     first, last = (own[1], own[-1]) if len(own) > 2 else ((last - 1) // 2, last)
     return (ends[last] - ends[first]) / (last - first)
+
+
+def batches_for_step(reassigned_share: float) -> int:
+    """How many batches to simulate for `step_s`: where some are reassigned, so many that six of those are in it."""
+    if not reassigned_share:
+        return NUM_BATCHES
+    return min(MOST_BATCHES, max(NUM_BATCHES, math.ceil(5 / reassigned_share) + 1))
 
 
 def seconds(value: float) -> str:
