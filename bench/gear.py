@@ -11,7 +11,7 @@ their parts. Links are network namespaces, which need root; without, only loopba
 have real-time priority: they sleep and send only, and must not wait for other programs' time slices.
 
 Prints tables, and writes <runs_dir>/bench/gear-<mode>.json and .md, emulated also .png. All cells and 3 rounds take
-about 45 minutes.
+about an hour.
 """
 
 import json

@@ -7,7 +7,7 @@ devices and every k (items of a call) the planner picks the split into D_t and D
 each group is busy in a step, C is what a step takes. The rivals are planned on the same devices, with their own k and
 cuts.
 
-Prints tables and writes <runs_dir>/bench/gear-scaling.json and .md. Takes about 8 minutes.
+Prints tables and writes <runs_dir>/bench/gear-scaling.json and .md. Takes about ten minutes.
 """
 
 import json

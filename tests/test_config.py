@@ -8,6 +8,7 @@ import yaml
 
 from contextlora.config import CONFIG_DIR, GROUPS, RunConfig, load_config, to_yaml
 from contextlora.errors import ConfigError
+from contextlora.gear.schedule import QUEUE_BATCHES
 
 
 @pytest.fixture
@@ -165,3 +166,7 @@ def test_the_default_is_what_the_dataclasses_say_about_names():
     assert [getattr(default, group).name for group in ("taskset", "method", "model")] == [
         getattr(schema, group).name for group in ("taskset", "method", "model")
     ]
+
+
+def test_the_queue_is_as_long_as_that_of_a_users_own_script():
+    assert RunConfig().gear.queue_batches == QUEUE_BATCHES  # settings may not import it

@@ -1,6 +1,9 @@
-from contextlora.evaluation.gear_report import seconds, size, step_s
+import pytest
+
+from contextlora.evaluation.gear_report import MOST_BATCHES, NUM_BATCHES, batches_for_step, seconds, size, step_s
 from contextlora.evaluation.plots import save_figure
 from contextlora.evaluation.timeline import timeline_figure
+from contextlora.gear.candidates import is_reassigned
 from contextlora.gear.devices import Device, Fleet, Link
 from contextlora.gear.plan import plan_stage
 from contextlora.gear.replay import schedule_and_costs
@@ -29,6 +32,16 @@ def test_the_time_line_names_devices_steps_and_actions(tmp_path):
 
 def test_the_step_is_that_of_the_filled_pipeline():
     assert step_s(planned()[1]) == 8
+
+
+@pytest.mark.parametrize("share", [0.5, 0.4, 0.25, 0.1, 0.08])
+def test_six_reassigned_batches_are_simulated(share):
+    assert sum(is_reassigned(share, batch) for batch in range(batches_for_step(share))) == 6
+
+
+@pytest.mark.parametrize("share, num_batches", [(0.0, NUM_BATCHES), (1.0, NUM_BATCHES), (0.001, MOST_BATCHES)])
+def test_no_fewer_and_no_more_batches_are_simulated(share, num_batches):
+    assert batches_for_step(share) == num_batches
 
 
 def test_units():
