@@ -51,7 +51,7 @@ class Parts:
     evaluator: Evaluator
 
     def batch_width(self, task: str, batch_size: int) -> int:
-        """Tokens of the longest prompt in a first batch with the right answers in it, image included."""
+        """Columns of a first batch with the right answers in it, image included."""
         items = self.taskset.items(task, "train")[:batch_size]
         return self.data.encode_items(task, items, [item.prerequisites for item in items]).inputs["input_ids"].shape[1]
 

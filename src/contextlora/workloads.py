@@ -11,7 +11,7 @@ from contextlora.errors import UserError
 from contextlora.gear.model_size import ModelSize
 from contextlora.gear.workload import Workload, estimate_workloads
 from contextlora.methods import build_plan
-from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, render, resolve_image_view
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, padded_length, render, resolve_image_view
 from contextlora.tasks.taskset import TaskSet
 
 BUNDLED = Path(__file__).parent / "backbones" / "bundled"
@@ -33,7 +33,7 @@ def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload
         size,
         taskset.graph,
         method_plan,
-        tokens=tokens,
+        tokens={task: padded_length(length) for task, length in tokens.items()},
         images={t: image == "image" and any(i.image for i in taskset.items(t, "train")) for t in tasks},
         num_items={task: len(taskset.items(task, "train")) for task in tasks},
         batch_size=config.training.batch_size,

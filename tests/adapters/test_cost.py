@@ -1,5 +1,7 @@
 """Property 3: cost follows the active ranks. Counted from every operation that torch dispatches, not from a clock."""
 
+from math import prod
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,8 +29,8 @@ class Operations(TorchDispatchMode):
     @property
     def matmul_flops(self):
         """2 N K M of each matrix product; the result's shape comes last, the operands' before it."""
-        products = {"aten.mm.default": 0, "aten.addmm.default": 1, "aten.addmm_.default": 1}
-        return sum(2 * s[products[f]][0] * s[products[f]][1] * s[-1][1] for f, s in self.seen if f in products)
+        products = {"aten.mm.default": 0, "aten.addmm.default": 1, "aten.bmm.default": 0, "aten.baddbmm_.default": 1}
+        return sum(2 * prod(s[products[f]]) * s[-1][-1] for f, s in self.seen if f in products)
 
 
 def adapted_graph(tiny_model, num_tasks):

@@ -25,7 +25,8 @@ def slices():
 
 def factors(slices, use, task):
     slices.active.use, slices.active.task = use, task
-    return slices.factors(torch.float32)
+    A, B = slices.factors(torch.float32)
+    return A[0], B[0]
 
 
 def test_leaves_are_cut_where_the_tasks_differ(slices):
@@ -118,7 +119,7 @@ def test_constants_are_kept_from_forward_to_forward(slices):
     with torch.inference_mode():
         kept = factors(slices, use, "x")
     step(slices)
-    assert factors(slices, use, "x")[0] is kept[0]
+    assert factors(slices, use, "x")[0].data_ptr() == kept[0].data_ptr()
     # what was kept under inference mode also serves a forward with gradients
     tokens = torch.ones(1, 5, requires_grad=True)
     (tokens @ factors(slices, use, "x")[0].t()).sum().backward()

@@ -143,7 +143,16 @@ def test_chat_template_with_an_image(backbone, tmp_path):
     path = tmp_path / "image.png"
     Image.new("RGB", (16, 16)).save(path)
     ids = encode(loaded, prompts(path)[:1]).inputs["input_ids"][0]
-    assert loaded.tokenizer.decode(ids) == f"{'<image> ' * 4}, {TEXTS[0]} camera"
+    assert len(ids) == 32 and loaded.tokenizer.decode(ids[12:]) == f"{'<image> ' * 4}, {TEXTS[0]} camera"
+
+
+def test_columns_are_a_multiple_of_16_or_all_positions(backbone):
+    """The model has 64 positions, one of which an option of two tokens takes behind the prompt."""
+    loaded = backbone("gemma")
+    for num_words, options, num_columns in ((14, "ab", 16), (15, "ab", 16), (16, "ab", 32), (50, ("a a", "b"), 63)):
+        batch = encode(loaded, [Prompt("grip", "lane " * (num_words - 1) + "lane", None, tuple(options), 0)])
+        tokens = num_words + 1  # and <s>
+        assert batch.inputs["attention_mask"].tolist() == [[0] * (num_columns - tokens) + [1] * tokens]
 
 
 def test_batch_moves_to_a_device(backbone):

@@ -22,6 +22,7 @@ from contextlora.training.fit import fit
 
 ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # rank 0 trains, rank 1 runs the chains
 LAST_TRAINS = TaskRoles((0, 0, 4), (0, 0, 4), (0, 0, 1, 0))  # rank 0, which saves, does not train
+HALVES = TaskRoles((0, 2, 4), (0, 2, 4), (0, 0, 1, 1))
 JOINS = TaskRoles((0, 4, 4), (0, 1, 4), (0, 1, 1, 1))
 THREE = TaskRoles((0, 2, 4, 4), (0, 2, 3, 4), (2, 0, 2, 2))
 # One row at a time on rank 0, two at a time on rank 1.
@@ -100,7 +101,15 @@ def assert_alike(found, expected, exact):
 
 @pytest.mark.parametrize(
     "delta, roles, exact",
-    [(0, LAST_TRAINS, True), (0.5, ONE, True), (0.5, JOINS, False), (1, JOINS, False), (1, LAST_TRAINS, True)],
+    [
+        (0, LAST_TRAINS, True),
+        (0.5, ONE, True),
+        (0.5, JOINS, False),
+        (1, JOINS, False),
+        (1, LAST_TRAINS, True),
+        (0.5, HALVES, True),
+        (0, HALVES, True),
+    ],
 )
 def test_two_ranks_end_with_the_weights_of_one_process(
     delta, roles, exact, make_config, chain_folder, tmp_path, run_ranks

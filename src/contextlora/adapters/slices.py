@@ -42,6 +42,14 @@ class ActiveUse:
     task: str | None = None
     shard: Shard | None = None
 
+    def num_blocks(self, num_rows: int) -> int:
+        """Blocks of an input's rows whose gradients are computed apart and then summed.
+
+        The halves of a whole batch: two devices with a half each, or two micro-batches, then sum the same numbers.
+        """
+        is_whole = self.shard is None or self.shard.num_rows == self.shard.batch_size
+        return 2 if is_whole and num_rows % 2 == 0 else 1
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -105,20 +113,23 @@ class RankSlices(nn.Module):
 
     # The forward -------------------------------------------------------------------------------------------------
 
-    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """A (n, d_in) and s B (d_out, n) of what is in force, gates folded into B; None for the base alone."""
+    def factors(self, dtype: torch.dtype, num_blocks: int = 1) -> tuple[Tensor, Tensor] | None:
+        """A (n, d_in) and s B (d_out, n) of what is in force, gates folded into B; None for the base alone.
+
+        Both once for each block, (num_blocks, ...): what trains adds up the blocks' gradients in float32.
+        """
         use, task = self.active.use, self.active.task
         if use is None:
             return None
         stage_task = self._stage.get(task)
         if stage_task is not None and stage_task.use == use:
-            return self._stage_factors(stage_task, dtype)
+            return self._stage_factors(stage_task, dtype, num_blocks)
         # Constants: kept from forward to forward, unless they train now (a fused optimizer's writes leave no trace).
         key = (use.own, tuple(use.prerequisites), task, dtype)
         if self._kept is None or self._kept[0] != key or task in self._stage or self._trains_any_of(use):
             A, B = self.compose(use, task)
             self._kept = (key, A.to(dtype), (B * self.scale).to(dtype))
-        return self._kept[1:]
+        return tuple(factor.expand(num_blocks, *factor.shape) for factor in self._kept[1:])
 
     def _trains_any_of(self, use: SliceUse) -> bool:
         return any(leaf.slice_name in use.active for leaf in self.leaves)
@@ -136,16 +147,17 @@ class RankSlices(nn.Module):
                 parts.append((A, B))
             return _join(parts)
 
-    def _stage_factors(self, stage_task: StageTask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _stage_factors(self, stage_task: StageTask, dtype: torch.dtype, num_blocks: int) -> tuple[Tensor, Tensor]:
         parts = [] if stage_task.frozen_A is None else [(stage_task.frozen_A, stage_task.frozen_B)]
         parts += [
             (leaf.A, leaf.B) if trains else (leaf.A.detach(), leaf.B.detach()) for leaf, trains in stage_task.leaves
         ]
-        A, B = parts[0] if len(parts) == 1 else _join(parts)
+        # Blocks part at the leaves: everything behind them rounds, so that it may see no sum of blocks.
+        A, B = (factor.expand(num_blocks, *factor.shape) for factor in (parts[0] if len(parts) == 1 else _join(parts)))
         factor = self.scale
         if stage_task.gate is not None:
-            gate_or_one = torch.cat([stage_task.gate, stage_task.gate.new_ones(1)])
-            factor = gate_or_one[stage_task.gate_index] * self.scale
+            gate_or_one = torch.cat([stage_task.gate, stage_task.gate.new_ones(1)]).expand(num_blocks, 1, -1)
+            factor = gate_or_one[..., stage_task.gate_index] * self.scale
         return A.to(dtype), (B * factor).to(dtype)
 
     def gate_parameters(self) -> list[nn.Parameter]:

@@ -1,9 +1,9 @@
 """Turns prompts into tensors: token ids, processed images, and the ids of every option.
 
-Letters of the shapes: B prompts, K options at most, T tokens of the longest prompt, L tokens of the longest option.
+Letters of the shapes: B prompts, K options at most, T columns, L tokens of the longest option.
 
 Prompts are tokenised and images processed once and then remembered by the backbone. A batch is padded on the left to
-its own longest prompt, so that the answer comes right after the last column for every row:
+its own longest prompt and a multiple of 16, so that the answer comes right after the last column for every row:
 
     input_ids   pad pad  <image> <image> lane c2 ... answer :      | option_ids (K, L)   dry | damp | fair | slick
                 pad <image> <image> grip c1 34 ...   answer :      |
@@ -20,7 +20,7 @@ from PIL import Image
 
 from contextlora.adapters.dropout import Shard
 from contextlora.backbones.load import Backbone, BackboneError
-from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt, padded_length
 
 _IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
 
@@ -94,7 +94,7 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
     length = max(len(option) for row in encoded for option in row.options)
-    _check_length(backbone, width + length - 1)
+    width = _padded(backbone, width, length - 1)
     shard = None
     if rows is not None:
         shard = Shard(rows.start, len(rows), len(prompts))
@@ -250,10 +250,16 @@ def _takes_position_ids(backbone: Backbone) -> bool:
     return "position_ids" in inspect.signature(backbone.model.forward).parameters
 
 
-def _check_length(backbone: Backbone, length: int) -> None:
+def _padded(backbone: Backbone, width: int, behind: int) -> int:
+    """Columns of a batch whose longest prompt takes `width`, with room for tokens behind them.
+
+    Raises:
+        BackboneError: more tokens than positions.
+    """
     most = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    if most and length > most:
+    if most and width + behind > most:
         raise BackboneError(
-            f"a prompt takes {length} tokens, model {backbone.name} at most {most}; "
+            f"a prompt takes {width + behind} tokens, model {backbone.name} at most {most}; "
             "shorten the template or questions, or take a model with a longer context"
         )
+    return min(padded_length(width), most - behind) if most else padded_length(width)

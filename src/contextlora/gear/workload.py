@@ -118,7 +118,7 @@ def estimate_workloads(
         model: sizes of the language model.
         graph: whose ancestors make the chain of an item.
         plan: stages, and the slices that each task trains.
-        tokens: tokens of an item of each task, image included; batches are padded to the longest.
+        tokens: tokens of an item of each task, image included; batches are padded.
         images: whether a task's items show an image.
         num_items: training items of each task.
         batch_size: items per gradient step.

@@ -214,7 +214,8 @@ class ContextLoraModule(lightning.LightningModule):
         sums = self._sums[batch.task]
         sums[0] += len(batch.answer)
         sums[1] += float((scores.argmax(dim=-1) == batch.answer).sum())
-        sums[2] += float(F.cross_entropy(scores, batch.answer, reduction="sum"))
+        # in float64: the same sum however the items are cut into batches
+        sums[2] += float(F.cross_entropy(scores.double(), batch.answer, reduction="sum"))
 
     def on_train_epoch_end(self) -> None:
         self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in self._sums.items()})
