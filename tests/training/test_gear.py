@@ -149,11 +149,12 @@ def test_three_ranks_share_a_batch(make_config, tmp_path, run_ranks):
         assert_alike(found, expected, exact=False)
 
 
-def test_a_stage_that_feeds_itself_answers_anew_after_every_interval(make_config, tmp_path, run_ranks):
+@pytest.mark.parametrize("roles", [ONE, HALVES])
+def test_a_stage_that_feeds_itself_answers_anew_after_every_interval(roles, make_config, tmp_path, run_ranks):
     """Exact only: an answer that rounding turns over would change all that follows."""
     config = make_config("method=joint")
     expected = train(config, tmp_path / "one")
-    for found in run_ranks(2, train, config, tmp_path / "two", ONE):
+    for found in run_ranks(2, train, config, tmp_path / "two", roles):
         assert_alike(found, expected, exact=True)
 
 

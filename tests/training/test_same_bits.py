@@ -1,4 +1,4 @@
-"""The bundled model's training steps: the same bits with one thread or two, on one device or two with a half each.
+"""The bundled model's training steps: the same bits with one thread or several, on one device or two with a half each.
 
 This rests on the processor's kernels as much as on us: a row's activations must not depend on the rows beside it.
 """
@@ -54,8 +54,9 @@ def step(request, parts):
     adapted.end_stage()
 
 
-def test_the_number_of_threads_does_not_matter(step):
-    assert all(map(torch.equal, step(range(32), 1), step(range(32), 2)))
+@pytest.mark.parametrize("threads", [2, 4])
+def test_the_number_of_threads_does_not_matter(threads, step):
+    assert all(map(torch.equal, step(range(32), 1), step(range(32), threads)))
 
 
 def test_the_gradient_of_a_batch_is_the_sum_of_its_halves(step):
