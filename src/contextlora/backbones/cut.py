@@ -25,7 +25,14 @@ from transformers import PreTrainedModel
 from contextlora.adapters.layer import RankSliceLinear
 from contextlora.adapters.targets import decoder_blocks
 from contextlora.backbones.load import BackboneError
-from contextlora.backbones.scoring import OptionBatch, continued_inputs, option_scores, repeated_cache, scores_of
+from contextlora.backbones.scoring import (
+    LAST_POSITION,
+    OptionBatch,
+    continued_inputs,
+    option_scores,
+    repeated_cache,
+    scores_of,
+)
 
 TOLERANCE = {torch.float32: 1e-4}  # between whole and cut, of log-likelihoods; in half precision:
 HALF_TOLERANCE = 2e-2
@@ -82,7 +89,7 @@ class CutModel:
         (num_rows, length), option_length = batch.inputs["input_ids"].shape, batch.option_ids.shape[-1]
         several, is_last = option_length > 1, layers.stop is None
         call = self.model if is_last else self.model.base_model
-        keep = {"logits_to_keep": 1} if is_last else {}
+        keep = {"logits_to_keep": LAST_POSITION} if is_last else {}
         stood = (slice(0, layers.start), slice(layers.stop, None) if not is_last else slice(0, 0))
         if draws is not None:
             draws.stand_at("prompts", lambda: self._skip_dropout(stood[:1], batch, length))

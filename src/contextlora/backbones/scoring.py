@@ -16,6 +16,10 @@ from torch import nn
 from contextlora.backbones.encoding import OptionBatch, encode
 from contextlora.backbones.load import BackboneError
 
+# As an index, not the number 1: of the last position's hidden states it makes a tensor of their own. In a slice of all
+# positions the head would be multiplied row by row, with a copy of its weights for each.
+LAST_POSITION = torch.tensor([-1])
+
 __all__ = ["OptionBatch", "encode", "option_scores"]
 
 
@@ -33,7 +37,7 @@ def option_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
         BackboneError: options of several tokens, and a model without a key-value cache.
     """
     several = batch.option_ids.shape[-1] > 1
-    read = model(**batch.inputs, logits_to_keep=1, use_cache=several)
+    read = model(**batch.inputs, logits_to_keep=LAST_POSITION, use_cache=several)
     continued = None
     if several:
         cache = repeated_cache(model, read, batch)
