@@ -55,7 +55,7 @@ class RankSliceLinear(nn.Module, BaseTunerLayer):
         """(..., d_in) -> (..., d_out)."""
         num_blocks = self.lora_slices.active.num_blocks(len(x))
         # The base sees the blocks too, so that one in-place product adds the low-rank part: a pass over h less.
-        # (In-place on a view of h would cost a copy in the backward.)
+        # (In-place on a view costs a copy in the backward; h is one only where the base has a bias.)
         tokens = x.reshape(num_blocks, -1, x.shape[-1])  # (blocks, N, d_in)
         h = self.base_layer(tokens)  # (blocks, N, d_out)
         factors = self.lora_slices.factors(h.dtype, num_blocks)
