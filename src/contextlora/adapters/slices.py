@@ -129,7 +129,7 @@ class RankSlices(nn.Module):
         if self._kept is None or self._kept[0] != key or task in self._stage or self._trains_any_of(use):
             A, B = self.compose(use, task)
             self._kept = (key, A.to(dtype), (B * self.scale).to(dtype))
-        return tuple(factor.expand(num_blocks, *factor.shape) for factor in self._kept[1:])
+        return _repeat(self._kept[1:], num_blocks)
 
     def _trains_any_of(self, use: SliceUse) -> bool:
         return any(leaf.slice_name in use.active for leaf in self.leaves)
@@ -153,7 +153,7 @@ class RankSlices(nn.Module):
             (leaf.A, leaf.B) if trains else (leaf.A.detach(), leaf.B.detach()) for leaf, trains in stage_task.leaves
         ]
         # Blocks part at the leaves: everything behind them rounds, so that it may see no sum of blocks.
-        A, B = (factor.expand(num_blocks, *factor.shape) for factor in (parts[0] if len(parts) == 1 else _join(parts)))
+        A, B = _repeat(parts[0] if len(parts) == 1 else _join(parts), num_blocks)
         factor = self.scale
         if stage_task.gate is not None:
             gate_or_one = torch.cat([stage_task.gate, stage_task.gate.new_ones(1)]).expand(num_blocks, 1, -1)
@@ -269,6 +269,11 @@ class RankSlices(nn.Module):
             gate=gate,
             gate_index=torch.tensor([place.get(name, len(place)) for name in owners]),
         )
+
+
+def _repeat(factors: tuple[Tensor, Tensor], num_blocks: int) -> tuple[Tensor, Tensor]:
+    A, B = factors
+    return A.expand(num_blocks, *A.shape), B.expand(num_blocks, *B.shape)
 
 
 def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
