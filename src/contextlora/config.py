@@ -21,7 +21,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, first_line
 from contextlora.settings import RunConfig
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
@@ -51,7 +51,7 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig()), base, *groups, experiment, dotted)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from error
     _check_limits(config)
     return config
 
@@ -120,7 +120,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {' '.join(settings)}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"cannot read {' '.join(settings)}: {first_line(error)}") from error
     return choices, _checked(tree, RunConfig, "")
 
 

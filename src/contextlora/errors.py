@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and errors of others in one line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A configuration key or value that does not fit the schema."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line that is not blank; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

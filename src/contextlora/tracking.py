@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contextlora.errors import UserError
+from contextlora.errors import UserError, first_line
 
 
 class Tracker:
@@ -104,9 +104,8 @@ def open_tracker(mode: str, project: str, folder: Path, name: str) -> Tracker:
     try:
         return WandbTracker(wandb.init(mode=mode, settings=settings, **options), folder)
     except wandb.Error as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"W&B did not start: {reason}; log in with `wandb login` or set tracking.mode=offline"
+            f"W&B did not start: {first_line(error)}; log in with `wandb login` or set tracking.mode=offline"
         ) from error
 
 

@@ -33,6 +33,7 @@ from contextlora.backbones.scoring import (
     repeated_cache,
     scores_of,
 )
+from contextlora.errors import first_line
 
 TOLERANCE = {torch.float32: 1e-4}  # between whole and cut, of log-likelihoods; in half precision:
 HALF_TOLERANCE = 2e-2
@@ -139,8 +140,7 @@ class CutModel:
                     draws = Draws(lambda: torch.manual_seed(0), expected.device)
                     hidden = self.run(batch, layers, hidden, draws)
             except Exception as error:  # whatever a family's forward may raise when it is led astray
-                reason = (str(error).splitlines() or [""])[0]
-                raise BackboneError(refused % f"{type(error).__name__}: {reason}") from error
+                raise BackboneError(refused % f"{type(error).__name__}: {first_line(error)}") from error
             same_draws = torch.equal(torch.get_rng_state(), drawn)
         tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
         if not torch.allclose(hidden, expected, rtol=tolerance, atol=tolerance):

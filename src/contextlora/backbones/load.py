@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from contextlora.errors import UserError
+from contextlora.errors import UserError, first_line
 
 BUNDLED = Path(__file__).parent / "bundled"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -178,8 +178,7 @@ def _errors_of(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BackboneError(f"model {name} cannot be loaded: {reason}") from error
+        raise BackboneError(f"model {name} cannot be loaded: {first_line(error)}") from error
     finally:
         if shows_progress:
             hf_logging.enable_progress_bar()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from contextlora.errors import ConfigError, UserError
+from contextlora.errors import ConfigError, UserError, first_line
 
 MEET_S = 0.02
 BEAT_S = 1.0
@@ -57,7 +57,7 @@ class Peers:
         except RuntimeError as error:
             who = f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
             raise UserError(
-                f"{who} waited up to {JOIN_TIMEOUT} for the others in vain, or lost them: {_first_line(error)}. "
+                f"{who} waited up to {JOIN_TIMEOUT} for the others in vain, or lost them: {first_line(error)}. "
                 "Start all of them, then begin again"
             ) from error
         self._rounds = 0  # of the watch
@@ -125,7 +125,7 @@ class Peers:
         if _is_broken_connection(error):
             self._threads[0].join(LOST_S + STORE_TIMEOUT.total_seconds())  # ends this process where a peer is gone
         self._stop.set()
-        self._announce(self._store, f"rank {self.rank} ended: {type(error).__name__}: {_first_line(error)}")
+        self._announce(self._store, f"rank {self.rank} ended: {type(error).__name__}: {first_line(error)}")
 
     def _announce(self, store: dist.Store, what: str) -> None:
         """Leaves word for the others; rank 0, whose end is that of the store, lets them read it."""
@@ -222,10 +222,6 @@ def _connect(attempt: str) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
     return dist.PrefixStore(f"{attempt}/peers", store)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _is_broken_connection(error: BaseException) -> bool:

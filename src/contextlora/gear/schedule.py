@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 
 from contextlora.errors import UserError
 
-# How far D_f may be ahead: it goes on while D_t runs the chains of a whole batch. More only takes memory for answers.
-QUEUE_BATCHES = 16  # while D_t runs a long chain itself, D_f must not wait for it
+# How far D_f may be ahead: it goes on while D_t runs a whole batch's long chains. More only takes memory for answers.
+QUEUE_BATCHES = 16
 COMPUTE = ("F", "B", "P", "R")
 SENDS = ("SEND_F", "SEND_B", "SEND_P", "SEND_R", "SEND_A")
 _ACTION = re.compile(r"(\d+)(SEND_[FBPRA]|ALLREDUCE|[FBPR])(\d+)(?:/(\d+))?(?:>(\d+))?")

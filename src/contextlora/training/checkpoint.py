@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from contextlora.errors import UserError
+from contextlora.errors import UserError, first_line
 
 FORMAT = 1
 KEY = "contextlora"  # our part of a Lightning checkpoint
@@ -67,9 +67,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types, by where the damage lies
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise CheckpointError(
-            f"A checkpoint must be whole: {path} cannot be read ({reason}). Delete it and train again."
+            f"A checkpoint must be whole: {path} cannot be read ({first_line(error)[:120]}). Delete it and train again."
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise CheckpointError(f"A checkpoint must come from ContextLoRA: {path} was written by another program.")

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 import contextlora.gear.strategy  # noqa: F401 - registers "contextgear" with Lightning
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, first_line
 from contextlora.training.callbacks import LAST, RunCheckpoint, StageBars, TrackStages
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from contextlora.training.module import ContextLoraModule
@@ -44,8 +44,8 @@ class TrainerSettings:
         try:
             self.device  # noqa: B018 - cheap, and the earliest that Lightning can be asked
         except (ValueError, MisconfigurationException) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"training.accelerator={self.accelerator}, strategy={self.strategy}: {reason}") from error
+            chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}"
+            raise ConfigError(f"{chosen}: {first_line(error)}") from error
 
     @property
     def device(self) -> torch.device:
