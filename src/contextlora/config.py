@@ -15,14 +15,15 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from contextlora.errors import ConfigError, first_line
-from contextlora.settings import RunConfig
+from contextlora.methods import METHODS
+from contextlora.settings import MethodSettings, RunConfig
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
@@ -41,19 +42,27 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
         ConfigError: unknown key or choice, wrong type, value out of range; names the key, the value and what is known.
     """
     config_dir = config_dir or CONFIG_DIR
-    choices, dotted = _split_arguments(arguments)
+    choices, settings = _split_arguments(arguments)
     base = _read(saved or config_dir / "default.yaml")
     name = choices.pop("experiment", None)
-    experiment = _read(_choose(config_dir, "experiment", name)) if name else {}
-    choices = _pop_choices(base) | _pop_choices(experiment) | choices
+    experiment = [_read(_choose(config_dir, "experiment", name))] if name else []
+    for source in (*experiment, base):
+        choices = _pop_choices(source.tree) | choices
     groups = [layer for item in choices.items() for layer in _group_layers(config_dir, *item)]
+    schema = default_config(choices.get("method") or _method_of(base.tree))
+    layers = [_checked(*layer, schema) for layer in (base, *groups, *experiment, settings)]
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig()), base, *groups, experiment, dotted)
-        config = OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from error
     _check_limits(config)
     return config
+
+
+def default_config(method: str | None) -> RunConfig:
+    """The defaults of a run with a method; those of every method where it is None or unknown."""
+    kind = METHODS[method].Settings if method in METHODS else MethodSettings
+    return RunConfig(method=kind())
 
 
 def read_devices(name_or_path: str) -> tuple[Any, Path]:
@@ -97,14 +106,33 @@ def describe_settings(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple
         if is_dataclass(hint):
             yield f"{entry.name}.", str(hint.__doc__), ""
             yield from describe_settings(hint, f"{entry.name}.")
+            if hint is MethodSettings:
+                yield from _describe_methods()
             continue
+        if prefix == "method." and cls is not MethodSettings and entry.name in MethodSettings.__dataclass_fields__:
+            continue  # of every method
         default = entry.default if isinstance(entry.default, int | float | str | None) else entry.default_factory()
         choices = f" [{' | '.join(get_args(hint))}]" if get_origin(hint) is Literal else ""
         shown = f"[{', '.join(default)}]" if isinstance(default, list) else OmegaConf.to_yaml({"": default})[4:].strip()
         yield prefix + entry.name, shown, entry.metadata["text"] + choices
 
 
-def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+def _describe_methods() -> Iterator[tuple[str, str, str]]:
+    """The settings that only some methods have."""
+    for name, method in METHODS.items():
+        if method.Settings is not MethodSettings:
+            yield f"method ({name}).", str(method.Settings.__doc__), ""
+            yield from describe_settings(method.Settings, "method.")
+
+
+class _Layer(NamedTuple):
+    """A tree of settings and where it comes from, as the end of an error message."""
+
+    tree: Any
+    source: str = ""
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
     """Sort arguments into choices of files and a tree of plain settings."""
     choices, settings = {}, []
     for argument in arguments:
@@ -121,11 +149,11 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {' '.join(settings)}: {first_line(error)}") from error
-    return choices, _checked(tree, RunConfig, "")
+    return choices, _Layer(tree)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """One YAML file as a tree of known keys."""
+def _read(path: Path) -> _Layer:
+    """One YAML file."""
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
@@ -134,24 +162,33 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return _checked(tree, RunConfig, "", f" in {path}")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"settings in {path}: expected keys of the section, got {tree!r}")
+    return _Layer(tree, f" in {path}")
 
 
-def _checked(tree: Any, cls: type, prefix: str, source: str = "") -> dict[str, Any]:
-    """Check a tree's keys against a section; gives back on/off where YAML made them booleans."""
+def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str, Any]:
+    """Check a tree's keys against a section (a dataclass); gives back on/off where YAML made them booleans."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{prefix.rstrip('.') or 'settings'}{source}: expected keys of the section, got {tree!r}")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(type(section))
     checked = {}
     for key, value in tree.items():
         if key not in hints:
-            raise ConfigError(f"unknown key {prefix}{key}{source}{_known(str(key), hints, prefix)}")
-        if is_dataclass(hints[key]) and not (cls is RunConfig and key in GROUPS and isinstance(value, str)):
-            value = _checked(value, hints[key], f"{prefix}{key}.", source)
+            known = _other_methods(key) if prefix == "method." else ""
+            raise ConfigError(f"unknown key {prefix}{key}{source}{known or _known(str(key), hints, prefix)}")
+        if is_dataclass(getattr(section, key)):
+            value = _checked(value, source, getattr(section, key), f"{prefix}{key}.")
         elif isinstance(value, bool) and get_origin(hints[key]) is Literal:
             value = "on" if value else "off"
         checked[key] = value
     return checked
+
+
+def _other_methods(key: str) -> str:
+    """The end of the message about a setting that the chosen method does not have but others do."""
+    names = [name for name, method in METHODS.items() if key in method.Settings.__dataclass_fields__]
+    return f": only {', '.join(names)} ha{'s' if len(names) == 1 else 've'} it" if names else ""
 
 
 def _known(value: str, names: Iterable[str], prefix: str = "") -> str:
@@ -159,6 +196,12 @@ def _known(value: str, names: Iterable[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(value, names, n=1)
     hint = f"; did you mean {prefix}{near[0]}?" if near else ";"
     return f"{hint} Known: {', '.join(names) or 'none'}"
+
+
+def _method_of(tree: dict[str, Any]) -> str | None:
+    """The method that a tree names as a setting, as a saved configuration does."""
+    method = tree.get("method")
+    return method.get("name") if isinstance(method, dict) else None
 
 
 def _pop_choices(tree: dict[str, Any]) -> dict[str, str]:
@@ -174,9 +217,9 @@ def _choose(config_dir: Path, group: str, choice: str) -> Path:
     return files[choice]
 
 
-def _group_layers(config_dir: Path, group: str, choice: str) -> list[dict[str, Any]]:
+def _group_layers(config_dir: Path, group: str, choice: str) -> list[_Layer]:
     """What a choice sets: the name first, so that its file may map a short name to a path or hub id."""
-    name = {group: {"name": choice}}
+    name = _Layer({group: {"name": choice}})
     if group in ("taskset", "model") and ("/" in choice or Path(choice).is_dir()):
         return [name]
     return [name, _read(_choose(config_dir, group, choice))]

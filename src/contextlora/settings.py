@@ -30,30 +30,21 @@ class TasksetConfig:
     context: Literal["none", "gold", "predicted"] = setting(
         "none", "prerequisites' answers in the prompts while training; the evaluation is also end to end in any case"
     )
+    scope: Literal["direct", "ancestors"] = setting(
+        "direct", "a task's prerequisites: its direct parents, or all its ancestors; for slices and for context"
+    )
     answer_format: Literal["word", "letter"] = setting("word", "score the option words or the option letters")
     image: Literal["auto", "image", "text"] = setting("auto", "show the image or its text view; auto: as the model can")
 
 
 @dataclass
-class MethodConfig:
-    """How the tasks share one LoRA."""
+class MethodSettings:
+    """What every method has; a method adds settings of its own in its file of `contextlora.methods`."""
 
-    name: str = setting("contextlora", "training method, a file of configs/method")
+    name: str = setting("", "training method, a file of configs/method")
     rank: int = setting(8, "LoRA ranks per task (r_v)", minimum=1)
     alpha: float = setting(16.0, "LoRA scale numerator: every slice is scaled by alpha / rank", minimum=0)
     dropout: float = setting(0.0, "dropout probability on the LoRA input", minimum=0, maximum=0.99)
-    delta: float = setting(
-        1.0, "share of each prerequisite's ranks that stays frozen while a task trains", minimum=0, maximum=1
-    )
-    edge_delta: dict[str, float] = setting(  # noqa: RUF009 - it makes a field
-        {}, "delta of single edges, as {'u->v': 0.5}", minimum=0, maximum=1
-    )
-    scope: Literal["direct", "ancestors"] = setting("direct", "prerequisites: direct parents, or all ancestors")
-    variant: Literal["gated", "paper"] = setting(
-        "gated", "how prerequisite slices enter the forward pass: times a learned gate, or simply added"
-    )
-    frozen_policy: Literal["largest", "first", "random"] = setting("largest", "which ranks of a slice stay frozen")
-    gate_init: float = setting(0.05, "initial gate of a prerequisite's slice (variant gated)")
     learning_rate_scale: float = setting(
         1.0, "times training.learning_rate: what suits the method, whatever the model", minimum=0
     )
@@ -82,10 +73,6 @@ class TrainingConfig:
     learning_rate: float = setting(
         2e-4, "peak learning rate of a task's own ranks; the default suits models of billions of parameters", minimum=0
     )
-    open_learning_rate_scale: float = setting(
-        0.1, "times learning_rate, for the open ranks of prerequisites; a full rate harms the prerequisites", minimum=0
-    )
-    gate_learning_rate: float = setting(1e-2, "learning rate of the gates", minimum=0)
     weight_decay: float = setting(0.0, "AdamW weight decay", minimum=0)
     batch_size: int = setting(32, "items per step, all of one task", minimum=1)
     steps_per_task: int = setting(160, "most optimizer steps per task", minimum=1)
@@ -97,6 +84,15 @@ class TrainingConfig:
     devices: int = setting(1, "devices of this machine; torchrun brings its own number of processes", minimum=1)
     accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu ...")
     progress: bool = setting(True, "show progress bars")
+    callbacks: list[Any] = setting(  # noqa: RUF009 - it makes a field
+        [], "Lightning callbacks of your own: import paths, or {class_path: ..., init_args: {...}}"
+    )
+    loggers: list[Any] = setting(  # noqa: RUF009 - it makes a field
+        [], "Lightning loggers of your own, likewise; they write into the run's folder unless told otherwise"
+    )
+    trainer: dict[str, Any] = setting(  # noqa: RUF009 - it makes a field
+        {}, "further arguments of lightning.Trainer, such as {profiler: simple}"
+    )
 
 
 @dataclass
@@ -140,7 +136,7 @@ class RunConfig:
     """Everything that determines a run."""
 
     taskset: TasksetConfig = field(default_factory=TasksetConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: MethodSettings = field(default_factory=MethodSettings)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

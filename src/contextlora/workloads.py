@@ -10,8 +10,8 @@ from contextlora.config import RunConfig
 from contextlora.errors import UserError
 from contextlora.gear.model_size import ModelSize
 from contextlora.gear.workload import Workload, estimate_workloads
-from contextlora.methods import build_plan
-from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, padded_length, render, resolve_image_view
+from contextlora.methods import build_method
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, render, resolve_image_view
 from contextlora.tasks.taskset import TaskSet
 
 BUNDLED = Path(__file__).parent / "backbones" / "bundled"
@@ -24,7 +24,7 @@ def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload
     description = _read_json(folder / "config.json")
     size = ModelSize.from_config(description, str(folder / "config.json"))
     image = resolve_image_view(config.taskset.image, size.vision is not None)
-    method_plan = build_plan(taskset.graph, config.method)
+    method_plan = build_method(config.method).plan(taskset.graph, config.taskset.scope)
     mode = "gold" if config.gear.context == "predicted" or config.taskset.context != "none" else "none"
     tokens, counted = count_tokens(config, taskset, size, image, mode, folder)
     answers_needed = config.gear.context == "predicted" or config.taskset.context == "predicted"
@@ -33,7 +33,7 @@ def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload
         size,
         taskset.graph,
         method_plan,
-        tokens={task: padded_length(length) for task, length in tokens.items()},
+        tokens=tokens,
         images={t: image == "image" and any(i.image for i in taskset.items(t, "train")) for t in tasks},
         num_items={task: len(taskset.items(task, "train")) for task in tasks},
         batch_size=config.training.batch_size,
@@ -57,7 +57,7 @@ def count_tokens(
     """Tokens of the longest prompt in a first batch of each task, and how they were counted."""
     texts: dict[str, list[str]] = {}
     for task in taskset.graph.tasks:
-        names = taskset.graph.prerequisites(task, config.method.scope)
+        names = taskset.graph.prerequisites(task, config.taskset.scope)
         texts[task] = [
             render(
                 item,

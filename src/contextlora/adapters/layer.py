@@ -21,14 +21,15 @@ Measured on a bfloat16 Llama (6 layers, 192 wide, 16 ranks active, CPU with AMX)
 relative errors: logits .0074 with a small adapter and .0077 with a strong one, where float32 products give .0074 and
 .0073; gradients .0080 and .0083, where they give .0076 and .0076. A training step takes a third less time.
 
-Legend: N tokens of a block, n active ranks, R ranks in all, s scale. Paper: arXiv 2507.21199, Eq. (5)-(6).
+Where a router is set, each token weighs the slices: h = W0 x + s B (w(x) * A x), w(x) one number a slice (routing.py).
+
+Legend: N tokens, n active ranks, R ranks in all, s scale. Paper: arXiv 2507.21199, Eq. (5)-(6).
 """
 
-import torch
+import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from contextlora.adapters.dropout import Dropout
 from contextlora.adapters.slices import RankSlices
 
 
@@ -39,6 +40,10 @@ class RankSliceLinear(nn.Module, BaseTunerLayer):
         base_layer: W0 and its bias: `nn.Linear`, or `Conv1D` of transformers.
         slices: A and B.
         dropout: probability that an input of the low-rank path is dropped in training mode.
+
+    Attributes:
+        lora_dropout: the module that does so; another of the same distribution may take its place.
+        lora_router: (N, d_in) -> (N, slices) weights of the slices for each token; None weighs all by 1.
     """
 
     # PEFT's own switches (`set_adapter` and the like) act on these: on nothing here, the slices have their own.
@@ -49,22 +54,18 @@ class RankSliceLinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.lora_slices = slices
-        self.lora_dropout = Dropout(dropout, slices.active) if dropout else nn.Identity()
+        self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.lora_router: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        num_blocks = self.lora_slices.active.num_blocks(len(x))
-        # The base sees the blocks too, so that one in-place product adds the low-rank part: a pass over h less.
-        # (In-place on a view costs a copy in the backward; h is one only where the base has a bias.)
-        tokens = x.reshape(num_blocks, -1, x.shape[-1])  # (blocks, N, d_in)
-        h = self.base_layer(tokens)  # (blocks, N, d_out)
-        factors = self.lora_slices.factors(h.dtype, num_blocks)
+        tokens = x.reshape(-1, x.shape[-1])  # (N, d_in): of two dimensions h is no view, and may be added to in place
+        h = self.base_layer(tokens)  # (N, d_out)
+        factors = self.lora_slices.factors(h.dtype)
         if factors is not None:
-            A, B = factors
-            h = h.baddbmm_(torch.bmm(self.lora_dropout(tokens).to(h.dtype), A.mT), B.mT)
+            A, B, slice_of_rank = factors
+            z = F.linear(self.lora_dropout(tokens).to(h.dtype), A)  # (N, n)
+            if self.lora_router is not None:
+                z = z * self.lora_router(tokens)[:, slice_of_rank].to(z.dtype)
+            h = h.addmm_(z, B.mT)  # a pass over h less than h + z B^T
         return h.view(*x.shape[:-1], h.shape[-1])
-
-    def skip_dropout(self, num_tokens: int) -> None:
-        """Draws this layer's dropout mask for a batch of so many tokens that another device computes."""
-        if isinstance(self.lora_dropout, Dropout):
-            self.lora_dropout.skip(num_tokens * self.lora_slices.A.shape[1], self.base_layer.weight)

@@ -1,7 +1,7 @@
 """AdaptedModel: a Hugging Face model with one LoRA cut into rank slices, and the stages that train them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.config import AdapterConfig, AdapterError, replace_linears
-from contextlora.adapters.dropout import Shard
-from contextlora.adapters.freezing import freezing_order, rank_norms
+from contextlora.adapters.freezing import freezing_order
 from contextlora.adapters.layer import RankSliceLinear
-from contextlora.adapters.slices import ActiveUse, RankSlices
+from contextlora.adapters.parts import TrainableParts
+from contextlora.adapters.slices import ActiveUse, Leaf, RankSlices
+from contextlora.adapters.state import AdapterState
 from contextlora.adapters.targets import resolve_targets
 from contextlora.graph import RankPartition, SliceUse
 
@@ -31,6 +32,8 @@ class AdaptedModel(nn.Module):
     Attributes:
         model: the model with its adapted layers.
         target_modules: the regular expression that PEFT resolves to the adapted layers.
+        state: all values by name, with their versions.
+        parts: what trains beside the slices.
     """
 
     def __init__(
@@ -48,6 +51,9 @@ class AdaptedModel(nn.Module):
         self._slices: dict[str, RankSlices] = {}  # by module name; registered with the layers that hold them
         self._orders: dict[str, dict[str, list[int]]] = {}
         self._in_stage = False
+        self._stage_uses: dict[str, SliceUse] = {}
+        self.parts: list[TrainableParts] = []
+        self.state = AdapterState(self._slices, self.parts)
         replace_linears(model, self.target_modules, self._build_layer)
 
     def _build_layer(self, base_layer: nn.Module, name: str) -> RankSliceLinear:
@@ -83,12 +89,11 @@ class AdaptedModel(nn.Module):
         return self.model(*args, **kwargs)
 
     @contextmanager
-    def active(self, use: SliceUse | None, task: str | None = None, shard: Shard | None = None) -> Iterator[None]:
+    def active(self, use: SliceUse | None, task: str | None = None) -> Iterator[None]:
         """Puts the slices of `use` in force for the forwards inside.
 
         With None, as outside of any such context, the base runs alone. `task` says whose gates apply. Gradients reach
         the leaves if `task` is in the stage with this very use; otherwise the slices' current values are constants.
-        `shard` says which rows of a batch the forwards compute, for a dropout mask that does not depend on it.
         With activation checkpointing the backward repeats forwards, so it must run inside too.
 
         Raises:
@@ -96,12 +101,12 @@ class AdaptedModel(nn.Module):
         """
         if use is not None:
             self._check_use(use, task)
-        before = self._active.use, self._active.task, self._active.shard
-        self._active.use, self._active.task, self._active.shard = use, task, shard
+        before = self._active.use, self._active.task
+        self._active.use, self._active.task = use, task
         try:
             yield
         finally:
-            self._active.use, self._active.task, self._active.shard = before
+            self._active.use, self._active.task = before
 
     def _check_use(self, use: SliceUse, task: str | None) -> None:
         for name in use.active:
@@ -109,6 +114,10 @@ class AdaptedModel(nn.Module):
         for name in use.prerequisites if self.config.gated else ():
             if (name, task) not in self.edges:
                 raise AdapterError(f"slice {name!r} has no gate to task {task!r}: the model was made with {self.edges}")
+
+    def add_parts(self, parts: TrainableParts) -> None:
+        """Lets these modules train in every stage, beside the slices."""
+        self.parts.append(parts)
 
     # The stages --------------------------------------------------------------------------------------------------
 
@@ -133,13 +142,17 @@ class AdaptedModel(nn.Module):
         )
         for module, slices in self._slices.items():
             slices.begin_stage(uses, self._orders[module])
-        self._in_stage = True
+        for parameter in self._part_parameters():
+            parameter.requires_grad_(True)
+        self._stage_uses, self._in_stage = dict(uses), True
 
     def end_stage(self) -> None:
         """Writes the leaves back into their slices and drops them."""
         for slices in self._slices.values():
             slices.end_stage()
-        self._orders, self._in_stage = {}, False
+        for parameter in self._part_parameters():
+            parameter.requires_grad_(False)
+        self._orders, self._stage_uses, self._in_stage = {}, {}, False
 
     def stage_state(self) -> dict[str, dict[str, list[int]]]:
         """Module -> prerequisite slice -> its ranks, first to be frozen first; empty outside of a stage."""
@@ -147,20 +160,24 @@ class AdaptedModel(nn.Module):
             module: {name: list(order) for name, order in orders.items()} for module, orders in self._orders.items()
         }
 
+    def _part_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parts in self.parts for parameter in parts.parameters()]
+
     @property
     def trained_slices(self) -> set[str]:
         """Slices of which the stage trains at least a part."""
-        return {leaf.slice_name for slices in self._slices.values() for leaf in slices.leaves}
+        return {
+            name
+            for use in self._stage_uses.values()
+            for name in use.active
+            if use.num_frozen(name, self.partition.ranks[name]) < self.partition.ranks[name]
+        }
 
-    @contextmanager
-    def with_state(self, state: Mapping[str, Tensor]) -> Iterator[None]:
-        """Puts the values of another time in force for the forwards inside; nothing may train meanwhile."""
-        now = self.adapter_state()
-        self.load_adapter_state(state)
-        try:
-            yield
-        finally:
-            self.load_adapter_state(now)
+    @property
+    def trained_owners(self) -> set[str]:
+        """Owners of all values that the stage trains, see `adapters.state`."""
+        gates = {f"->{task}" for task, use in self._stage_uses.items() if use.prerequisites and self.config.gated}
+        return self.trained_slices | gates | {f"+{parts.name}" for parts in self.parts}
 
     def _choose_orders(self, prerequisites: Sequence[str]) -> dict[str, dict[str, list[int]]]:
         policy = self.config.frozen_policy
@@ -181,13 +198,21 @@ class AdaptedModel(nn.Module):
         return {module: {name: list(state[module][name]) for name in prerequisites} for module in self._slices}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The stage's leaves under "own", "open" (of prerequisites) and "gate"; a group without a leaf is absent."""
+        """The stage's leaves under "own", "open" (of prerequisites) and "gate", and each `TrainableParts` by its name.
+
+        A group without a leaf is absent.
+        """
         groups: dict[str, list[nn.Parameter]] = {"own": [], "open": [], "gate": []}
         for slices in self._slices.values():
             for leaf in slices.leaves:
                 groups["own" if leaf.is_own else "open"] += [leaf.A, leaf.B]
             groups["gate"] += slices.gate_parameters()
+        groups |= {parts.name: parts.parameters() for parts in self.parts}
         return {kind: parameters for kind, parameters in groups.items() if parameters}
+
+    def leaves(self, name: str) -> list[Leaf]:
+        """The stage's leaves of one slice, in all layers."""
+        return [leaf for slices in self._slices.values() for leaf in slices.leaves if leaf.slice_name == name]
 
     def num_trainable(self, uses: Mapping[str, SliceUse]) -> int:
         """How many numbers a stage with these uses trains."""
@@ -196,75 +221,43 @@ class AdaptedModel(nn.Module):
             frozen = [use.num_frozen(name, rank) for use in uses.values() if name in use.active]
             num_ranks += rank - min(frozen, default=rank)
         num_gates = sum(len(use.prerequisites) for use in uses.values()) if self.config.gated else 0
-        return num_ranks * self._num_per_rank() + num_gates * len(self._slices)
+        return num_ranks * self._num_per_rank() + num_gates * len(self._slices) + self._num_in_parts()
 
     def num_parameters(self) -> int:
-        """How many numbers all slices and gates hold together."""
-        return self.partition.total_rank * self._num_per_rank() + len(self.edges) * len(self._slices)
+        """How many numbers all slices, gates and parts hold together."""
+        in_slices = self.partition.total_rank * self._num_per_rank()
+        return in_slices + len(self.edges) * len(self._slices) + self._num_in_parts()
+
+    def _num_in_parts(self) -> int:
+        return sum(parameter.numel() for parameter in self._part_parameters())
 
     def _num_per_rank(self) -> int:
         return sum(slices.A.shape[1] + slices.B.shape[0] for slices in self._slices.values())
 
     # The values --------------------------------------------------------------------------------------------------
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Current values of every slice and gate, as float32 clones on the CPU.
+    def adapter_state(self, owners: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Current values of every slice, gate and part, or of those of some owners, as float32 clones on the CPU.
 
-        Names: "<module>.lora_A.<slice>" (r, d_in), "<module>.lora_B.<slice>" (d_out, r) and
-        "<module>.lora_gate.<slice>-><task>" ().
+        `adapters.state` says how they are called and who owns them.
         """
-        with torch.inference_mode(False):  # or the clones could not be written to outside of it
-            return {
-                name: view.to("cpu", copy=True, memory_format=torch.contiguous_format)
-                for name, view in self._views().items()
-            }
+        return self.state.read(owners)
 
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the values over, in mid-stage also into the leaves (in place: an optimizer keeps its parameters).
+        """Takes values over, in mid-stage also into the leaves (in place: an optimizer keeps its parameters).
+
+        What `state` does not name keeps its values.
 
         Raises:
-            AdapterError: for missing, foreign or mis-shaped tensors, before anything is changed.
+            AdapterError: for foreign or mis-shaped tensors, before anything is changed.
         """
-        views = self._views()
-        _check_names(views, state)
-        with torch.inference_mode(False), torch.no_grad():
-            for name, view in views.items():
-                view.copy_(state[name])
-        for slices in self._slices.values():
-            slices.read_back()
+        self.state.write(state)
 
-    def _views(self) -> dict[str, Tensor]:
-        """Views of the storage under their stable names, the leaves written back."""
-        views = {}
-        for module, slices in self._slices.items():
-            slices.write_back()
-            for name in self.partition.ranks:
-                views[f"{module}.lora_A.{name}"], views[f"{module}.lora_B.{name}"] = slices.values(name)
-            for (name, task), index in slices.edge_index.items():
-                views[f"{module}.lora_gate.{name}->{task}"] = slices.gates[index]
-        return views
+    def mark_trained(self) -> None:
+        """Says that an optimizer has moved what the stage trains; call it after each of its steps."""
+        self.state.touch(self.trained_owners)
 
     def composed(self, use: SliceUse, task: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
         """Module -> current A (n, d_in) and B (d_out, n) of the slices of `use`, float32, gates folded into B."""
         self._check_use(use, task)
         return {module: slices.compose(use, task) for module, slices in self._slices.items()}
-
-    def rank_norms(self, name: str) -> dict[str, Tensor]:
-        """Module -> ||B[:, i]|| ||A[i, :]|| of each rank i of slice `name`, (r,)."""
-        return {module: rank_norms(*factors) for module, factors in self.composed(SliceUse((name,))).items()}
-
-
-def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    for problem, names in (
-        ("lacks", expected.keys() - state.keys()),
-        ("holds foreign", state.keys() - expected.keys()),
-    ):
-        if names:
-            some = ", ".join(sorted(names)[:3])
-            raise AdapterError(
-                f"the adapter state {problem} {len(names)} tensor(s), such as {some}: same model and graph?"
-            )
-    for name, view in expected.items():
-        if state[name].shape != view.shape:
-            shapes = f"{tuple(state[name].shape)}, expected {tuple(view.shape)}"
-            raise AdapterError(f"tensor {name} of the adapter state has shape {shapes}: same model and rank?")

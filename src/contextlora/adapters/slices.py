@@ -30,7 +30,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from contextlora.adapters.dropout import Shard
 from contextlora.graph import RankPartition, SliceUse
 
 
@@ -40,15 +39,6 @@ class ActiveUse:
 
     use: SliceUse | None = None
     task: str | None = None
-    shard: Shard | None = None
-
-    def num_blocks(self, num_rows: int) -> int:
-        """Blocks of an input's rows whose gradients are computed apart and then summed.
-
-        The halves of a whole batch: two devices with a half each, or two micro-batches, then sum the same numbers.
-        """
-        is_whole = self.shard is None or self.shard.num_rows == self.shard.batch_size
-        return 2 if is_whole and num_rows % 2 == 0 else 1
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,7 @@ class StageTask:
     leaves: list[tuple[Leaf, bool]]  # True where the leaf trains for this task
     gate: nn.Parameter | None  # one scalar per prerequisite
     gate_index: Tensor  # (n,) prerequisite of each active rank; their number for a rank of an own slice
+    slice_of_rank: list[int]  # (n,) place in the partition of each active rank's slice
     frozen_A: Tensor | None = None
     frozen_B: Tensor | None = None
 
@@ -109,27 +100,29 @@ class RankSlices(nn.Module):
         self.leaves: list[Leaf] = []
         self._stage: dict[str, StageTask] = {}
         self.active = active
-        self._kept: tuple | None = None  # key, A, B of the latest forward without training
+        self._kept: tuple | None = None  # key and factors of the latest forward without training
+        self._place = {name: place for place, name in enumerate(partition.ranks)}
 
     # The forward -------------------------------------------------------------------------------------------------
 
-    def factors(self, dtype: torch.dtype, num_blocks: int = 1) -> tuple[Tensor, Tensor] | None:
-        """A (n, d_in) and s B (d_out, n) of what is in force, gates folded into B; None for the base alone.
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]] | None:
+        """A (n, d_in), s B (d_out, n) with the gates folded in, and each rank's slice as its place in the partition.
 
-        Both once for each block, (num_blocks, ...): what trains adds up the blocks' gradients in float32.
+        None for the base alone.
         """
         use, task = self.active.use, self.active.task
         if use is None:
             return None
         stage_task = self._stage.get(task)
         if stage_task is not None and stage_task.use == use:
-            return self._stage_factors(stage_task, dtype, num_blocks)
+            return self._stage_factors(stage_task, dtype)
         # Constants: kept from forward to forward, unless they train now (a fused optimizer's writes leave no trace).
         key = (use.own, tuple(use.prerequisites), task, dtype)
         if self._kept is None or self._kept[0] != key or task in self._stage or self._trains_any_of(use):
             A, B = self.compose(use, task)
-            self._kept = (key, A.to(dtype), (B * self.scale).to(dtype))
-        return _repeat(self._kept[1:], num_blocks)
+            slice_of_rank = [self._place[name] for name in use.active for _ in self.partition.indices(name)]
+            self._kept = (key, (A.to(dtype), (B * self.scale).to(dtype), slice_of_rank))
+        return self._kept[1]
 
     def _trains_any_of(self, use: SliceUse) -> bool:
         return any(leaf.slice_name in use.active for leaf in self.leaves)
@@ -147,18 +140,17 @@ class RankSlices(nn.Module):
                 parts.append((A, B))
             return _join(parts)
 
-    def _stage_factors(self, stage_task: StageTask, dtype: torch.dtype, num_blocks: int) -> tuple[Tensor, Tensor]:
+    def _stage_factors(self, stage_task: StageTask, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
         parts = [] if stage_task.frozen_A is None else [(stage_task.frozen_A, stage_task.frozen_B)]
         parts += [
             (leaf.A, leaf.B) if trains else (leaf.A.detach(), leaf.B.detach()) for leaf, trains in stage_task.leaves
         ]
-        # Blocks part at the leaves: everything behind them rounds, so that it may see no sum of blocks.
-        A, B = _repeat(parts[0] if len(parts) == 1 else _join(parts), num_blocks)
+        A, B = parts[0] if len(parts) == 1 else _join(parts)
         factor = self.scale
         if stage_task.gate is not None:
-            gate_or_one = torch.cat([stage_task.gate, stage_task.gate.new_ones(1)]).expand(num_blocks, 1, -1)
-            factor = gate_or_one[..., stage_task.gate_index] * self.scale
-        return A.to(dtype), (B * factor).to(dtype)
+            gate_or_one = torch.cat([stage_task.gate, stage_task.gate.new_ones(1)])
+            factor = gate_or_one[stage_task.gate_index] * self.scale
+        return A.to(dtype), (B * factor).to(dtype), stage_task.slice_of_rank
 
     def gate_parameters(self) -> list[nn.Parameter]:
         """The gates that train in the stage, one parameter per task with prerequisites."""
@@ -268,12 +260,8 @@ class RankSlices(nn.Module):
             leaves=list(zip(leaves, trains, strict=True)),
             gate=gate,
             gate_index=torch.tensor([place.get(name, len(place)) for name in owners]),
+            slice_of_rank=[self._place[name] for name in owners],
         )
-
-
-def _repeat(factors: tuple[Tensor, Tensor], num_blocks: int) -> tuple[Tensor, Tensor]:
-    A, B = factors
-    return A.expand(num_blocks, *A.shape), B.expand(num_blocks, *B.shape)
 
 
 def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

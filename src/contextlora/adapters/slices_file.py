@@ -1,38 +1,43 @@
-"""All slices and gates of a model in one safetensors file, never pickled.
+"""Values of an adapter in a safetensors file, never pickled: those that a stage has trained.
 
-The header names the backbone (its fingerprint) and the partition, so that the slices of another one are refused.
+The header names the backbone (its fingerprint) and the partition, so that the slices of another one are refused, and how
+the tasks used the slices when the stage ended.
 """
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from contextlora.adapters.config import AdapterError
 from contextlora.adapters.model import AdaptedModel
+from contextlora.files import write_atomically
+from contextlora.graph import SliceUse
 
 
-def save_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> None:
-    """Writes the current values of every slice and gate; the file appears complete or not at all.
+def save_slices(
+    adapted: AdaptedModel, path: str | Path, fingerprint: str, owners: set[str], uses: dict[str, SliceUse]
+) -> None:
+    """Writes current values; the file appears complete or not at all.
 
     Args:
         adapted: the model, in a stage or not.
         path: the file, replaced if it exists.
         fingerprint: of the backbone.
+        owners: whose values, see `adapters.state`.
+        uses: task -> how it uses the slices now.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new = Path(scratch, "new")
-        save_file(adapted.adapter_state(), new, metadata=_header(adapted, fingerprint))
-        os.replace(new, path)
+    header = _header(adapted, fingerprint)
+    header["uses"] = json.dumps({task: [use.own, use.prerequisites] for task, use in uses.items()})
+    write_atomically(Path(path), save(adapted.adapter_state(owners), metadata=header))
 
 
-def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> None:
+def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> dict[str, SliceUse]:
     """Takes over what `save_slices` wrote for the same backbone and partition.
+
+    Returns:
+        The uses.
 
     Raises:
         AdapterError: for a missing, damaged or foreign file.
@@ -41,7 +46,8 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> No
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+        uses = {task: SliceUse(tuple(own), rest) for task, (own, rest) in json.loads(header.pop("uses", "{}")).items()}
+    except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(
             f"{path} is no readable slices file ({error}): is the path right and the file whole?"
         ) from None
@@ -49,6 +55,7 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> No
         if header.get(key) != expected:
             raise AdapterError(f"{path} was written for another {key}, {header.get(key)}: this model has {expected}")
     adapted.load_adapter_state(state)
+    return uses
 
 
 def _header(adapted: AdaptedModel, fingerprint: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ Letters: B prompts, T tokens, K options, L tokens of the longest option, h hidde
 keys and values that each stage keeps of its own layers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from contextlora.adapters.layer import RankSliceLinear
 from contextlora.adapters.targets import decoder_blocks
 from contextlora.backbones.load import BackboneError
 from contextlora.backbones.scoring import (
@@ -39,32 +38,6 @@ TOLERANCE = {torch.float32: 1e-4}  # between whole and cut, of log-likelihoods; 
 HALF_TOLERANCE = 2e-2
 
 
-class Draws:
-    """The random numbers of a step: a stage starts where one device's forward of the whole batch would have come to.
-
-    Dropout masks are drawn for the whole batch, and layer after layer, so that a stage first draws those of the layers
-    before its own. It does so once a step: the state is kept for the further micro-batches.
-
-    Args:
-        seed: sets the state of the step's start.
-        device: where the model computes.
-    """
-
-    def __init__(self, seed: Callable[[], None], device: torch.device) -> None:
-        self.seed, self.on_gpu = seed, device.type == "cuda"
-        self._states: dict[str, Tensor] = {}
-
-    def stand_at(self, place: str, skip: Callable[[], None]) -> None:
-        """Puts the state to a place of the forward; `skip` draws what lies between the place before and this one."""
-        if place in self._states:
-            (torch.cuda.set_rng_state if self.on_gpu else torch.set_rng_state)(self._states[place])
-            return
-        if not self._states:
-            self.seed()
-        skip()
-        self._states[place] = torch.cuda.get_rng_state() if self.on_gpu else torch.get_rng_state()
-
-
 class CutModel:
     """A model in stages.
 
@@ -75,14 +48,13 @@ class CutModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.blocks = model, decoder_blocks(model)
 
-    def run(self, batch: OptionBatch, layers: slice, hidden: Tensor | None, draws: Draws | None = None) -> Tensor:
+    def run(self, batch: OptionBatch, layers: slice, hidden: Tensor | None) -> Tensor:
         """One stage's forward.
 
         Args:
             batch: encoded prompts; every stage has them.
             layers: of the stage.
             hidden: (B, T + K (L - 1), h) from the stage before, None in the first.
-            draws: in training mode, of this step.
 
         Returns:
             Hidden states likewise, or in the last stage (B, K) log-likelihoods of the options.
@@ -91,16 +63,11 @@ class CutModel:
         several, is_last = option_length > 1, layers.stop is None
         call = self.model if is_last else self.model.base_model
         keep = {"logits_to_keep": LAST_POSITION} if is_last else {}
-        stood = (slice(0, layers.start), slice(layers.stop, None) if not is_last else slice(0, 0))
-        if draws is not None:
-            draws.stand_at("prompts", lambda: self._skip_dropout(stood[:1], batch, length))
         prompts = None if hidden is None else hidden[:, :length]
         with self._only(layers, prompts) as behind:
             read = call(**_inputs(batch.inputs, prompts), use_cache=several, **keep)
         found, continued = behind[0], None
         if several:
-            if draws is not None:
-                draws.stand_at("options", lambda: self._skip_options(stood, batch, length))
             cache = self._aligned(repeated_cache(self.model, read, batch), layers)
             options = None if hidden is None else hidden[:, length:].reshape(-1, option_length - 1, hidden.shape[-1])
             with self._only(layers, options) as behind:
@@ -128,39 +95,24 @@ class CutModel:
         """Compares the stages, run one after the other on this device, with the whole model.
 
         Raises:
-            BackboneError: they differ, in scores or in the random numbers that they draw.
+            BackboneError: their scores differ, or the model draws random numbers, which stages would draw differently.
         """
         refused = f"{type(self.model).__name__} cannot be run as a layer pipeline (%s); set gear.layouts=[data]"
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            expected, drawn = option_scores(self.model, batch), torch.get_rng_state()
-            hidden = None
+            before = torch.get_rng_state()
+            expected, hidden = option_scores(self.model, batch), None
+            draws = not torch.equal(torch.get_rng_state(), before)
             try:
                 for layers in stages:
-                    draws = Draws(lambda: torch.manual_seed(0), expected.device)
-                    hidden = self.run(batch, layers, hidden, draws)
+                    hidden = self.run(batch, layers, hidden)
             except Exception as error:  # whatever a family's forward may raise when it is led astray
                 raise BackboneError(refused % f"{type(error).__name__}: {first_line(error)}") from error
-            same_draws = torch.equal(torch.get_rng_state(), drawn)
         tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
         if not torch.allclose(hidden, expected, rtol=tolerance, atol=tolerance):
             off = float((hidden - expected).nan_to_num(posinf=0, neginf=0).abs().max())
             raise BackboneError(refused % f"its stages give other scores than the whole, by up to {off:.2g}")
-        if not same_draws:
+        if draws:
             raise BackboneError(refused % "it draws random numbers of its own, such as for dropout")
-
-    def _skip_dropout(self, blocks: Sequence[slice], batch: OptionBatch, tokens: int) -> None:
-        """Draws the dropout masks of blocks that this stage does not run, for so many tokens of every item."""
-        num_rows = batch.shard.batch_size if batch.shard else len(batch.answer)
-        for block in (block for part in blocks for block in self.blocks[part]):
-            for layer in block.modules():
-                if isinstance(layer, RankSliceLinear):
-                    layer.skip_dropout(num_rows * tokens)
-
-    def _skip_options(self, stood: Sequence[slice], batch: OptionBatch, length: int) -> None:
-        """From the prompts' last layer here on to the options' first."""
-        self._skip_dropout(stood[1:], batch, length)
-        self._skip_dropout(stood[:1], batch, batch.option_ids[0, :, 1:].numel())
 
     def _aligned(self, cache: Any, layers: slice) -> Any:
         """Keys and values in which other stages' layers are as long as ours: models look at some layer's length."""

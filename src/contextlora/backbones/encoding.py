@@ -3,7 +3,7 @@
 Letters of the shapes: B prompts, K options at most, T columns, L tokens of the longest option.
 
 Prompts are tokenised and images processed once and then remembered by the backbone. A batch is padded on the left to
-its own longest prompt and a multiple of 16, so that the answer comes right after the last column for every row:
+its own longest prompt, so that the answer comes right after the last column for every row:
 
     input_ids   pad pad  <image> <image> lane c2 ... answer :      | option_ids (K, L)   dry | damp | fair | slick
                 pad <image> <image> grip c1 34 ...   answer :      |
@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from contextlora.adapters.dropout import Shard
 from contextlora.backbones.load import Backbone, BackboneError
-from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt, padded_length
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
 
 _IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
 
@@ -35,7 +34,7 @@ class OptionBatch:
         option_mask: (B, K, L) bool, True where there is a token.
         answer: (B,) index of the right option.
         task: name of the task.
-        shard: which rows of a batch these are; None for a whole batch.
+        rows: which rows of a batch of `batch_size` prompts these are.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -43,7 +42,8 @@ class OptionBatch:
     option_mask: torch.Tensor
     answer: torch.Tensor
     task: str
-    shard: Shard | None = None
+    rows: range
+    batch_size: int
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
         """The same batch on another device."""
@@ -94,11 +94,9 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
     length = max(len(option) for row in encoded for option in row.options)
-    width = _padded(backbone, width, length - 1)
-    shard = None
-    if rows is not None:
-        shard = Shard(rows.start, len(rows), len(prompts))
-        prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
+    _check_length(backbone, width + length - 1)
+    batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
+    prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
     option_ids = torch.zeros(len(prompts), num_options, length, dtype=torch.long)
     option_mask = torch.zeros(len(prompts), num_options, length, dtype=torch.bool)
@@ -108,7 +106,7 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
             option_mask[b, k, : len(option)] = True
     inputs = _pad_prompts(backbone, encoded, images, width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
-    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, shard)
+    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size)
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:
@@ -250,16 +248,11 @@ def _takes_position_ids(backbone: Backbone) -> bool:
     return "position_ids" in inspect.signature(backbone.model.forward).parameters
 
 
-def _padded(backbone: Backbone, width: int, behind: int) -> int:
-    """Columns of a batch whose longest prompt takes `width`, with room for tokens behind them.
-
-    Raises:
-        BackboneError: more tokens than positions.
-    """
+def _check_length(backbone: Backbone, num_tokens: int) -> None:
+    """Raises `BackboneError` for more tokens than positions."""
     most = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    if most and width + behind > most:
+    if most and num_tokens > most:
         raise BackboneError(
-            f"a prompt takes {width + behind} tokens, model {backbone.name} at most {most}; "
+            f"a prompt takes {num_tokens} tokens, model {backbone.name} at most {most}; "
             "shorten the template or questions, or take a model with a longer context"
         )
-    return min(padded_length(width), most - behind) if most else padded_length(width)

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as hf_logging
 
 from contextlora.errors import UserError, first_line
+from contextlora.tasks.prompts import Prompt
+
+if TYPE_CHECKING:
+    from contextlora.backbones.encoding import OptionBatch
 
 BUNDLED = Path(__file__).parent / "bundled"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,6 +72,12 @@ class Backbone:
     fingerprint: str
     chat_template: bool = False
     encodings: Encodings = field(default_factory=Encodings, repr=False)
+
+    def encode(self, prompts: Sequence[Prompt], rows: range | None = None) -> "OptionBatch":
+        """Prompts of one task as tensors, see `contextlora.backbones.encoding.encode`."""
+        from contextlora.backbones.encoding import encode  # which needs this class
+
+        return encode(self, prompts, rows)
 
 
 def load_backbone(

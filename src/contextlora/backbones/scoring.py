@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from contextlora.backbones.encoding import OptionBatch, encode
+from contextlora.backbones.encoding import OptionBatch
 from contextlora.backbones.load import BackboneError
 
 # As an index, not the number 1: of the last position's hidden states it makes a tensor of their own. In a slice of all
 # positions the head would be multiplied row by row, with a copy of its weights for each.
 LAST_POSITION = torch.tensor([-1])
-
-__all__ = ["OptionBatch", "encode", "option_scores"]
 
 
 def option_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:

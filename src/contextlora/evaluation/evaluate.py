@@ -3,7 +3,6 @@
 Shapes: N items, K options (the widest item's; missing options score -inf).
 """
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 
 from contextlora.adapters.model import AdaptedModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
-from contextlora.graph.plan import SliceUse, TrainingPlan
+from contextlora.graph.plan import SliceUse
 from contextlora.tasks.datamodule import part_of
 from contextlora.tasks.prompts import context_of
 from contextlora.tasks.task import Item
@@ -60,7 +59,7 @@ class Prediction:
         return float(F.cross_entropy(self.scores, self.answers)) if len(self.answers) else 0.0
 
 
-PLANNED = "planned"  # the slices that the plan gives the task
+PLANNED = "planned"  # the slices that the task uses now
 
 
 class Evaluator:
@@ -68,7 +67,7 @@ class Evaluator:
 
     Args:
         adapted: the model; its weights may change between calls.
-        plan: which slices each task uses.
+        uses: task -> the slices that it uses; may change between calls.
         taskset: items and the task graph.
         encode: renders and encodes items of one task, such as `TaskSetDataModule.encode_items`.
         batch_size: items in one forward.
@@ -79,16 +78,16 @@ class Evaluator:
     def __init__(
         self,
         adapted: AdaptedModel,
-        plan: TrainingPlan,
+        uses: Mapping[str, SliceUse],
         taskset: TaskSet,
         encode: EncodeItems,
         batch_size: int,
         scope: str = "direct",
         max_items: int | None = None,
     ) -> None:
-        self.adapted, self.plan, self.taskset, self.encode = adapted, plan, taskset, encode
+        self.adapted, self.uses, self.taskset, self.encode = adapted, uses, taskset, encode
         self.batch_size, self.scope, self.max_items = batch_size, scope, max_items
-        self._remembered: dict[tuple, tuple[str, Prediction]] = {}
+        self._remembered: dict[tuple, tuple[tuple, Prediction]] = {}
         self._score: Score = self._score_here
         self._run_batches: RunBatches = lambda batches: [run() for run in batches]
 
@@ -115,7 +114,7 @@ class Evaluator:
             context: "none", "gold" (right prerequisite answers in the prompt) or "predicted" (each prerequisite is
                 answered first, on the item of the same scene, itself with predicted prerequisites).
             use: slices in force for this task; None for the base model alone. Prerequisites in the chain always use
-                the slices of the plan.
+                their own.
         """
         return self._predict(task, split, self.items(task, split), context, use)
 
@@ -178,16 +177,16 @@ class Evaluator:
     def _predict(
         self, task: str, split: str, items: Sequence[Item], context: str, use: SliceUse | str | None
     ) -> Prediction:
-        slices = self.plan.uses[task] if use == PLANNED else use
+        slices = self.uses[task] if use == PLANNED else use
         if not self.taskset.graph.prerequisites(task):
             context = "none"  # all modes are one for a root
         # Rows must not depend on what is remembered, so a list of items is answered whole or not at all: another
         # batch composition may change the last bits, and a resumed run would differ.
         key = (task, split, context, slices and slices.active, tuple(item.id for item in items))
-        state = self._weights_behind(task, slices, context)
+        versions = self._versions_behind(task, slices, context)
         held = self._remembered.get(key)
-        if held is None or held[0] != state:
-            held = state, self._answer(task, items, self._contexts(task, split, items, context), slices)
+        if held is None or held[0] != versions:
+            held = versions, self._answer(task, items, self._contexts(task, split, items, context), slices)
             self._remembered[key] = held
         return held[1]
 
@@ -221,16 +220,9 @@ class Evaluator:
         batch = self.encode(task, items, contexts).to(next(self.adapted.parameters()).device)
         return option_scores(self.adapted.model, batch).float().cpu()
 
-    def _weights_behind(self, task: str, use: SliceUse | None, context: str) -> str:
-        """Digest of all adapter weights that an answer depends on."""
+    def _versions_behind(self, task: str, use: SliceUse | None, context: str) -> tuple:
+        """Equal for equal weights of all that an answer depends on."""
         involved = {task: use} if use else {}
         if context == "predicted":
-            involved |= {name: self.plan.uses[name] for name in self.taskset.graph.prerequisites(task, "ancestors")}
-        slices = {name for one in involved.values() for name in one.active}
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.adapted.adapter_state().items()):
-            of_slice, _, gate_of = name.rsplit(".", 1)[-1].partition("->")
-            if of_slice in slices and (not gate_of or gate_of in involved):
-                digest.update(name.encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+            involved |= {name: self.uses[name] for name in self.taskset.graph.prerequisites(task, "ancestors")}
+        return tuple((name, one.active, self.adapted.state.version(one, name)) for name, one in involved.items())

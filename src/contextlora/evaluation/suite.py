@@ -13,6 +13,7 @@ from contextlora.evaluation.metrics import (
 )
 from contextlora.evaluation.references import rule_accuracy, symbolic_accuracy
 from contextlora.graph.plan import SliceUse
+from contextlora.tasks.task import Item
 
 
 def deployed_context(context: str) -> str:
@@ -25,11 +26,18 @@ def right_context(context: str) -> str:
     return "none" if context == "none" else "gold"
 
 
-def evaluate_suite(evaluator: Evaluator, load_stage: Callable[[int], None], context: str, split: str) -> dict[str, Any]:
+def evaluate_suite(
+    evaluator: Evaluator,
+    stages: Sequence[Sequence[str]],
+    load_stage: Callable[[int], None],
+    context: str,
+    split: str,
+) -> dict[str, Any]:
     """Evaluates a trained run on one split.
 
     Args:
         evaluator: answers items; the model behind it is left with the last stage's weights.
+        stages: the tasks of each.
         load_stage: puts the adapter's weights as they were after stage k into the model.
         context: context mode of the training.
         split: of the figures; "validation" gets its own end-to-end figures besides.
@@ -37,17 +45,21 @@ def evaluate_suite(evaluator: Evaluator, load_stage: Callable[[int], None], cont
     Returns:
         The part of results.json that needs the model; README and docs/results.md explain the keys.
     """
-    tasks, plan = evaluator.taskset.graph.tasks, evaluator.plan
+    tasks = evaluator.taskset.graph.tasks
     zero_shot = {task: evaluator.predict(task, split, right_context(context), use=None).accuracy for task in tasks}
     matrix: dict[str, list[float | None]] = {task: [] for task in tasks}
-    for stage in range(len(plan.stages)):
+    for stage in range(len(stages)):
         load_stage(stage)
-        trained = {task for tasks_of_stage in plan.stages[: stage + 1] for task in tasks_of_stage}
+        trained = {task for tasks_of_stage in stages[: stage + 1] for task in tasks_of_stage}
         for task in tasks:
             accuracy = evaluator.predict(task, split, right_context(context)).accuracy if task in trained else None
             matrix[task].append(accuracy)
     deployed = {task: evaluator.predict(task, split, deployed_context(context)) for task in tasks}
-    rows = {task: _task_row(evaluator, task, zero_shot[task], matrix[task], deployed[task], split) for task in tasks}
+    own_stage = {task: number for number, names in enumerate(stages) for task in names}  # the last that trained it
+    rows = {
+        task: _task_row(evaluator.items(task, split), zero_shot[task], matrix[task], own_stage[task], deployed[task])
+        for task in tasks
+    }
     return {
         "tasks": rows,
         "accuracy_matrix": matrix,
@@ -70,11 +82,11 @@ def interference(evaluator: Evaluator, context: str, split: str) -> dict[str, di
         prerequisites with slices of their own.
     """
     found: dict[str, dict[str, float]] = {}
-    plan = evaluator.plan
+    uses = evaluator.uses
     for task in evaluator.taskset.graph.tasks:
         for prerequisite in evaluator.taskset.graph.prerequisites(task):
-            use = plan.uses[prerequisite]
-            others = [name for name in plan.uses[task].prerequisites if name not in use.active]
+            use = uses[prerequisite]
+            others = [name for name in uses[task].prerequisites if name not in use.active]
             if not others:
                 continue
             together = SliceUse((*use.own, *others), use.prerequisites)  # own: added plainly, without any gate
@@ -86,15 +98,8 @@ def interference(evaluator: Evaluator, context: str, split: str) -> dict[str, di
 
 
 def _task_row(
-    evaluator: Evaluator,
-    task: str,
-    zero_shot: float,
-    after_stage: Sequence[float | None],
-    deployed: Prediction,
-    split: str,
+    items: Sequence[Item], zero_shot: float, after_stage: Sequence[float | None], own_stage: int, deployed: Prediction
 ) -> dict[str, Any]:
-    items = evaluator.items(task, split)
-    own_stage = max(k for k, stage in enumerate(evaluator.plan.stages) if task in stage)
     return {
         "chance": sum(1 / len(item.options) for item in items) / len(items),
         "zero_shot": zero_shot,

@@ -1,30 +1,32 @@
-"""Methods: each turns a task graph into a training plan; one file, one YAML and one line of this table.
-
-All methods train sum(r_v) ranks in total and the same number of gradient steps per task.
-"""
-
-from collections.abc import Callable
+"""Methods: ways to share one LoRA among the tasks of a graph; one file, one YAML and one line of this table each."""
 
 from contextlora.errors import ConfigError
-from contextlora.graph.plan import TrainingPlan
-from contextlora.graph.task_graph import TaskGraph
-from contextlora.methods import contextlora, joint, per_task, sequential
-from contextlora.settings import MethodConfig
+from contextlora.methods.contextlora import ContextLora
+from contextlora.methods.joint import Joint
+from contextlora.methods.method import Method, StageView
+from contextlora.methods.per_task import PerTask
+from contextlora.methods.sequential import Sequential
+from contextlora.settings import MethodSettings
 
-METHODS: dict[str, Callable[[TaskGraph, MethodConfig], TrainingPlan]] = {
-    "contextlora": contextlora.build,
-    "joint": joint.build,
-    "per_task": per_task.build,
-    "sequential": sequential.build,
+METHODS: dict[str, type[Method]] = {
+    "contextlora": ContextLora,
+    "joint": Joint,
+    "per_task": PerTask,
+    "sequential": Sequential,
 }
 
+__all__ = ["METHODS", "Method", "StageView", "build_method"]
 
-def build_plan(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
-    """Training plan of the method that the settings name.
+
+def build_method(settings: MethodSettings) -> Method:
+    """The method that settings name.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: no such method, or the settings of another one.
     """
-    if method.name not in METHODS:
-        raise ConfigError(f"method.name must be one of {', '.join(METHODS)}: got {method.name!r}.")
-    return METHODS[method.name](graph, method)
+    if settings.name not in METHODS:
+        raise ConfigError(f"method.name must be one of {', '.join(METHODS)}: got {settings.name!r}.")
+    kind = METHODS[settings.name]
+    if type(settings) is not kind.Settings:
+        raise ConfigError(f"method {settings.name} takes {kind.Settings.__name__}: got {type(settings).__name__}.")
+    return kind(settings)

@@ -4,33 +4,76 @@ Paper: arXiv 2507.21199, Eq. (2)-(6). Task v trains its own r_v ranks whole and 
 prerequisite's ranks; stage k trains generation S_k.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
 from contextlora.errors import ConfigError
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
-from contextlora.settings import MethodConfig
+from contextlora.methods.method import Method
+from contextlora.settings import MethodSettings, setting
 
 
-def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
+@dataclass
+class ContextLoraSettings(MethodSettings):
+    """How the slices of prerequisites enter the forward and train."""
+
+    name: str = setting("contextlora", "training method, a file of configs/method")
+    delta: float = setting(
+        1.0, "share of each prerequisite's ranks that stays frozen while a task trains", minimum=0, maximum=1
+    )
+    edge_delta: dict[str, float] = setting(  # noqa: RUF009 - it makes a field
+        {}, "delta of single edges, as {'u->v': 0.5}", minimum=0, maximum=1
+    )
+    variant: Literal["gated", "paper"] = setting(
+        "gated", "how prerequisite slices enter the forward pass: times a learned gate, or simply added"
+    )
+    frozen_policy: Literal["largest", "first", "random"] = setting("largest", "which ranks of a slice stay frozen")
+    gate_init: float = setting(0.05, "initial gate of a prerequisite's slice (variant gated)")
+    gate_learning_rate: float = setting(1e-2, "learning rate of the gates", minimum=0)
+    open_learning_rate_scale: float = setting(
+        0.1, "times the learning rate, for open ranks of prerequisites; a full rate harms the prerequisites", minimum=0
+    )
+
+
+class ContextLora(Method):
     """One slice per task; a generation is a stage."""
-    edges = {
-        f"{prerequisite}->{task}": (prerequisite, task)
-        for task in graph.tasks
-        for prerequisite in graph.prerequisites(task, method.scope)
-    }
-    unknown = sorted(set(method.edge_delta) - set(edges))
-    if unknown:
-        raise ConfigError(
-            f"method.edge_delta must name edges of the task graph: got {unknown[0]!r}; it has {', '.join(edges)}."
-        )
-    uses = {
-        task: SliceUse(
-            own=(task,),
-            prerequisites={
-                name: method.edge_delta.get(f"{name}->{task}", method.delta)
-                for name in graph.prerequisites(task, method.scope)
-            },
-        )
-        for task in graph.tasks
-    }
-    return TrainingPlan(RankPartition(dict.fromkeys(graph.tasks, method.rank)), uses, graph.generations)
+
+    Settings = ContextLoraSettings
+
+    def plan(self, graph: TaskGraph, scope: str = "direct") -> TrainingPlan:  # noqa: D102
+        needed = {task: graph.prerequisites(task, scope) for task in graph.tasks}
+        deltas = self._deltas(needed)
+        uses = {
+            task: SliceUse(own=(task,), prerequisites={name: deltas[f"{name}->{task}"] for name in names})
+            for task, names in needed.items()
+        }
+        return TrainingPlan(RankPartition(dict.fromkeys(graph.tasks, self.settings.rank)), uses, graph.generations)
+
+    def _deltas(self, needed: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+        edges = [f"{name}->{task}" for task, names in needed.items() for name in names]
+        unknown = sorted(set(self.settings.edge_delta) - set(edges))
+        if unknown:
+            raise ConfigError(
+                f"method.edge_delta must name edges of the task graph: got {unknown[0]!r}; it has {', '.join(edges)}."
+            )
+        return dict.fromkeys(edges, self.settings.delta) | dict(self.settings.edge_delta)
+
+    @property
+    def adapter_settings(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "gated": self.settings.variant == "gated",
+            "gate_init": self.settings.gate_init,
+            "frozen_policy": self.settings.frozen_policy,
+        }
+
+    def peak_rate(self, group: str, learning_rate: float) -> float:  # noqa: D102
+        rates = {
+            "open": learning_rate * self.settings.open_learning_rate_scale,
+            "gate": self.settings.gate_learning_rate,
+        }
+        return rates.get(group, learning_rate)

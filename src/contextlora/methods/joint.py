@@ -3,11 +3,13 @@
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
-from contextlora.settings import MethodConfig
+from contextlora.methods.method import Method
 
 
-def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
+class Joint(Method):
     """One slice "shared" and one stage."""
-    use = SliceUse(own=("shared",), prerequisites={})
-    partition = RankPartition({"shared": method.rank * len(graph.tasks)})
-    return TrainingPlan(partition, dict.fromkeys(graph.tasks, use), (graph.tasks,))
+
+    def plan(self, graph: TaskGraph, scope: str = "direct") -> TrainingPlan:  # noqa: D102
+        use = SliceUse(own=("shared",), prerequisites={})
+        partition = RankPartition({"shared": self.settings.rank * len(graph.tasks)})
+        return TrainingPlan(partition, dict.fromkeys(graph.tasks, use), (graph.tasks,))

@@ -3,13 +3,15 @@
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
-from contextlora.settings import MethodConfig
+from contextlora.methods.method import Method
 
 
-def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
+class PerTask(Method):
     """One slice and one stage per task, no prerequisites in the forward."""
-    return TrainingPlan(
-        RankPartition(dict.fromkeys(graph.tasks, method.rank)),
-        {task: SliceUse(own=(task,), prerequisites={}) for task in graph.tasks},
-        tuple((task,) for task in graph.tasks),
-    )
+
+    def plan(self, graph: TaskGraph, scope: str = "direct") -> TrainingPlan:  # noqa: D102
+        return TrainingPlan(
+            RankPartition(dict.fromkeys(graph.tasks, self.settings.rank)),
+            {task: SliceUse(own=(task,), prerequisites={}) for task in graph.tasks},
+            tuple((task,) for task in graph.tasks),
+        )

@@ -1,13 +1,14 @@
 """Sequential: one LoRA of rank sum(r_v), fine-tuned on one task after the other in the graph's order."""
 
-from contextlora.graph.partition import RankPartition
-from contextlora.graph.plan import SliceUse, TrainingPlan
+from dataclasses import replace
+
+from contextlora.graph.plan import TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
-from contextlora.settings import MethodConfig
+from contextlora.methods.joint import Joint
 
 
-def build(graph: TaskGraph, method: MethodConfig) -> TrainingPlan:
-    """One slice "shared" and one stage per task."""
-    use = SliceUse(own=("shared",), prerequisites={})
-    partition = RankPartition({"shared": method.rank * len(graph.tasks)})
-    return TrainingPlan(partition, dict.fromkeys(graph.tasks, use), tuple((task,) for task in graph.tasks))
+class Sequential(Joint):
+    """The slice of `Joint`, and one stage per task."""
+
+    def plan(self, graph: TaskGraph, scope: str = "direct") -> TrainingPlan:  # noqa: D102
+        return replace(super().plan(graph, scope), stages=tuple((task,) for task in graph.tasks))

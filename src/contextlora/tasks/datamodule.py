@@ -6,17 +6,26 @@ a pure function of (seed, stage, step): a run that resumes anywhere reads what t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import lightning
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
-from contextlora.tasks.prompts import Prompt, context_of, render
+from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, render, resolve_image_view
 from contextlora.tasks.task import Item, TaskSetError
 from contextlora.tasks.taskset import TaskSet
 
-Batch = Any  # whatever `encode` makes: backbones.encoding.OptionBatch, which tasks/ must not import
+Batch = Any  # whatever the backbone makes: backbones.encoding.OptionBatch, which tasks/ must not import
+
+
+class Backbone(Protocol):
+    """What reads prompts."""
+
+    is_multimodal: bool
+
+    def encode(self, prompts: Sequence[Prompt], rows: range | None = None) -> Batch:
+        """The prompts of one task as a batch, or of this batch some rows."""
 
 
 class ItemNumbers(NamedTuple):
@@ -29,53 +38,55 @@ class ItemNumbers(NamedTuple):
 class TaskSetDataModule(lightning.LightningDataModule):
     """Batches of the stage in force; each batch holds one task.
 
-    Loaders look at the interval when their iteration begins, so they need no reloading between stages. Lightning begins
-    the first iteration before `on_train_epoch_start`: set the first interval by `on_fit_start`.
+    The module that trains says what the next interval is; loaders look at it when their iteration begins, so they need
+    no reloading between stages.
 
     Args:
         taskset: tasks and items.
-        encode: prompts -> batch, such as `partial(encode, backbone)`.
-        stages: the tasks of each stage.
+        backbone: reads the prompts, such as `contextlora.load_backbone` gives.
         batch_size: items in a gradient step, over all devices together.
         eval_batch_size: items in a validation batch.
         seed: of the order of items.
-        context: none, gold or predicted: which prerequisites' answers the prompts hold.
-        scope: direct or ancestors: whose answers these are.
-        image: image or text, see `prompts.resolve_image_view`.
-        answer_format: word or letter.
+        context: whether prompts hold the prerequisites' answers, and which while training: "none", "gold" (the right
+            ones) or "predicted" (the model's own).
+        scope: "direct" or "ancestors": whose answers these are.
+        image: "auto", "image" or "text", see `prompts.resolve_image_view`.
+        answer_format: "word" or "letter".
     """
 
     def __init__(
         self,
         taskset: TaskSet,
-        encode: Callable[[list[Prompt]], Batch],
-        stages: Sequence[Sequence[str]],
+        backbone: Backbone,
         *,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        context: str = "none",
+        batch_size: int = 32,
+        eval_batch_size: int = 128,
+        seed: int = 0,
+        context: str = "predicted",
         scope: str = "direct",
-        image: str = "image",
+        image: str = "auto",
         answer_format: str = "word",
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
             raise TaskSetError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
-        self.taskset, self.encode, self.stages = taskset, encode, stages
+        if context not in CONTEXT_MODES:
+            raise TaskSetError(f"context must be one of {', '.join(CONTEXT_MODES)}, got {context!r}")
+        self.taskset, self.backbone = taskset, backbone
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
-        self.context, self.scope, self.image, self.answer_format = context, scope, image, answer_format
-        self.predicted: Mapping[tuple[str, str], str] = {}
+        self.context, self.scope, self.answer_format = context, scope, answer_format
+        self.image = resolve_image_view(image, backbone.is_multimodal)
+        self.answers: Mapping[tuple[str, str], str] = {}
         self.by_numbers, self.part = False, (0, 1)
-        self.set_interval(0, 0, 0)
+        self.set_interval(0, (), 0, 0)
 
-    def set_interval(self, stage: int, first_step: int, num_steps: int) -> None:
-        """Says what the next iterations yield: steps first_step .. first_step + num_steps - 1 of a stage."""
-        self.stage, self.first_step, self.num_steps = stage, first_step, num_steps
+    def set_interval(self, stage: int, tasks: Sequence[str], first_step: int, num_steps: int) -> None:
+        """Says what the next iterations yield: steps first_step .. first_step + num_steps - 1 of a stage of tasks."""
+        self.stage, self.tasks, self.first_step, self.num_steps = stage, tuple(tasks), first_step, num_steps
 
-    def set_predicted(self, answers: Mapping[tuple[str, str], str]) -> None:
-        """Gives the answer words for each (task, scene) that prompts hold in context mode `predicted`."""
-        self.predicted = answers
+    def set_answers(self, answers: Mapping[tuple[str, str], str]) -> None:
+        """Gives the answer words for each (task, scene) that prompts hold where there is context."""
+        self.answers = answers
 
     def share(self, rank: int, num_ranks: int) -> None:
         """From now on train batches are `ItemNumbers`, the same on every rank, and validation batches this rank's part.
@@ -112,7 +123,12 @@ class TaskSetDataModule(lightning.LightningDataModule):
             )
             for index, item in enumerate(items)
         ]
-        return self.encode(prompts) if rows is None else self.encode(prompts, rows)
+        return self.backbone.encode(prompts, rows)
+
+    def right_context(self, task: str, item: Item) -> dict[str, str]:
+        """The right answers of an item's prerequisites, where prompts hold context."""
+        prerequisites = self.taskset.graph.prerequisites(task, scope=self.scope)
+        return context_of(item, prerequisites, "none" if self.context == "none" else "gold", {})
 
     def train_dataloader(self) -> DataLoader:
         """The interval's steps, one batch each."""
@@ -126,7 +142,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if num_ranks > self.batch_size and not self.by_numbers:
             raise TaskSetError(f"batch size {self.batch_size} gives nothing to some of {num_ranks} devices; raise it")
-        tasks = self.stages[self.stage]
+        tasks = self.tasks
         for step in range(self.first_step, self.first_step + self.num_steps):
             turn, number = divmod(step, len(tasks))
             task, numbers = tasks[number], self._train_numbers(tasks[number], number, turn)
@@ -147,14 +163,16 @@ class TaskSetDataModule(lightning.LightningDataModule):
         return [int(orders[place // len(items)][place % len(items)]) for place in places]
 
     def _validation_batches(self) -> Iterator[Batch]:
-        for task in self.stages[self.stage]:
+        for task in self.tasks:
             items = part_of(self.taskset.items(task, "validation"), *self.part)
             for start in range(0, len(items), self.eval_batch_size):
                 yield self._with_context(task, items[start : start + self.eval_batch_size])
 
     def _with_context(self, task: str, items: Sequence[Item], rows: range | None = None) -> Batch:
         prerequisites = self.taskset.graph.prerequisites(task, scope=self.scope)
-        contexts = [context_of(item, prerequisites, self.context, self.predicted) for item in items]
+        # Right answers too come from the module: prompts of one batch may hold both kinds.
+        mode = "none" if self.context == "none" else "predicted"
+        contexts = [context_of(item, prerequisites, mode, self.answers) for item in items]
         return self.encode_items(task, items, contexts, rows)
 
 

@@ -22,17 +22,7 @@ IMAGE_PLACEHOLDER = "<image>"  # encoding replaces it by the model's own
 TEMPLATE_FIELDS = ("image", "question", "context", "options")
 CONTEXT_MODES = ("none", "gold", "predicted")
 ANSWER_FORMATS = ("word", "letter")
-PAD_TO_MULTIPLE_OF = 16
 _FIELD = re.compile(r"\{(\w*)\} ?")
-
-
-def padded_length(num_tokens: int) -> int:
-    """Columns that prompts of so many tokens take in a batch: a multiple of 16, the floats in a vector register.
-
-    What is left of a row behind its last whole register is summed in another way with one thread than with several, in
-    torch's softmax backward: other lengths would train to other weights.
-    """
-    return -(-num_tokens // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,46 @@ class TaskSet:
                 splits[task.name, split] = _read_items(folder, task, split, ancestors, split_of_scene)
         return cls(name, folder, tasks, graph, template, splits)
 
+    @classmethod
+    def from_items(
+        cls,
+        tasks: Iterable[Task],
+        items: Mapping[tuple[str, str], Iterable[Item]],
+        *,
+        name: str = "taskset",
+        folder: str | Path = ".",
+        template: str = DEFAULT_TEMPLATE,
+    ) -> "TaskSet":
+        """A task set made in memory, checked like one that is read.
+
+        Args:
+            tasks: with their prerequisites.
+            items: (task, split) -> items, for the splits train, validation and test.
+            name: of the set.
+            folder: what the items' image paths are relative to.
+            template: of the prompts, see `contextlora.tasks.prompts`.
+
+        Raises:
+            TaskSetError: an item breaks a rule, or a task has no items in a split.
+            GraphError: the prerequisites are no directed acyclic graph.
+        """
+        known, folder = {task.name: task for task in tasks}, Path(folder)
+        graph = TaskGraph({task.name: task.prerequisites for task in known.values()})
+        check_template(template, where=name)
+        splits = {}
+        for task in known.values():
+            ancestors = set(graph.prerequisites(task.name, scope="ancestors"))
+            split_of_scene: dict[str, str] = {}
+            for split in SPLITS:
+                found = tuple(items.get((task.name, split), ()))
+                for item in found:
+                    _check(item, task, folder, ancestors)
+                    _enter_scene(item, task, split, split_of_scene)
+                if not found:
+                    raise TaskSetError(f"task {task.name} has no {split} item; each task needs at least one in every split")
+                splits[task.name, split] = found
+        return cls(name, folder, known, graph, template, splits)
+
     @cached_property
     def has_images(self) -> bool:
         """Whether any item shows one."""
@@ -140,20 +180,24 @@ def _read_items(
         try:
             item = Item.from_record(json.loads(line))
             _check(item, task, folder, ancestors)
-            if item.scene in split_of_scene:
-                raise TaskSetError(
-                    f"scene {item.scene} already has an item of task {task.name} in {split_of_scene[item.scene]}; "
-                    "give each item a scene of its own, and no scene to two splits"
-                )
+            _enter_scene(item, task, split, split_of_scene)
         except json.JSONDecodeError as error:
             raise TaskSetError(f"{path}:{number}: not valid JSON: {error}") from error
         except TaskSetError as error:
             raise TaskSetError(f"{path}:{number}: {error}") from None
-        split_of_scene[item.scene] = split
         items.append(item)
     if not items:
         raise TaskSetError(f"{path} holds no item; each task needs at least one in every split")
     return tuple(items)
+
+
+def _enter_scene(item: Item, task: Task, split: str, split_of_scene: dict[str, str]) -> None:
+    if item.scene in split_of_scene:
+        raise TaskSetError(
+            f"scene {item.scene} already has an item of task {task.name} in {split_of_scene[item.scene]}; "
+            "give each item a scene of its own, and no scene to two splits"
+        )
+    split_of_scene[item.scene] = split
 
 
 def _check(item: Item, task: Task, folder: Path, ancestors: set[str]) -> None:

@@ -23,16 +23,17 @@ class RunCheckpoint(Checkpoint):
     Args:
         folder: gets `last.ckpt`, replaced every time.
         metrics_file: gets one JSON line per validation of the run.
-        save_stage: called with the number of each stage that ended, before the checkpoint that begins the next.
+        save_stage: called with (number, owners of what it trained) of each stage that ended, before the checkpoint that
+            begins the next.
     """
 
-    def __init__(self, folder: Path, metrics_file: Path, save_stage: Callable[[int], None]) -> None:
+    def __init__(self, folder: Path, metrics_file: Path, save_stage: Callable[[int, set[str]], None]) -> None:
         self.folder, self.metrics_file, self.save_stage = folder, metrics_file, save_stage
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
         if trainer.is_global_zero:
             if pl_module.ended_stage is not None:
-                self.save_stage(pl_module.ended_stage)
+                self.save_stage(*pl_module.ended_stage)
             # Rewritten whole from the checkpointed history: a resumed run repeats no line and loses none.
             lines = "".join(json.dumps(row) + "\n" for row in pl_module.progress.history)
             write_atomically(self.metrics_file, lines.encode())
@@ -71,8 +72,8 @@ class StageBars(Callback):
         self._stage, tasks = pl_module.progress.stage, pl_module.stage_tasks
         self._bar = self._bars.add_task(
             f"{self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
-            total=pl_module.schedule.budget(tasks),
-            completed=sum(pl_module.schedule.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
+            total=pl_module.length.budget(tasks),
+            completed=sum(pl_module.length.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
             loss="",
             accuracy="",
         )
@@ -80,7 +81,7 @@ class StageBars(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: ContextLoraModule, outputs: Mapping[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        loss = pl_module.step_loss
+        loss = pl_module.latest_loss
         self._bars.update(self._bar, advance=1, **({} if loss is None else {"loss": f"loss {loss:.3f}"}))
 
     def on_train_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
@@ -113,28 +114,12 @@ def _short(tasks: Sequence[str]) -> str:
     return ", ".join(tasks) if len(tasks) <= 2 else f"{len(tasks)} tasks"
 
 
-class TrackStages(Callback):
-    """Hands each validation's figures to the tracker, with the ranks' statuses when a stage begins.
-
-    Args:
-        log: (metrics, step) -> None.
-    """
-
-    def __init__(self, log: Callable[[Mapping[str, float], int], None]) -> None:
-        self._log = log
+class LogStatuses(Callback):
+    """Logs how many ranks of each slice train, stay frozen and are masked when a stage begins."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
-        progress = pl_module.progress
-        if progress.history:
-            self._log_last(pl_module)
-        if progress.interval == 0:
+        if pl_module.progress.interval == 0:
             statuses = pl_module.plan.statuses(pl_module.stage_tasks)
-            ranks = {f"ranks/{name}/{key}": n for name, counts in statuses.items() for key, n in counts.items()}
-            self._log(ranks, progress.total_steps)
-
-    def on_train_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
-        self._log_last(pl_module)
-
-    def _log_last(self, module: ContextLoraModule) -> None:
-        row = module.progress.history[-1]
-        self._log({f"stage/{key}" if "/" not in key else key: value for key, value in row.items()}, row["step"])
+            pl_module.log_dict(
+                {f"ranks/{name}/{key}": float(n) for name, counts in statuses.items() for key, n in counts.items()}
+            )

@@ -2,22 +2,59 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-import contextlora.gear.strategy  # noqa: F401 - registers "contextgear" with Lightning
 from contextlora.errors import ConfigError, first_line
-from contextlora.training.callbacks import LAST, RunCheckpoint, StageBars, TrackStages
+from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from contextlora.training.module import ContextLoraModule
+
+# Arguments of the Trainer that the stages or the run's folder need as they are, and what to set instead.
+OWN_OPTIONS = {
+    "accelerator": "training.accelerator",
+    "devices": "training.devices",
+    "strategy": "training.strategy",
+    "gradient_clip_val": "training.gradient_clip",
+    "callbacks": "training.callbacks",
+    "logger": "training.loggers",
+    "max_epochs": "training.steps_per_task",
+    "max_steps": "training.steps_per_task",
+    "check_val_every_n_epoch": "training.validate_every_steps",
+    "val_check_interval": "training.validate_every_steps",
+    "limit_train_batches": "training.steps_per_task",
+    "limit_val_batches": "training.validate_every_steps",
+    "accumulate_grad_batches": "training.batch_size",
+    "num_nodes": "torchrun",
+    "plugins": "model.dtype",
+    "precision": "model.dtype",
+}
+
+
+def compute_device(accelerator: str) -> torch.device:
+    """Where Lightning puts a model with this accelerator, the first device of its kind.
+
+    Raises:
+        ConfigError: no such accelerator, or none here.
+    """
+    kinds = {"gpu": ("cuda", "mps"), "auto": ("cuda", "mps", "cpu")}.get(accelerator, (accelerator,))
+    known = ("auto", "gpu", "cpu", "cuda", "mps")
+    if accelerator not in known:
+        raise ConfigError(f"training.accelerator must be one of {', '.join(known)}: got {accelerator!r}.")
+    for kind in kinds:
+        if AcceleratorRegistry.get(kind).is_available():
+            return torch.device(kind, 0) if kind != "cpu" else torch.device(kind)
+    raise ConfigError(f"training.accelerator={accelerator}: this machine has none; take auto or cpu.")
 
 
 @dataclass(frozen=True)
@@ -29,9 +66,10 @@ class TrainerSettings:
         gradient_clip: largest norm of the gradient; 0 does not clip.
         devices: of this machine.
         num_nodes: machines, with as many devices each.
+        options: further arguments of the Trainer.
 
     Raises:
-        ConfigError: Lightning does not know the accelerator or strategy, or cannot use it here.
+        ConfigError: for an option that another setting decides.
     """
 
     accelerator: str = "auto"
@@ -39,79 +77,83 @@ class TrainerSettings:
     gradient_clip: float = 1.0
     devices: int = 1
     num_nodes: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            self.device  # noqa: B018 - cheap, and the earliest that Lightning can be asked
-        except (ValueError, MisconfigurationException) as error:
-            chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}"
-            raise ConfigError(f"{chosen}: {first_line(error)}") from error
+        for name in self.options:
+            if name in OWN_OPTIONS:
+                raise ConfigError(f"training.trainer.{name} is decided by another setting: set {OWN_OPTIONS[name]}.")
 
-    @property
-    def device(self) -> torch.device:
-        """Where Lightning puts the model."""
-        return self.trainer([]).strategy.root_device
+    def trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Trainer:
+        """A trainer for one fit.
 
-    def trainer(self, callbacks: list[Callback]) -> Trainer:
-        """A trainer for one fit."""
+        Raises:
+            ConfigError: Lightning refuses an option, or cannot use the strategy here.
+        """
         silence()
         # Deterministic algorithms would also fill every new tensor, against reads of unwritten memory, of which there
         # are none here: a sixth of a training step on a CPU.
         torch.utils.deterministic.fill_uninitialized_memory = False
-        return Trainer(
-            accelerator=self.accelerator,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            strategy=self.strategy,
-            max_epochs=-1,  # the module stops it after the last stage
-            gradient_clip_val=self.gradient_clip or None,
-            deterministic=True,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=bool(callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            plugins=[AtomicCheckpointIO()],
-            callbacks=callbacks,
-        )
+        options = {
+            "deterministic": True,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **self.options,
+        }
+        try:
+            return Trainer(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                strategy=self.strategy,
+                max_epochs=-1,  # the module stops it after the last stage
+                gradient_clip_val=self.gradient_clip or None,
+                plugins=[AtomicCheckpointIO()],
+                callbacks=list(callbacks),
+                logger=list(loggers),
+                **options,
+            )
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}, trainer={dict(self.options)}"
+            raise ConfigError(f"{chosen}: {first_line(error)}") from error
 
 
 def fit(
     module: ContextLoraModule,
-    data: LightningDataModule,
     settings: TrainerSettings,
     checkpoints: Path,
     metrics_file: Path,
-    save_stage: Callable[[int], None],
-    log: Callable[[Mapping[str, float], int], None],
+    save_stage: Callable[[int, set[str]], None],
     console: Console | None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
     agree: Callable[[str], str] = str,
 ) -> None:
     """Trains all stages that are left, and leaves the module with the last stage's best weights.
 
     Args:
-        module, data: what is trained, on what.
+        module: what is trained.
         settings: for the Trainer.
         checkpoints: folder of the checkpoint; what it holds is continued.
         metrics_file: gets one line per validation.
-        save_stage: called with each stage's number when it has ended.
-        log: takes (metrics, step).
+        save_stage: called with each stage's number and what it trained when it has ended.
         console: for progress bars; None draws none.
+        callbacks, loggers: of the Trainer, beside those of the run.
         agree: makes the first of several devices' word everybody's; only that one needs the checkpoint.
     """
     last = checkpoints / LAST
     checkpoint = load_checkpoint(last) if last.exists() else None
-    is_finished = checkpoint is not None and module.is_finished(checkpoint, module.plan)
+    is_finished = checkpoint is not None and module.is_finished(checkpoint)
     state = agree("finished" if is_finished else "new" if checkpoint is None else "interrupted")
     if state == "finished":
         if checkpoint is not None:
             module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"])
         return
-    callbacks: list[Callback] = [RunCheckpoint(checkpoints, metrics_file, save_stage), TrackStages(log)]
-    trainer = settings.trainer(callbacks + ([StageBars(console)] if console else []))
-    module.adapted.train()
-    trainer.fit(module, datamodule=data, ckpt_path=last if state == "interrupted" else None)
+    own = [RunCheckpoint(checkpoints, metrics_file, save_stage), LogStatuses()]
+    trainer = settings.trainer([*own, *([StageBars(console)] if console else []), *callbacks], loggers)
+    trainer.fit(module, datamodule=module.data, ckpt_path=last if state == "interrupted" else None)
 
 
 def silence() -> None:

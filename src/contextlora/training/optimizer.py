@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule of one stage."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +15,12 @@ class OptimizerSettings:
     """AdamW with linear warm-up and cosine decay to 0 over the stage's budget.
 
     Attributes:
-        learning_rate: peak rate of the ranks a task owns.
-        open_learning_rate_scale: factor on it for the open ranks of prerequisites; at 1 they lose what they know.
-        gate_learning_rate: peak rate of the gates on prerequisites' slices.
-        weight_decay: decoupled decay of the ranks; gates have none.
+        learning_rate: peak rate of the ranks a task owns; the method says those of other groups.
+        weight_decay: decoupled decay of the ranks; gates and parts have none.
         warmup_share: share of the stage's budget over which the rate rises.
     """
 
-    learning_rate: float
-    open_learning_rate_scale: float = 0.1
-    gate_learning_rate: float = 1e-2
+    learning_rate: float = 2e-4
     weight_decay: float = 0.0
     warmup_share: float = 0.05
 
@@ -33,14 +29,6 @@ class OptimizerSettings:
             raise ConfigError(f"training.learning_rate must be above 0: got {self.learning_rate}. Raise it.")
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"training.warmup_share must lie in [0, 1): got {self.warmup_share}. Change it.")
-
-    def peak_rate(self, group: str) -> float:
-        """Peak learning rate of a parameter group: "own", "open" or "gate"."""
-        return {
-            "own": self.learning_rate,
-            "open": self.learning_rate * self.open_learning_rate_scale,
-            "gate": self.gate_learning_rate,
-        }[group]
 
 
 def rate_factor(step: int, num_steps: int, warmup_share: float) -> float:
@@ -53,17 +41,31 @@ def rate_factor(step: int, num_steps: int, warmup_share: float) -> float:
 
 
 def build_optimizer(
-    groups: Mapping[str, Sequence[torch.nn.Parameter]], settings: OptimizerSettings, num_steps: int
+    groups: Mapping[str, Sequence[torch.nn.Parameter]],
+    settings: OptimizerSettings,
+    peak_rate: Callable[[str, float], float],
+    first_step: int,
+    num_steps: int,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """A new optimizer, without any moment of an earlier stage, and its schedule (to be stepped after each step)."""
+    """A new optimizer, without any moment of an earlier stage, and its schedule (to be stepped after each step).
+
+    Args:
+        groups: name -> parameters.
+        settings: of the optimizer.
+        peak_rate: (group, learning rate) -> the group's peak rate.
+        first_step: steps of the stage that are done.
+        num_steps: of the whole stage.
+    """
     parameter_groups = [
         {
             "params": list(parameters),
-            "lr": settings.peak_rate(name),
-            "weight_decay": 0.0 if name == "gate" else settings.weight_decay,
+            "lr": peak_rate(name, settings.learning_rate),
+            "weight_decay": settings.weight_decay if name in ("own", "open") else 0.0,
         }
         for name, parameters in groups.items()
         if parameters
     ]
     optimizer = torch.optim.AdamW(parameter_groups)
-    return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, settings.warmup_share))
+    return optimizer, LambdaLR(
+        optimizer, lambda step: rate_factor(first_step + step, num_steps, settings.warmup_share)
+    )

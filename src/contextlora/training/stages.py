@@ -16,8 +16,8 @@ LOSS_IMPROVEMENT = 0.01  # nats; a smaller fall is none
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Length of a stage.
+class StageLength:
+    """How long a stage lasts.
 
     Attributes:
         steps_per_task: gradient steps for each task of the stage.
@@ -25,9 +25,9 @@ class Schedule:
         patience: validations without an improvement after which the stage ends; 0 never ends it early.
     """
 
-    steps_per_task: int
-    validate_every_steps: int
-    patience: int = 0
+    steps_per_task: int = 160
+    validate_every_steps: int = 40
+    patience: int = 2
 
     def __post_init__(self) -> None:
         for key, least in (("steps_per_task", 1), ("validate_every_steps", 1), ("patience", 0)):
@@ -62,6 +62,8 @@ class Progress:
         steps_taken: gradient steps of each finished stage.
         seconds: wall-clock time spent in finished intervals.
         history: one row per validation of the whole run.
+        optimizer_step: steps of this stage that were done when its optimizer was made.
+        uses: task -> [own slices, {prerequisite's slice: delta}], as the tasks use the slices now.
     """
 
     stage: int = 0
@@ -73,6 +75,8 @@ class Progress:
     steps_taken: list[int] = field(default_factory=list)
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    optimizer_step: int = 0
+    uses: dict[str, list[Any]] = field(default_factory=dict)
 
     def record(self, steps: int, accuracy: float, loss: float) -> bool:
         """Enters one validation; True if it is the stage's best: higher accuracy, or the same with a lower loss.
@@ -89,16 +93,16 @@ class Progress:
             self.best_accuracy, self.best_loss = accuracy, loss
         return better
 
-    def stage_is_over(self, schedule: Schedule) -> bool:
+    def stage_is_over(self, length: StageLength) -> bool:
         """Whether the stage has used up its budget or its patience."""
-        out_of_patience = 0 < schedule.patience <= self.interval - self.improved_interval
-        return out_of_patience or self.interval >= schedule.num_intervals
+        out_of_patience = 0 < length.patience <= self.interval - self.improved_interval
+        return out_of_patience or self.interval >= length.num_intervals
 
     def next_stage(self) -> None:
         """Closes the books of this stage and opens those of the next."""
         self.steps_taken.append(self.total_steps - sum(self.steps_taken))
         self.stage += 1
-        self.interval, self.improved_interval = 0, 0
+        self.interval, self.improved_interval, self.optimizer_step = 0, 0, 0
         self.best_accuracy, self.best_loss = -1.0, math.inf
 
     def to_dict(self) -> dict[str, Any]:

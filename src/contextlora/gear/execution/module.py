@@ -5,55 +5,52 @@ Answers of the train items are not made at once when a stage begins but batch by
 and by the weights of the stage's start, so that they are the same ones.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from contextlora.backbones.cut import CutModel, Draws
+from contextlora.backbones.cut import CutModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
-from contextlora.gear.executor import Shard
-from contextlora.gear.roles import StageRoles
-from contextlora.gear.strategy import GearStage
+from contextlora.errors import ConfigError
+from contextlora.gear.execution.executor import Shard
+from contextlora.gear.execution.process_groups import broadcast_tree
+from contextlora.gear.execution.strategy import GearStage
+from contextlora.gear.planning.roles import StageRoles
+from contextlora.graph.plan import SliceUse
+from contextlora.methods import Method
 from contextlora.tasks.datamodule import ItemNumbers
 from contextlora.training.checkpoint import KEY
-from contextlora.training.module import Answers, ContextLoraModule
+from contextlora.training.module import ContextLoraModule
+from contextlora.training.staged import Answers
 
 
 class GearedContextLoraModule(ContextLoraModule):
     """Trains the stages of a plan on several devices.
 
     Args:
-        roles: of the ranks in every stage.
-        chain_choices: (task, places of train items, prerequisites, score) -> (items, prerequisites) chosen options by
-            the weights of now, such as `Evaluator.chain_choices`.
+        roles: of the processes in every stage.
         queue_batches: how many batches D_f may be ahead.
         args, kwargs: as for `ContextLoraModule`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        roles: Sequence[StageRoles],
-        chain_choices: Callable[..., Tensor],
-        queue_batches: int,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, roles: Sequence[StageRoles], queue_batches: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.roles, self.chain_choices, self.queue_batches = roles, chain_choices, queue_batches
+        self.roles, self.queue_batches = roles, queue_batches
         self.snapshot: dict[str, Tensor] = {}
         self.chains: dict[str, tuple[str, ...]] = {}  # task -> prerequisites that the model itself answers
-        self._draws: tuple[int, Draws] | None = None  # of a global step
         self._step_start, self._step_weight = 0, 0.0  # the step's first loss, and its share of the batch so far
 
     # ---- what the strategy asks for
 
-    def gear_stage(self, num_ranks: int) -> GearStage:
-        self.trainer.datamodule.share(self.global_rank, num_ranks)
+    def gear_stage(self, num_processes: int) -> GearStage:
+        self.data.share(self.global_rank, num_processes)
         tasks, roles = self.stage_tasks, self.roles[self.progress.stage]
+        if roles.pipelines and type(self.method).penalty is not Method.penalty:
+            name = self.method.settings.name
+            raise ConfigError(f"method {name} adds a penalty over all layers to the loss: set gear.layouts=[data]")
         for pipeline in roles.pipelines:
             self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.ranks))])
         return GearStage(
@@ -68,17 +65,17 @@ class GearedContextLoraModule(ContextLoraModule):
         return batch
 
     def answer_chains(self, task: str, numbers: Sequence[int]) -> Tensor:
-        graph, names = self.trainer.datamodule.taskset.graph, self.chains[task]
+        graph, names = self.data.taskset.graph, self.chains[task]
         asked = {*names, *(above for name in names for above in graph.prerequisites(name, "ancestors"))}
-        slices = {name for one in asked for name in self.plan.uses[one].active}
+        slices = {name for one in asked for name in self.uses[one].active}
         if not slices & self.adapted.trained_slices:
-            return self.chain_choices(task, numbers, names, self._score)
-        with self.adapted.with_state(self.snapshot):
-            return self.chain_choices(task, numbers, names, self._score)
+            return self.evaluator.chain_choices(task, numbers, names, self._score)
+        with self.adapted.state.replaced(self.snapshot):
+            return self.evaluator.chain_choices(task, numbers, names, self._score)
 
     def make_shard(self, batch: ItemNumbers, shard: Shard) -> OptionBatch:
         self._enter_answers(batch.task, batch.numbers, shard.answers)
-        return self.trainer.datamodule.encode_rows(batch, shard.rows)
+        return self.data.encode_rows(batch, shard.rows)
 
     # ---- layer pipelines
 
@@ -89,8 +86,9 @@ class GearedContextLoraModule(ContextLoraModule):
 
     def _check_cuts(self, stages: Sequence[slice]) -> None:
         for task in self.stage_tasks:
-            batch = self.trainer.datamodule.encode_items(task, self._items(task)[:2], None).to(self.device)
-            with self.adapted.active(self.plan.uses[task], task):
+            batch = self.data.encode_items(task, self._items(task)[:2], None).to(self.device)
+            self._seed_step(batch)
+            with self.adapted.active(self.uses[task], task):
                 self.cut.check(batch, stages)
 
     def hidden_item(self, batch: OptionBatch) -> Tensor:
@@ -100,26 +98,20 @@ class GearedContextLoraModule(ContextLoraModule):
         return self.cut.parameters(layers)
 
     def run_layers(self, batch: OptionBatch, layers: slice, hidden: Tensor | None) -> Tensor:
-        with self.adapted.active(self.plan.uses[batch.task], batch.task, batch.shard):
-            found = self.cut.run(batch, layers, hidden, self._draws_of_step())
+        self._seed_step(batch)
+        with self.adapted.active(self.uses[batch.task], batch.task):
+            found = self.cut.run(batch, layers, hidden)
         if layers.stop is not None:
             return found
-        loss = F.cross_entropy(found, batch.answer)
-        self._train_losses.append(loss.detach())
+        loss = self.step_loss(batch, found)
         self._weigh_loss(batch)
         return loss
-
-    def _draws_of_step(self) -> Draws:
-        step = self.trainer.global_step
-        if self._draws is None or self._draws[0] != step:
-            self._draws = step, Draws(self._seed_step, self.device)
-        return self._draws[1]
 
     # ---- answers
 
     def _score(self, task: str, items: Sequence[Any], contexts: Sequence[Any]) -> Tensor:
         """(N, K) scores of a pass of the chains underway, by those who run it together."""
-        encode = partial(self.trainer.datamodule.encode_items, task, items, contexts)
+        encode = partial(self.data.encode_items, task, items, contexts)
 
         def run(rows: range, layers: slice | None, hidden: Tensor | None) -> Tensor:
             batch = encode(rows).to(self.device)
@@ -133,10 +125,17 @@ class GearedContextLoraModule(ContextLoraModule):
 
     def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
         """Right answers of the untrained; the others come batch by batch, from these weights."""
-        self.snapshot = self.adapted.adapter_state()
+        self.snapshot = self.adapted.adapter_state(self.adapted.state.changed | self.adapted.trained_owners)
         self._list_chains(untrained)
-        right = self.predict(self.stage_tasks, "train", set(self.plan.uses))
+        right = self.evaluator.chain_answers(self.stage_tasks, "train", set(self.uses))
         return {key: word for key, word in right.items() if key[0] in untrained}
+
+    def _agree_on(self, uses: Mapping[str, SliceUse]) -> Mapping[str, SliceUse]:
+        """Those of the first process: what a method decides by may differ in the last digits."""
+        plain = {task: [list(use.own), dict(use.prerequisites)] for task, use in uses.items()}
+        groups = getattr(self.trainer.strategy, "groups", None)
+        found = broadcast_tree(plain, 0, groups) if groups is not None else plain
+        return {task: SliceUse(tuple(own), rest) for task, (own, rest) in found.items()}
 
     def _take_snapshot(self) -> None:
         super()._take_snapshot()
@@ -147,18 +146,18 @@ class GearedContextLoraModule(ContextLoraModule):
         self.snapshot = weights
 
     def _list_chains(self, untrained: Collection[str]) -> None:
-        data = self.trainer.datamodule
+        data = self.data
         self.chains = {
             task: tuple(n for n in data.taskset.graph.prerequisites(task, data.scope) if n not in untrained)
             for task in self.stage_tasks
         }
 
     def _items(self, task: str) -> Sequence[Any]:
-        return self.trainer.datamodule.taskset.items(task, "train")
+        return self.data.taskset.items(task, "train")
 
     def _option_of(self, name: str, scene: str) -> tuple[str, ...]:
         """The options that a prerequisite has for a scene; none where it has no item of it."""
-        item = self.trainer.datamodule.taskset.item(name, "train", scene)
+        item = self.data.taskset.item(name, "train", scene)
         return item.options if item is not None else ()
 
     def _enter_answers(self, task: str, numbers: Sequence[int], choices: Tensor) -> None:
@@ -185,7 +184,7 @@ class GearedContextLoraModule(ContextLoraModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if not self.finished and self.context != "none":
+        if not self.finished and self.data.context != "none":
             self._list_chains(self._untrained())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -201,15 +200,17 @@ class GearedContextLoraModule(ContextLoraModule):
         return range(len(self._items(task)))
 
     def on_train_batch_end(self, outputs: Any, batch: ItemNumbers, batch_idx: int) -> None:
-        if batch_idx + 1 == self.schedule.interval_steps(self.stage_tasks, self.progress.interval):
+        if batch_idx + 1 == self.length.interval_steps(self.stage_tasks, self.progress.interval):
             strategy = self.trainer.strategy
             strategy.share_weights()
+            self.adapted.mark_trained()
             for (task, number), row in strategy.executor.known.items():
                 self._enter_answers(task, [number], row[None])
         super().on_train_batch_end(outputs, batch, batch_idx)
 
     def _validation_answers(self) -> Answers:
-        return self.predict(self.stage_tasks, "validation", (), (self.global_rank, self.trainer.world_size))
+        part = self.global_rank, self.trainer.world_size
+        return self.evaluator.chain_answers(self.stage_tasks, "validation", part=part)
 
     def on_train_epoch_end(self) -> None:
         sums = torch.tensor([self._sums[task] for task in self.stage_tasks], dtype=torch.float64, device=self.device)
@@ -222,24 +223,23 @@ class GearedContextLoraModule(ContextLoraModule):
         self._step_start, self._step_weight = len(self._train_losses), 0.0
 
     def training_step(self, batch: OptionBatch, batch_idx: int) -> Tensor:
-        self._seed_step()  # every micro-batch takes its rows of one mask
         loss = super().training_step(batch, batch_idx)
         self._weigh_loss(batch)
         return loss
 
     def _weigh_loss(self, batch: OptionBatch) -> None:
         """Makes the latest loss the rows' share of the batch's."""
-        weight = batch.shard.num_rows / batch.shard.batch_size
+        weight = len(batch.rows) / batch.batch_size
         self._train_losses[-1] = self._train_losses[-1] * weight  # not in place: it is the loss itself
         self._step_weight += weight
 
     @property
-    def step_loss(self) -> float | None:
-        """The mean over the rows that this rank trained; None where it was none, or not to their loss."""
+    def latest_loss(self) -> float | None:
+        """The mean over the rows that this process trained; None where it was none, or not to their loss."""
         losses = self._train_losses[self._step_start :]
         return float(sum(losses)) / self._step_weight if losses else None
 
     def _mean_train_loss(self) -> float:
         total = torch.zeros((), device=self.device) + sum(self._train_losses)
-        steps = self.schedule.interval_steps(self.stage_tasks, self.progress.interval - 1)
+        steps = self.length.interval_steps(self.stage_tasks, self.progress.interval - 1)
         return float(self.trainer.strategy.reduce(total, reduce_op="sum")) / steps

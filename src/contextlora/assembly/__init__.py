@@ -1,0 +1,1 @@
+"""Builds the parts of a run from its configuration, which is unpacked here and nowhere below."""

@@ -1,0 +1,91 @@
+"""The data module and the LightningModule of a run, and what its Trainer gets."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from contextlora.backbones.load import load_backbone
+from contextlora.config import RunConfig
+from contextlora.gear.execution.module import GearedContextLoraModule
+from contextlora.gear.execution.strategy import NAME as GEAR  # importing it registers the strategy with Lightning
+from contextlora.gear.planning.roles import StageRoles
+from contextlora.methods import build_method
+from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.tasks.tasksets import load_taskset
+from contextlora.training import fit
+from contextlora.training.module import ContextLoraModule
+from contextlora.training.optimizer import OptimizerSettings
+from contextlora.training.stages import StageLength
+
+from contextlora.assembly.provenance import identity
+
+
+def build_data(config: RunConfig) -> TaskSetDataModule:
+    """Task set and backbone."""
+    chosen, model = config.taskset, config.model
+    taskset = load_taskset(chosen)
+    build_method(config.method).plan(taskset.graph, chosen.scope)  # before the model: a mistake in it shows at once
+    backbone = load_backbone(
+        model.name,
+        dtype=model.dtype,
+        device=compute_device(config),
+        attn_implementation=model.attn_implementation,
+        chat_template=model.chat_template,
+    )
+    return TaskSetDataModule(
+        taskset,
+        backbone,
+        batch_size=config.training.batch_size,
+        eval_batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+        context=chosen.context,
+        scope=chosen.scope,
+        image=chosen.image,
+        answer_format=chosen.answer_format,
+    )
+
+
+def build_module(
+    config: RunConfig, data: TaskSetDataModule, roles: Sequence[StageRoles] | None = None
+) -> ContextLoraModule:
+    """The module that trains, alone or in the roles that a plan gives to processes."""
+    training = config.training
+    kind = ContextLoraModule
+    if roles is not None:
+        kind = partial(GearedContextLoraModule, roles=roles, queue_batches=config.gear.queue_batches)
+    module = kind(
+        data,
+        build_method(config.method),
+        length=StageLength(training.steps_per_task, training.validate_every_steps, training.patience),
+        optimizer=OptimizerSettings(
+            learning_rate=training.learning_rate * config.method.learning_rate_scale,
+            weight_decay=training.weight_decay,
+            warmup_share=training.warmup_share,
+        ),
+        target_modules=config.model.target_modules,
+        seed=config.seed,
+        identity=identity(data),
+    )
+    module.evaluator.max_items = config.evaluation.max_items
+    return module
+
+
+def trainer_settings(config: RunConfig, num_processes: int = 1) -> fit.TrainerSettings:
+    """Where and how Lightning runs, alone or among several processes."""
+    training = config.training
+    common = {"gradient_clip": training.gradient_clip, "options": training.trainer}
+    if num_processes == 1:
+        strategy = "auto" if training.strategy == GEAR else training.strategy
+        return fit.TrainerSettings(training.accelerator, strategy, **common)
+    devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    num_nodes = num_processes // devices
+    return fit.TrainerSettings(training.accelerator, GEAR, devices=devices, num_nodes=num_nodes, **common)
+
+
+def compute_device(config: RunConfig) -> torch.device:
+    """Where this process computes."""
+    device = fit.compute_device(config.training.accelerator)
+    local = os.environ.get("LOCAL_RANK")
+    return torch.device(device.type, int(local)) if device.type == "cuda" and local else device

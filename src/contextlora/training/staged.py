@@ -1,0 +1,184 @@
+"""Stages: what trains in each, which answers its prompts hold, and how far training has come."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import lightning
+import torch
+
+from contextlora.adapters import AdaptedModel, AdapterConfig
+from contextlora.errors import ConfigError
+from contextlora.evaluation.evaluate import Evaluator
+from contextlora.graph.plan import SliceUse
+from contextlora.methods import Method, StageView
+from contextlora.methods.contextlora import ContextLora
+from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.training.gradients import slice_gradient
+from contextlora.training.stages import Progress, StageLength
+
+Answers = dict[tuple[str, str], str]  # (task, scene) -> word
+
+
+class StagedModule(lightning.LightningModule):
+    """What `ContextLoraModule` is besides Lightning's hooks; arguments and attributes are explained there."""
+
+    def __init__(
+        self, data: TaskSetDataModule, method: Method | None, length: StageLength | None, target_modules: str, seed: int
+    ) -> None:
+        super().__init__()
+        self.data, self.method, self.length = data, method or ContextLora(), length or StageLength()
+        self.plan = self.method.plan(data.taskset.graph, data.scope)
+        self.uses = dict(self.plan.uses)
+        self.adapted = self._adapt(target_modules, seed)
+        self.evaluator = Evaluator(
+            self.adapted, self.uses, data.taskset, data.encode_items, data.eval_batch_size, data.scope
+        )
+        self.progress = Progress()
+        self.best_state: dict[str, torch.Tensor] = {}
+        self.ended_stage: tuple[int, set[str]] | None = None  # what the last interval closed: stage, trained owners
+        self.answers: Answers = {}  # the snapshot: answers in the train prompts of this stage
+        self._train_losses: list[torch.Tensor] = []
+
+    def _adapt(self, target_modules: str, seed: int) -> AdaptedModel:
+        settings = self.method.settings
+        config = AdapterConfig(
+            alpha=settings.alpha,
+            r_reference=settings.rank,
+            dropout=settings.dropout,
+            target_modules=target_modules,
+            seed=seed,
+            **self.method.adapter_settings,
+        )
+        adapted = AdaptedModel(self.data.backbone.model, self.plan.partition, config, self.plan.edges)
+        self.method.inject(adapted)
+        return adapted
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        return self.progress.stage >= len(self.plan.stages)
+
+    @property
+    def stage_tasks(self) -> tuple[str, ...]:
+        """Tasks of the stage in force; none when all are done."""
+        return () if self.finished else self.plan.stages[self.progress.stage]
+
+    def accuracies(self, split: str = "test") -> dict[str, float]:
+        """Task -> accuracy on a split, each with the model's own answers to its prerequisites where prompts hold them."""
+        tasks = self.data.taskset.graph.tasks
+        return {task: self.evaluator.predict(task, split, self._deployed_context).accuracy for task in tasks}
+
+    @property
+    def _deployed_context(self) -> str:
+        return "none" if self.data.context == "none" else "predicted"
+
+    def begin_stage(self) -> None:
+        """Makes the stage's trainable leaves and takes the snapshot of the prerequisites' answers."""
+        self._update_uses()
+        self.adapted.begin_stage(self._stage_uses())
+        self.best_state = {}
+        self._take_snapshot()
+
+    def _stage_uses(self) -> dict[str, SliceUse]:
+        return {task: self.uses[task] for task in self.stage_tasks}
+
+    def _update_uses(self) -> None:
+        """Asks the method for changes; the model must be between stages."""
+        changed = self.method.next_uses(
+            StageView(
+                plan=self.plan,
+                tasks=self.stage_tasks,
+                interval=self.progress.interval,
+                uses=dict(self.uses),
+                history=self.progress.history,
+                validate=self._validate_task,
+                gradient=lambda task, name: slice_gradient(self, task, name),
+            )
+        )
+        self.set_uses(self._agree_on(changed))
+
+    def _agree_on(self, uses: Mapping[str, SliceUse]) -> Mapping[str, SliceUse]:
+        """The uses that every process takes."""
+        return uses
+
+    def set_uses(self, uses: Mapping[str, SliceUse]) -> None:
+        """Changes how tasks use the slices from now on."""
+        self.uses.update(uses)  # in place: the evaluator holds the same dictionary
+        self.progress.uses = {task: [list(use.own), use.prerequisites] for task, use in self.uses.items()}
+
+    def _validate_task(self, task: str) -> tuple[float, float]:
+        prediction = self.evaluator.predict(task, "validation", self._deployed_context)
+        return prediction.accuracy, prediction.loss
+
+    def change_uses(self) -> None:
+        """Between two intervals of a stage; what trains on keeps its values and, where no use changes, its moments."""
+        if type(self.method).next_uses is Method.next_uses:
+            return
+        before, orders = self._stage_uses(), self.adapted.stage_state()
+        moments = self.optimizers(use_pl_optimizer=False).state_dict()["state"]
+        self.adapted.end_stage()
+        self._update_uses()
+        self.adapted.begin_stage(self._stage_uses(), orders)
+        self.progress.optimizer_step = self._steps_done()
+        self.trainer.strategy.setup_optimizers(self.trainer)
+        if self._stage_uses() == before:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+    def _steps_done(self) -> int:
+        """Gradient steps of this stage so far."""
+        return sum(self.length.interval_steps(self.stage_tasks, k) for k in range(self.progress.interval))
+
+    def _take_snapshot(self) -> None:
+        """Settles the prerequisites' answers in the train prompts: right ones of tasks that have not trained yet."""
+        if self.data.context != "none":
+            self.answers = self._snapshot_answers(self._untrained())
+
+    def _untrained(self) -> set[str]:
+        """Tasks whose right answers stand for predicted ones."""
+        untrained = set(self.uses)
+        if self.data.context == "predicted":
+            untrained.difference_update(*self.plan.stages[: self.progress.stage + (self.progress.interval > 0)])
+        return untrained
+
+    def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
+        return self.evaluator.chain_answers(self.stage_tasks, "train", untrained)
+
+    @property
+    def _stage_feeds_itself(self) -> bool:
+        """Whether a task of the stage trains together with one of its prerequisites, as in one joint stage."""
+        return self.data.context == "predicted" and any(name in self.stage_tasks for name, _ in self.answers)
+
+    def _announce_interval(self) -> None:
+        """Tells the data what the next interval trains."""
+        tasks, progress = self.stage_tasks, self.progress
+        num_steps = self.length.interval_steps(tasks, progress.interval)
+        self.data.set_interval(progress.stage, tasks, self._steps_done(), num_steps)
+        answers = self.answers
+        if not progress.total_steps and self.data.context != "none":  # a Trainer may validate before the first step
+            answers = answers | self.evaluator.chain_answers(tasks, "validation", set(self.uses))
+        self.data.set_answers(answers)
+
+    def _enter_validation(self, rows: Mapping[str, tuple[float, float]]) -> None:
+        """Adds a validation to the progress, and keeps the weights if it is the stage's best."""
+        accuracy, loss = (sum(row[k] for row in rows.values()) / len(rows) for k in (0, 1))
+        progress, stage = self.progress, self.progress.stage
+        steps = self.length.interval_steps(self.stage_tasks, progress.interval)
+        if progress.record(steps, accuracy, loss):
+            self.best_state = self.adapted.adapter_state(self.adapted.trained_owners)
+        row = {"stage": stage, "interval": progress.interval, "step": progress.total_steps}
+        row |= {"train_loss": self._mean_train_loss(), "accuracy": accuracy, "loss": loss}
+        row |= {f"accuracy/{task}": value[0] for task, value in rows.items()}
+        row |= {f"loss/{task}": value[1] for task, value in rows.items()}
+        progress.history.append(row)
+        self.log_dict({key if "/" in key else f"stage/{key}": float(value) for key, value in row.items()})
+
+    def _mean_train_loss(self) -> float:
+        return float(torch.stack(self._train_losses).mean())
+
+    def _end_stage(self) -> None:
+        self.adapted.load_adapter_state(self.best_state)
+        self.ended_stage = self.progress.stage, self.adapted.trained_owners
+        self.adapted.end_stage()
+        self.progress.next_stage()
+        self.best_state, self.answers = {}, {}
