@@ -20,9 +20,10 @@ from contextlora.backbones.scoring import encode
 from contextlora.config import RunConfig
 from contextlora.evaluation.compare import flatten
 from contextlora.evaluation.evaluate import Evaluator
-from contextlora.gear.peers import Peers
-from contextlora.gear.roles import StageRoles
-from contextlora.gear.strategy import NAME as GEAR
+from contextlora.gear.execution.module import GearedContextLoraModule
+from contextlora.gear.execution.peers import Peers
+from contextlora.gear.execution.strategy import NAME as GEAR
+from contextlora.gear.planning.roles import StageRoles
 from contextlora.graph import TrainingPlan
 from contextlora.methods import build_plan
 from contextlora.tasks.datamodule import TaskSetDataModule
@@ -30,7 +31,6 @@ from contextlora.tasks.prompts import resolve_image_view
 from contextlora.tasks.taskset import TaskSet
 from contextlora.tasks.tasksets import load_taskset
 from contextlora.training.fit import TrainerSettings
-from contextlora.training.gear import GearedContextLoraModule
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stages import Schedule

@@ -8,8 +8,8 @@ from typing import Any
 
 from contextlora.config import RunConfig
 from contextlora.errors import UserError
-from contextlora.gear.model_size import ModelSize
-from contextlora.gear.workload import Workload, estimate_workloads
+from contextlora.gear.planning.model_size import ModelSize
+from contextlora.gear.planning.workload import Workload, estimate_workloads
 from contextlora.methods import build_plan
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, padded_length, render, resolve_image_view
 from contextlora.tasks.taskset import TaskSet

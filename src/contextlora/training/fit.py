@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-import contextlora.gear.strategy  # noqa: F401 - registers "contextgear" with Lightning
 from contextlora.errors import ConfigError, first_line
 from contextlora.training.callbacks import LAST, RunCheckpoint, StageBars, TrackStages
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint

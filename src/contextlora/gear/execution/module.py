@@ -1,0 +1,245 @@
+# ruff: noqa: D102 - Lightning's hooks say what they are by their names
+"""The LightningModule for several devices: the methods that `strategy=contextgear` asks for.
+
+Answers of the train items are not made at once when a stage begins but batch by batch, by the ranks that the plan says
+and by the weights of the stage's start, so that they are the same ones.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contextlora.backbones.cut import CutModel, Draws
+from contextlora.backbones.scoring import OptionBatch, option_scores
+from contextlora.gear.execution.executor import Shard
+from contextlora.gear.execution.strategy import GearStage
+from contextlora.gear.planning.roles import StageRoles
+from contextlora.tasks.datamodule import ItemNumbers
+from contextlora.training.checkpoint import KEY
+from contextlora.training.module import Answers, ContextLoraModule
+
+
+class GearedContextLoraModule(ContextLoraModule):
+    """Trains the stages of a plan on several devices.
+
+    Args:
+        roles: of the ranks in every stage.
+        chain_choices: (task, places of train items, prerequisites, score) -> (items, prerequisites) chosen options by
+            the weights of now, such as `Evaluator.chain_choices`.
+        queue_batches: how many batches D_f may be ahead.
+        args, kwargs: as for `ContextLoraModule`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        roles: Sequence[StageRoles],
+        chain_choices: Callable[..., Tensor],
+        queue_batches: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.roles, self.chain_choices, self.queue_batches = roles, chain_choices, queue_batches
+        self.snapshot: dict[str, Tensor] = {}
+        self.chains: dict[str, tuple[str, ...]] = {}  # task -> prerequisites that the model itself answers
+        self._draws: tuple[int, Draws] | None = None  # of a global step
+        self._step_start, self._step_weight = 0, 0.0  # the step's first loss, and its share of the batch so far
+
+    # ---- what the strategy asks for
+
+    def gear_stage(self, num_ranks: int) -> GearStage:
+        self.trainer.datamodule.share(self.global_rank, num_ranks)
+        tasks, roles = self.stage_tasks, self.roles[self.progress.stage]
+        for pipeline in roles.pipelines:
+            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.ranks))])
+        return GearStage(
+            roles=roles,
+            num_items={task: len(self._items(task)) for task in tasks},
+            num_answers={task: len(self.chains.get(task, ())) for task in tasks},
+            known=self._known(),
+            queue_batches=self.queue_batches,
+        )
+
+    def gear_batch(self, batch: ItemNumbers) -> tuple[str, Sequence[int]]:
+        return batch
+
+    def answer_chains(self, task: str, numbers: Sequence[int]) -> Tensor:
+        graph, names = self.trainer.datamodule.taskset.graph, self.chains[task]
+        asked = {*names, *(above for name in names for above in graph.prerequisites(name, "ancestors"))}
+        slices = {name for one in asked for name in self.plan.uses[one].active}
+        if not slices & self.adapted.trained_slices:
+            return self.chain_choices(task, numbers, names, self._score)
+        with self.adapted.with_state(self.snapshot):
+            return self.chain_choices(task, numbers, names, self._score)
+
+    def make_shard(self, batch: ItemNumbers, shard: Shard) -> OptionBatch:
+        self._enter_answers(batch.task, batch.numbers, shard.answers)
+        return self.trainer.datamodule.encode_rows(batch, shard.rows)
+
+    # ---- layer pipelines
+
+    @cached_property
+    def cut(self) -> CutModel:
+        """The model in stages."""
+        return CutModel(self.adapted.model)
+
+    def _check_cuts(self, stages: Sequence[slice]) -> None:
+        for task in self.stage_tasks:
+            batch = self.trainer.datamodule.encode_items(task, self._items(task)[:2], None).to(self.device)
+            with self.adapted.active(self.plan.uses[task], task):
+                self.cut.check(batch, stages)
+
+    def hidden_item(self, batch: OptionBatch) -> Tensor:
+        return self.cut.item(batch)
+
+    def layer_parameters(self, layers: slice) -> list[torch.nn.Parameter]:
+        return self.cut.parameters(layers)
+
+    def run_layers(self, batch: OptionBatch, layers: slice, hidden: Tensor | None) -> Tensor:
+        with self.adapted.active(self.plan.uses[batch.task], batch.task, batch.shard):
+            found = self.cut.run(batch, layers, hidden, self._draws_of_step())
+        if layers.stop is not None:
+            return found
+        loss = F.cross_entropy(found, batch.answer)
+        self._train_losses.append(loss.detach())
+        self._weigh_loss(batch)
+        return loss
+
+    def _draws_of_step(self) -> Draws:
+        step = self.trainer.global_step
+        if self._draws is None or self._draws[0] != step:
+            self._draws = step, Draws(self._seed_step, self.device)
+        return self._draws[1]
+
+    # ---- answers
+
+    def _score(self, task: str, items: Sequence[Any], contexts: Sequence[Any]) -> Tensor:
+        """(N, K) scores of a pass of the chains underway, by those who run it together."""
+        encode = partial(self.trainer.datamodule.encode_items, task, items, contexts)
+
+        def run(rows: range, layers: slice | None, hidden: Tensor | None) -> Tensor:
+            batch = encode(rows).to(self.device)
+            return option_scores(self.adapted.model, batch) if layers is None else self.cut.run(batch, layers, hidden)
+
+        executor, item, output = self.trainer.strategy.executor, None, None
+        if executor.roles.runs_chains_in(self.global_rank):
+            first = encode(range(1))
+            item, output = self.cut.item(first), torch.empty(first.option_ids.shape[1], device="meta")
+        return executor.forward(len(items), run, item, output).float().cpu()
+
+    def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
+        """Right answers of the untrained; the others come batch by batch, from these weights."""
+        self.snapshot = self.adapted.adapter_state()
+        self._list_chains(untrained)
+        right = self.predict(self.stage_tasks, "train", set(self.plan.uses))
+        return {key: word for key, word in right.items() if key[0] in untrained}
+
+    def _take_snapshot(self) -> None:
+        super()._take_snapshot()
+        if self.progress.interval:  # a stage that feeds itself starts again with other answers
+            self.trainer.strategy.begin_stage()
+
+    def _restore_snapshot(self, weights: dict[str, Tensor]) -> None:
+        self.snapshot = weights
+
+    def _list_chains(self, untrained: Collection[str]) -> None:
+        data = self.trainer.datamodule
+        self.chains = {
+            task: tuple(n for n in data.taskset.graph.prerequisites(task, data.scope) if n not in untrained)
+            for task in self.stage_tasks
+        }
+
+    def _items(self, task: str) -> Sequence[Any]:
+        return self.trainer.datamodule.taskset.items(task, "train")
+
+    def _option_of(self, name: str, scene: str) -> tuple[str, ...]:
+        """The options that a prerequisite has for a scene; none where it has no item of it."""
+        item = self.trainer.datamodule.taskset.item(name, "train", scene)
+        return item.options if item is not None else ()
+
+    def _enter_answers(self, task: str, numbers: Sequence[int], choices: Tensor) -> None:
+        items = self._items(task)
+        for number, row in zip(numbers, choices.tolist(), strict=True):
+            scene = items[number].scene
+            for name, choice in zip(self.chains.get(task, ()), row, strict=True):
+                if choice >= 0:
+                    self.answers[name, scene] = self._option_of(name, scene)[choice]
+
+    def _known(self) -> dict[tuple[str, int], Tensor]:
+        """The answers so far, as the executor holds them: items with all their prerequisites' answers."""
+        known = {}
+        for task, names in self.chains.items():
+            for number, item in enumerate(self._items(task) if names else ()):
+                options = [self._option_of(name, item.scene) for name in names]
+                words = [self.answers.get((name, item.scene)) for name in names]
+                if all(word is not None for word, some in zip(words, options, strict=True) if some):
+                    row = [some.index(word) if some else -1 for word, some in zip(words, options, strict=True)]
+                    known[task, number] = torch.tensor(row)
+        return known
+
+    # ---- intervals
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if not self.finished and self.context != "none":
+            self._list_chains(self._untrained())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if not self.finished and sum(map(len, self.chains.values())):
+            known = self._known()
+            if any(
+                names and (task, n) not in known for task, names in self.chains.items() for n in self._numbers(task)
+            ):
+                checkpoint[KEY]["snapshot"] = self.snapshot
+
+    def _numbers(self, task: str) -> range:
+        return range(len(self._items(task)))
+
+    def on_train_batch_end(self, outputs: Any, batch: ItemNumbers, batch_idx: int) -> None:
+        if batch_idx + 1 == self.schedule.interval_steps(self.stage_tasks, self.progress.interval):
+            strategy = self.trainer.strategy
+            strategy.share_weights()
+            for (task, number), row in strategy.executor.known.items():
+                self._enter_answers(task, [number], row[None])
+        super().on_train_batch_end(outputs, batch, batch_idx)
+
+    def _validation_answers(self) -> Answers:
+        return self.predict(self.stage_tasks, "validation", (), (self.global_rank, self.trainer.world_size))
+
+    def on_train_epoch_end(self) -> None:
+        sums = torch.tensor([self._sums[task] for task in self.stage_tasks], dtype=torch.float64, device=self.device)
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self._sums = dict(zip(self.stage_tasks, sums.tolist(), strict=True))
+        super().on_train_epoch_end()
+
+    def on_train_batch_start(self, batch: ItemNumbers, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._step_start, self._step_weight = len(self._train_losses), 0.0
+
+    def training_step(self, batch: OptionBatch, batch_idx: int) -> Tensor:
+        self._seed_step()  # every micro-batch takes its rows of one mask
+        loss = super().training_step(batch, batch_idx)
+        self._weigh_loss(batch)
+        return loss
+
+    def _weigh_loss(self, batch: OptionBatch) -> None:
+        """Makes the latest loss the rows' share of the batch's."""
+        weight = batch.shard.num_rows / batch.shard.batch_size
+        self._train_losses[-1] = self._train_losses[-1] * weight  # not in place: it is the loss itself
+        self._step_weight += weight
+
+    @property
+    def step_loss(self) -> float | None:
+        """The mean over the rows that this rank trained; None where it was none, or not to their loss."""
+        losses = self._train_losses[self._step_start :]
+        return float(sum(losses)) / self._step_weight if losses else None
+
+    def _mean_train_loss(self) -> float:
+        total = torch.zeros((), device=self.device) + sum(self._train_losses)
+        steps = self.schedule.interval_steps(self.stage_tasks, self.progress.interval - 1)
+        return float(self.trainer.strategy.reduce(total, reduce_op="sum")) / steps
