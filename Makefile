@@ -66,7 +66,7 @@ bench-gear: setup ## measure ContextGear and its rivals on emulated devices and 
 	@TORCH_CPP_LOG_LEVEL=ERROR $(PY) bench/gear.py $(SETTINGS)
 
 test-kills: setup ## kill a rank at KILLS=50 random instants: reports and restarts
-	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/test_kills.py -s $(ARGS)
+	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/execution/test_kills.py -s $(ARGS)
 
 test: setup ## run the test suite
 	@$(PY) -m pytest $(ARGS)

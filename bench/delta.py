@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from contextlora import workflows
-from contextlora.benchmarks import read_arguments, run_missing
+from contextlora.commands import CONSOLE
+from contextlora.commands.bench import read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.evaluation.compare import FinishedRun, Row, group_runs, reference_rows, with_interval
 from contextlora.evaluation.metrics import mean_interval
@@ -74,9 +74,9 @@ if __name__ == "__main__":
         intervals = [mean_interval(column) for column in zip(*seen, strict=True)]
         table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
         curves[variant][delta] = intervals[3]
-    print_in_full(workflows.CONSOLE, as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
+    print_in_full(CONSOLE, as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
     known = references(run_missing(configs["gated", 1.0]), run_missing(alone))
-    print_in_full(workflows.CONSOLE, as_rich("references, end to end, %", *known))
+    print_in_full(CONSOLE, as_rich("references, end to end, %", *known))
     folder = Path(alone[0].runs_dir)
     (folder / "delta.md").write_text(
         "\n".join((markdown_table(HEADER, table), markdown_table(*known))), encoding="utf-8"

@@ -19,17 +19,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from contextlora.gear.candidates import Candidate, TaskPlan
-from contextlora.gear.cost import StageCost
-from contextlora.gear.dependencies import Dependencies
-from contextlora.gear.devices import Fleet
-from contextlora.gear.executor import Shard, StageExecutor
-from contextlora.gear.groups import Groups
-from contextlora.gear.plan import StagePlan
-from contextlora.gear.replay import schedule_and_costs
-from contextlora.gear.roles import stage_roles
-from contextlora.gear.schedule import SENDS
-from contextlora.gear.workload import TaskWork, Workload
+from contextlora.gear.execution.executor import Shard, StageExecutor
+from contextlora.gear.execution.process_groups import Groups
+from contextlora.gear.planning.candidates import Candidate, TaskPlan
+from contextlora.gear.planning.cost import StageCost
+from contextlora.gear.planning.devices import Fleet
+from contextlora.gear.planning.plan import StagePlan
+from contextlora.gear.planning.roles import stage_roles
+from contextlora.gear.planning.workload import TaskWork, Workload
+from contextlora.gear.simulation.dependencies import Dependencies
+from contextlora.gear.simulation.replay import schedule_and_costs
+from contextlora.gear.simulation.schedule import SENDS
 
 AWAKE_S = 2e-4
 

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from emulation import Variant, run
 from gear_table import draw, report
 from links import LINKS, Network, why_not
-from ranks import Ranks
+from processes import Processes
 from real import measure_real, real_table
 from variants import (
     ANEW,
@@ -46,11 +46,11 @@ from variants import (
     with_prerequisites,
 )
 
-from contextlora.benchmarks import read_arguments
+from contextlora.commands.bench import read_arguments
 from contextlora.config import RunConfig, load_config, read_devices
-from contextlora.gear.devices import Device, Fleet, Link
-from contextlora.gear.profile import measure_links
-from contextlora.gear.workload import Workload
+from contextlora.gear.execution.profile import measure_links
+from contextlora.gear.planning.devices import Device, Fleet, Link
+from contextlora.gear.planning.workload import Workload
 from contextlora.runs import write_atomically
 from contextlora.tasks.tasksets import load_taskset
 from contextlora.workloads import stage_workloads
@@ -84,7 +84,7 @@ def rank_links() -> dict[tuple[int, int], Link]:
     return measure_links(dist.get_rank(), dist.get_world_size(), LINK_TEST_BYTES)
 
 
-def measure(ranks: Ranks, variant: Variant) -> float:
+def measure(ranks: Processes, variant: Variant) -> float:
     """C of a variant in seconds: of a filled pipeline's step, or with answers kept the mean over the stage."""
     keeps = variant.candidate.later is not None
     least, later = KEPT_STEPS if keeps else (TIMED_STEPS, 0)
@@ -97,7 +97,7 @@ def measure(ranks: Ranks, variant: Variant) -> float:
     return stage_mean_s(variant, first_s, later_s, ends[first + 1] - ends[first] - later_s)
 
 
-def measure_cell(ranks: Ranks, variants: dict[str, Variant], rounds: int, order: random.Random) -> dict[str, list]:
+def measure_cell(ranks: Processes, variants: dict[str, Variant], rounds: int, order: random.Random) -> dict[str, list]:
     """Seconds of every variant in every round; plans that are equal run once a round."""
     found: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
@@ -142,7 +142,7 @@ def emulated(config: RunConfig, cells: list[Cell], rounds: int, seed: int, catal
     number = 0
     for link, fleet_name in networks:
         speeds = FLEETS[fleet_name]
-        with Network(LINKS[link], len(speeds), realtime) as network, Ranks(network) as ranks:
+        with Network(LINKS[link], len(speeds), realtime) as network, Processes(network) as ranks:
             links = {pair: found for row in ranks.call(rank_links) for pair, found in row.items()}
             yield {"network": [link, fleet_name], "links": {f"{a}-{b}": asdict(x) for (a, b), x in links.items()}}
             fleet = make_fleet(calibrated, speeds, links)

@@ -20,14 +20,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.console import Console
 
-from contextlora.evaluation.gear_report import batches_for_step, step_s
 from contextlora.evaluation.report import as_rich
-from contextlora.gear.devices import Device, Fleet, Link
-from contextlora.gear.model_size import ModelSize
-from contextlora.gear.plan import Plan, plan_training
-from contextlora.gear.replay import schedule_and_costs
-from contextlora.gear.simulate import simulate
-from contextlora.gear.workload import Workload, estimate_workloads
+from contextlora.gear.planning.devices import Device, Fleet, Link
+from contextlora.gear.planning.model_size import ModelSize
+from contextlora.gear.planning.plan import Plan, plan_training
+from contextlora.gear.planning.workload import Workload, estimate_workloads
+from contextlora.gear.reports.tables import batches_for_step, step_s
+from contextlora.gear.simulation.replay import schedule_and_costs
+from contextlora.gear.simulation.simulate import simulate
 from contextlora.graph import RankPartition, SliceUse, TaskGraph, TrainingPlan
 
 DEVICES = (10, 30, 100, 300, 1000)

@@ -20,17 +20,17 @@ from pathlib import Path
 from emulation import Variant, emulate
 from gear import WARM_STEPS, calibrate, measure, rank_links, stages
 from links import LINKS, Network, why_not
-from ranks import Ranks
+from processes import Processes
 from variants import RIVALS, describe, make_fleet, plan_variants, predicted_s, timed_window, with_prerequisites
 
-from contextlora.benchmarks import read_arguments
+from contextlora.commands.bench import read_arguments
 from contextlora.config import load_config
 from contextlora.evaluation.report import markdown_table
-from contextlora.gear.candidates import plan_task, weighted_tasks
-from contextlora.gear.cost import StageCost
-from contextlora.gear.devices import Fleet
-from contextlora.gear.search import Search
-from contextlora.gear.workload import Workload
+from contextlora.gear.planning.candidates import plan_task, weighted_tasks
+from contextlora.gear.planning.cost import StageCost
+from contextlora.gear.planning.devices import Fleet
+from contextlora.gear.planning.search import Search
+from contextlora.gear.planning.workload import Workload
 from contextlora.runs import write_atomically
 
 DEVICES, PREREQUISITES = (2, 3, 4), (2, 3)  # iov's tasks `manoeuvre` and `route`
@@ -47,7 +47,7 @@ def with_micro_batch(fleet: Fleet, workload: Workload, k: int) -> Variant:
     return Variant(fleet, workload, best, plan_task(cost, best, workload.tasks[0]))
 
 
-def gear_row(ranks: Ranks, variant: Variant, k: int) -> dict:
+def gear_row(ranks: Processes, variant: Variant, k: int) -> dict:
     """C_T, C_F and C of one plan in seconds, predicted and measured."""
     first, last = timed_window(variant, WARM_STEPS, TIMED_STEPS)
     marks = ranks.call(emulate, variant, last, 0)
@@ -70,7 +70,7 @@ def gear_row(ranks: Ranks, variant: Variant, k: int) -> dict:
     }
 
 
-def case_row(ranks: Ranks, fleet: Fleet, workload: Workload, ks: Sequence[int], order: random.Random) -> dict:
+def case_row(ranks: Processes, fleet: Fleet, workload: Workload, ks: Sequence[int], order: random.Random) -> dict:
     """Every k and every rival on one fleet, in random order."""
     planned, rows = plan_variants(fleet, workload), []
     rivals = {name: {"predicted_s": predicted_s(planned[name]), "how": describe(planned[name])} for name in RIVALS}
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> None:
         print(f"loopback only: {why_not()}", file=sys.stderr)
     for link in (link for link in links.split(",") if link == "loopback" or not why_not()):
         for count in DEVICES:
-            with Network(LINKS[link], count, realtime) as network, Ranks(network) as ranks:
+            with Network(LINKS[link], count, realtime) as network, Processes(network) as ranks:
                 found = {pair: one for row in ranks.call(rank_links) for pair, one in row.items()}
                 fleet = make_fleet(calibrated, (1.0,) * count, found)
                 for n in PREREQUISITES:

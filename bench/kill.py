@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from contextlora.benchmarks import read_arguments, run_missing
+from contextlora.commands.bench import read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.runs import find_runs
 

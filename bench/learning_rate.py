@@ -10,8 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from contextlora import workflows
-from contextlora.benchmarks import compared, read_arguments, run_missing
+from contextlora.commands import CONSOLE
+from contextlora.commands.bench import read_arguments, run_missing
+from contextlora.commands.compare import compared
 from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent, print_in_full
 from contextlora.runs import write_atomically
@@ -54,6 +55,6 @@ if __name__ == "__main__":
         label = ", ".join(setting.partition("=")[2] for setting in row)
         rows.append((label, *map(percent, means), f"{RATES[best]:g}"))
     header = ("row", *(f"{rate:g}" for rate in RATES), "best rate")
-    print_in_full(workflows.CONSOLE, as_rich(f"validation, end to end, %, {num_seeds} seeds", header, rows))
+    print_in_full(CONSOLE, as_rich(f"validation, end to end, %, {num_seeds} seeds", header, rows))
     folder = Path(next(iter(configs.values()))[0].runs_dir)
     write_atomically(folder / "learning_rates.json", json.dumps(best_rates, indent=1) + "\n")

@@ -10,7 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from contextlora.benchmarks import compare, compared, read_arguments, run_missing
+from contextlora.commands.bench import read_arguments, run_missing
+from contextlora.commands.compare import compare, compared
 from contextlora.config import load_config
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from statistics import median
 import torch.nn.functional as F
 from emulation import Variant, train
 from links import LINKS, Network
-from ranks import Ranks
+from processes import Processes
 from torch import Tensor
 from variants import DATA, GEAR, ONE, PLAIN, describe, make_fleet, plan_variants, timed_window
 
@@ -22,10 +22,10 @@ from contextlora.assembly import Parts, run_parts
 from contextlora.backbones.scoring import option_scores
 from contextlora.config import RunConfig
 from contextlora.evaluation.report import markdown_table
-from contextlora.gear.devices import Device
-from contextlora.gear.executor import Shard
-from contextlora.gear.workload import Workload
-from contextlora.ranks import LOOPBACK
+from contextlora.gear.execution.executor import Shard
+from contextlora.gear.planning.devices import Device
+from contextlora.gear.planning.workload import Workload
+from contextlora.placement import LOOPBACK
 
 WARM_STEPS, TIMED_STEPS = 1, 3
 NAMES = (ONE, DATA, PLAIN, GEAR)
@@ -36,7 +36,7 @@ def measure_real(
 ) -> Iterator[dict]:
     """CPU and wall seconds of a step, for every task that needs answers; yields a row for each task."""
     fleet, order = make_fleet(calibrated, (1.0, 1.0), {(0, 1): LOOPBACK}), random.Random(seed)
-    with Network(LINKS["loopback"], 2) as network, Ranks(network) as ranks:
+    with Network(LINKS["loopback"], 2) as network, Processes(network) as ranks:
         for workload in workloads:
             for task in (task for task in workload.tasks if task.num_prerequisites):
                 print(f"{task.task}, n={task.num_prerequisites}", file=sys.stderr, flush=True)

@@ -6,11 +6,11 @@ from itertools import count
 
 from emulation import Variant
 
-from contextlora.gear.candidates import Candidate, TaskPlan, forward_share, is_reassigned, plan_task
-from contextlora.gear.cost import StageCost
-from contextlora.gear.devices import Device, Fleet, Link
-from contextlora.gear.plan import plan_stage
-from contextlora.gear.workload import ANSWER_BYTES, Workload
+from contextlora.gear.planning.candidates import Candidate, TaskPlan, forward_share, is_reassigned, plan_task
+from contextlora.gear.planning.cost import StageCost
+from contextlora.gear.planning.devices import Device, Fleet, Link
+from contextlora.gear.planning.plan import plan_stage
+from contextlora.gear.planning.workload import ANSWER_BYTES, Workload
 
 ONE, DATA, ONE_F_ONE_B, GPIPE = "one device", "data parallel", "1F1B", "GPipe"
 PLAIN, GEAR = "ContextGear", "ContextGear, reassigned"

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from contextlora import workflows
-from contextlora.benchmarks import read_arguments
+from contextlora.commands import CONSOLE
+from contextlora.commands.bench import read_arguments
 from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent, print_in_full
 from contextlora.runs import latest_run
@@ -71,6 +71,6 @@ if __name__ == "__main__":
             shown = ", ".join(f"{seconds:.1f}" for seconds in ranks_s)
             rows.append((str(number + 1), str(size), shown, f"{wall_s:.1f}", json.dumps(tables[size])))
     header = ("round", "processes", "CPU s of each rank", "wall s", "end to end, %")
-    print_in_full(workflows.CONSOLE, as_rich(f"{config.taskset.name}, one thread a process", header, rows))
+    print_in_full(CONSOLE, as_rich(f"{config.taskset.name}, one thread a process", header, rows))
     ratio = median(two / one for one, two in zip(busiest[1], busiest[2], strict=True))
-    workflows.CONSOLE.print(f"busier rank of two / one process: {ratio:.3f}; same tables: {tables[1] == tables[2]}")
+    CONSOLE.print(f"busier rank of two / one process: {ratio:.3f}; same tables: {tables[1] == tables[2]}")

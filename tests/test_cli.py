@@ -1,4 +1,4 @@
-"""The command line: which workflow is called with what, exit codes, and the Makefile's way to it."""
+"""The command line: which command is called with what, exit codes, and the Makefile's way to it."""
 
 import errno
 import os
@@ -10,7 +10,6 @@ from types import ModuleType
 
 import pytest
 
-import contextlora
 from contextlora.cli import COMMANDS, main
 from contextlora.config import RunConfig, describe_settings, load_config, to_yaml
 from contextlora.errors import UserError
@@ -21,14 +20,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Stands in for the workflows; gives the list of calls made."""
+    """Stands in for the commands; gives the list of calls made."""
     made = []
-    for module in {command.module for command in COMMANDS.values()}:
-        workflows = ModuleType(f"contextlora.{module}")
-        for name in (key.replace("-", "_") for key, command in COMMANDS.items() if command.module == module):
-            setattr(workflows, name, lambda *args, _name=name, **kwargs: made.append((_name, args, kwargs)))
-        monkeypatch.setitem(sys.modules, workflows.__name__, workflows)
-        monkeypatch.setattr(contextlora, module, workflows, raising=False)
+    for name in (command.replace("-", "_") for command in COMMANDS):
+        module = ModuleType(f"contextlora.commands.{name}")
+        setattr(module, name, lambda *args, _name=name, **kwargs: made.append((_name, args, kwargs)))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return made
 
 
@@ -36,7 +33,7 @@ def fail_with(error, monkeypatch):
     def train(config, dry_run):
         raise error
 
-    monkeypatch.setattr(contextlora.workflows, "train", train)
+    monkeypatch.setattr(sys.modules["contextlora.commands.train"], "train", train)
     return main(["train"])
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from contextlora.config import CONFIG_DIR, GROUPS, RunConfig, load_config, to_yaml
 from contextlora.errors import ConfigError
-from contextlora.gear.schedule import QUEUE_BATCHES
+from contextlora.gear.simulation.schedule import QUEUE_BATCHES
 
 
 @pytest.fixture

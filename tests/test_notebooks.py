@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from contextlora import config as config_module
-from contextlora import workflows
+from contextlora.commands.train import train
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -38,7 +38,7 @@ def cells():
 def test_runs_are_compared(make_config, cells, shown, monkeypatch):
     for settings in (("seed=0",), ("seed=1",), ("seed=0", "method=joint")):
         config = make_config("evaluation.max_items=6", "training.steps_per_task=1", *settings)
-        workflows.train(config)
+        train(config)
     monkeypatch.setattr(config_module, "load_config", lambda arguments: config)
     scope = {}
     for cell in cells:

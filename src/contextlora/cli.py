@@ -1,4 +1,4 @@
-"""The command line: arguments become a RunConfig and one call of a workflow, errors become a line and an exit code.
+"""The command line: arguments become a RunConfig and one call of a command, errors become a line and an exit code.
 
 Exit codes: 0 done, 1 a failure that is not the user's, 2 a mistake the user can mend, 130 Ctrl-C.
 """
@@ -23,28 +23,25 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 
 @dataclass(frozen=True)
 class Command:
-    """A command; what its workflow takes: the configuration, a run (which one by default), or both; and its module."""
+    """What a command takes: the configuration, a run (which one by default), or both."""
 
     text: str
     settings: bool = True
     run: str = ""
-    module: str = "workflows"
 
 
 COMMANDS = {
     "train": Command("train a task set with a method, evaluate it and print the results"),
     "evaluate": Command("evaluate a finished run again, with its own settings unless others are given", run="latest"),
-    "compare": Command("compare the finished runs of a task set over methods and seeds", module="benchmarks"),
+    "compare": Command("compare the finished runs of a task set over methods and seeds"),
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
-    "plan": Command("plan training over the devices of gear.devices, and say what it would take", module="planning"),
-    "profile": Command(
-        "measure this machine, or all processes and their links, into a device catalogue", module="preparation"
-    ),
-    "data": Command("build a task set", module="preparation"),
-    "data-check": Command("probe a task set for shortcuts; fails where one is found", module="preparation"),
-    "backbone": Command("rebuild the bundled backbone from scratch", module="preparation"),
-    "bench": Command("measure time, memory and accuracy of the default command", module="benchmarks"),
+    "plan": Command("plan training over the devices of gear.devices, and say what it would take"),
+    "profile": Command("measure this machine, or all processes and their links, into a device catalogue"),
+    "data": Command("build a task set"),
+    "data-check": Command("probe a task set for shortcuts; fails where one is found"),
+    "backbone": Command("rebuild the bundled backbone from scratch"),
+    "bench": Command("measure time, memory and accuracy of the default command"),
 }
 
 USAGE = """\
@@ -62,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        _call_workflow(options, settings)
+        _call_command(options, settings)
     except KeyboardInterrupt as error:
         return _report(error, "interrupted", 130, options.debug)
     except UserError as error:
@@ -122,7 +119,7 @@ def _settings_help() -> Iterator[str]:
         yield textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * 58)
 
 
-def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
+def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     command = COMMANDS[options.command]
     config_dir = getattr(options, "config_dir", None)
     # A mistake in the settings is found before the import below, which takes seconds where it brings torch.
@@ -132,13 +129,14 @@ def _call_workflow(options: argparse.Namespace, settings: list[str]) -> None:
         run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
         config = load_config(settings, config_dir, saved=run.config_file)
 
-    workflow = getattr(import_module(f"contextlora.{command.module}"), options.command.replace("-", "_"))
+    name = options.command.replace("-", "_")
+    function = getattr(import_module(f"contextlora.commands.{name}"), name)
     if options.command == "train":
-        workflow(config, dry_run=options.dry_run)
+        function(config, dry_run=options.dry_run)
     elif options.command == "resume":
-        workflow(run, devices=options.devices)
+        function(run, devices=options.devices)
     else:
-        workflow(*([config] if command.settings else []), *([run] if run else []))
+        function(*([config] if command.settings else []), *([run] if run else []))
 
 
 def _default_run(which: str, runs_dir: str) -> RunFolder:

@@ -11,8 +11,7 @@ file spells keys from the root, so that a model's file can also set the learning
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -21,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contextlora.errors import ConfigError, first_line
+from contextlora.errors import ConfigError, first_line, suggestion
 from contextlora.methods import METHODS
 from contextlora.settings import MethodSettings, RunConfig
 
@@ -176,7 +175,7 @@ def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str
     for key, value in tree.items():
         if key not in hints:
             known = _other_methods(key) if prefix == "method." else ""
-            raise ConfigError(f"unknown key {prefix}{key}{source}{known or _known(str(key), hints, prefix)}")
+            raise ConfigError(f"unknown key {prefix}{key}{source}{known or suggestion(str(key), hints, prefix)}")
         if is_dataclass(getattr(section, key)):
             value = _checked(value, source, getattr(section, key), f"{prefix}{key}.")
         elif isinstance(value, bool) and get_origin(hints[key]) is Literal:
@@ -189,13 +188,6 @@ def _other_methods(key: str) -> str:
     """The end of the message about a setting that the chosen method does not have but others do."""
     names = [name for name, method in METHODS.items() if key in method.Settings.__dataclass_fields__]
     return f": only {', '.join(names)} ha{'s' if len(names) == 1 else 've'} it" if names else ""
-
-
-def _known(value: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of an error message: the nearest known name and all of them."""
-    near = difflib.get_close_matches(value, names, n=1)
-    hint = f"; did you mean {prefix}{near[0]}?" if near else ";"
-    return f"{hint} Known: {', '.join(names) or 'none'}"
 
 
 def _method_of(tree: dict[str, Any]) -> str | None:
@@ -213,7 +205,7 @@ def _choose(config_dir: Path, group: str, choice: str) -> Path:
     files = {path.stem: path for path in sorted((config_dir / group).glob("*.yaml"))}
     if choice not in files:
         rule = f"; a {group} may also be a folder or contain a '/'" if group in ("taskset", "model") else ""
-        raise ConfigError(f"unknown {group} {choice!r}{_known(choice, files)}{rule}")
+        raise ConfigError(f"unknown {group} {choice!r}{suggestion(choice, files)}{rule}")
     return files[choice]
 
 

@@ -1,5 +1,8 @@
 """Errors that a user can mend, and errors of others in one line."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake the user can mend; the CLI prints it in one line and exits with 2."""
@@ -12,3 +15,11 @@ class ConfigError(UserError):
 def first_line(error: BaseException) -> str:
     """What an error says in its first line that is not blank; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def suggestion(value: object, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a message about an unknown name: the nearest known one and all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {prefix}{near[0]}?" if near else ";"
+    return f"{hint} Known: {', '.join(names[:40]) or 'none'}"

@@ -19,21 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from contextlora.errors import UserError
+from contextlora.files import write_atomically
 
 STATES = ("running", "interrupted", "failed", "finished")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a crash or a full disk leaves the old content or the new, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunFolder:

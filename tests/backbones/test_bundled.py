@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from contextlora.backbones.load import BUNDLED, load_backbone
-from contextlora.backbones.pretrain import skill_test
+from contextlora.backbones.pretraining.pretrain import skill_test
+from contextlora.backbones.pretraining.vocabulary import WORDS
 from contextlora.backbones.scoring import encode, option_scores
-from contextlora.backbones.vocabulary import WORDS
 from contextlora.tasks.prompts import context_of, render
 from contextlora.tasks.tasksets import resolve_taskset
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from contextlora.gear.devices import Device, Fleet, Link
-from contextlora.gear.workload import TaskWork, Workload
+from contextlora.gear.planning.devices import Device, Fleet, Link
+from contextlora.gear.planning.workload import TaskWork, Workload
 
 FREE = Link(1e30)
 PLENTY = 1e18

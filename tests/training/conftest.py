@@ -1,4 +1,4 @@
-"""Training runs of the tiny task set and model, as the workflows put them together."""
+"""Training runs of the tiny task set and model, as the commands put them together."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class TrainableParts:
     """Named modules that train in every stage beside the slices: routers of a mixture, a receiver.
 
-    Each module lives where it computes (a layer, a hook of the model); here stands who they are, for the optimizer (a group
-    of their name), the checkpoints, the stage files and the version numbers of `adapters.state`.
+    Each module lives where it computes (a layer, a hook of the model); here stands who they are, for the optimizer (a
+    group of their name), the checkpoints, the stage files and the version numbers of `adapters.state`.
 
     Args:
         name: of all of them, without a dot.

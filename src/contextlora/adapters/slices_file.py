@@ -1,7 +1,7 @@
 """Values of an adapter in a safetensors file, never pickled: those that a stage has trained.
 
-The header names the backbone (its fingerprint) and the partition, so that the slices of another one are refused, and how
-the tasks used the slices when the stage ended.
+The header names the backbone (its fingerprint) and the partition, so that the slices of another one are refused, and
+how the tasks used the slices when the stage ended.
 """
 
 import json

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from contextlora.assembly.provenance import identity
 from contextlora.backbones.load import load_backbone
 from contextlora.config import RunConfig
 from contextlora.gear.execution.module import GearedContextLoraModule
@@ -18,8 +19,6 @@ from contextlora.training import fit
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stages import StageLength
-
-from contextlora.assembly.provenance import identity
 
 
 def build_data(config: RunConfig) -> TaskSetDataModule:

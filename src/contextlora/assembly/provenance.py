@@ -54,7 +54,9 @@ def describe(config: RunConfig, module: ContextLoraModule) -> dict[str, Any]:
         "method_settings": asdict(config.method),
         "seed": config.seed,
         "context": config.taskset.context,
-        "deltas": {f"{name}->{task}": delta for task, use in module.uses.items() for name, delta in use.prerequisites.items()},
+        "deltas": {
+            f"{name}->{task}": delta for task, use in module.uses.items() for name, delta in use.prerequisites.items()
+        },
         "trainable_parameters": module.adapted.num_parameters(),
         "exports_lora": module.method.exports_lora,
         "backbone": {"name": config.model.name, "fingerprint": data.backbone.fingerprint},

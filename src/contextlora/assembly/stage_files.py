@@ -9,8 +9,8 @@ from contextlora.training.module import ContextLoraModule
 class StageFiles:
     """Saves what a stage has trained, and puts the weights after any stage back.
 
-    A file holds only what its stage trained, so that a graph of many tasks takes the room of one LoRA. The weights after
-    a stage are the initial ones, which the seed fixes, and then those of all files up to it.
+    A file holds only what its stage trained, so that a graph of many tasks takes the room of one LoRA. The weights
+    after a stage are the initial ones, which the seed fixes, and then those of all files up to it.
 
     Args:
         folder: of the files.

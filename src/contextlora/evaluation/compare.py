@@ -5,7 +5,7 @@ the groups of the comparison differ.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,10 @@ from contextlora.evaluation.report import markdown_table
 from contextlora.runs import find_runs
 
 # Settings that cannot change a result.
-NEUTRAL = ("seed", "runs_dir", "tracking.", "gear.", "training.progress", "taskset.data_dir")
+NEUTRAL = (
+    *("seed", "runs_dir", "tracking.", "gear.", "taskset.data_dir"),
+    *("training.progress", "training.callbacks", "training.loggers"),
+)
 Row = tuple[str, ...]
 
 
@@ -42,12 +45,18 @@ class Group:
         return {seed: _accuracy(results, task, key) for seed, results in self.by_seed.items()}
 
 
-def collect_runs(runs_dir: Path | str, defaults: Mapping[str, Any]) -> list[FinishedRun]:
-    """All finished runs of a folder of runs, oldest first; flat `defaults` of settings that an older run has not."""
-    return [
-        FinishedRun(defaults | flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8"))), run.results)
-        for run in find_runs(runs_dir, finished=True)
-    ]
+def collect_runs(runs_dir: Path | str, defaults: Callable[[str], Mapping[str, Any]]) -> list[FinishedRun]:
+    """All finished runs of a folder of runs, oldest first.
+
+    Args:
+        runs_dir: the folder.
+        defaults: method's name -> flat settings, for those that an older run has not.
+    """
+    found = []
+    for run in find_runs(runs_dir, finished=True):
+        settings = flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
+        found.append(FinishedRun({**defaults(settings["method.name"]), **settings}, run.results))
+    return found
 
 
 def alike(
@@ -69,7 +78,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"method": {"rank": 8}} -> {"method.rank": 8}; dictionaries of free keys stay whole."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        inside = isinstance(value, Mapping) and key != "edge_delta"
+        inside = isinstance(value, Mapping) and key not in ("edge_delta", "trainer")
         flat |= flatten(value, f"{prefix}{key}.") if inside else {prefix + key: value}
     return flat
 

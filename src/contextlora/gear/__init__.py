@@ -1,5 +1,6 @@
 """ContextGear: training over unequal devices joined by slow links.
 
-devices -> workload -> cost -> plan -> schedule -> simulate       without torch
-                               plan -> roles -> executor -> strategy; peers, profile
+planning     devices, workload -> cost -> plan -> roles      without torch
+simulation   plan -> schedule -> simulate                    without torch
+execution    roles -> executor -> strategy; peers, profile
 """

@@ -33,8 +33,8 @@ class StageView:
         uses: task -> use, as they are now.
         history: all validations so far, as in metrics.jsonl.
         validate: task -> (accuracy, loss in nats) on its validation items by the weights of now.
-        gradient: (task, slice) -> gradient of the task's training loss by the slice's A and B, flat and in float32, over
-            a few training batches with the uses of now.
+        gradient: (task, slice) -> gradient of the task's training loss by the slice's A and B, flat, float32, over a
+            few training batches with the uses of now.
     """
 
     plan: TrainingPlan
@@ -78,10 +78,15 @@ class Method(ABC):
         return {}
 
     def peak_rate(self, group: str, learning_rate: float) -> float:
-        """Peak learning rate of a group of `AdaptedModel.parameter_groups`; `learning_rate` is that of a task's own ranks."""
+        """Peak learning rate of a group of `AdaptedModel.parameter_groups`.
+
+        Args:
+            group: its name.
+            learning_rate: of a task's own ranks.
+        """
         return learning_rate
 
-    def inject(self, adapted: AdaptedModel) -> None:
+    def inject(self, adapted: AdaptedModel) -> None:  # noqa: B027 - most methods need nothing
         """Puts what the method needs besides slices into the model, see `AdaptedModel.add_parts`."""
 
     def penalty(self, adapted: AdaptedModel, task: str) -> Tensor | None:

@@ -95,7 +95,9 @@ class TaskSet:
                     _check(item, task, folder, ancestors)
                     _enter_scene(item, task, split, split_of_scene)
                 if not found:
-                    raise TaskSetError(f"task {task.name} has no {split} item; each task needs at least one in every split")
+                    raise TaskSetError(
+                        f"task {task.name} has no {split} item; each task needs at least one in every split"
+                    )
                 splits[task.name, split] = found
         return cls(name, folder, known, graph, template, splits)
 

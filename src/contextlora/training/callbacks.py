@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from contextlora.training.checkpoint import write_atomically
+from contextlora.files import write_atomically
 from contextlora.training.module import ContextLoraModule
 
 LAST = "last.ckpt"
@@ -36,7 +36,7 @@ class RunCheckpoint(Checkpoint):
                 self.save_stage(*pl_module.ended_stage)
             # Rewritten whole from the checkpointed history: a resumed run repeats no line and loses none.
             lines = "".join(json.dumps(row) + "\n" for row in pl_module.progress.history)
-            write_atomically(self.metrics_file, lines.encode())
+            write_atomically(self.metrics_file, lines)
         # On every rank: all take part in collecting what is saved, one writes it.
         trainer.save_checkpoint(self.folder / LAST)
 

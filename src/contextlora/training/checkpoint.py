@@ -2,7 +2,6 @@
 """Checkpoints that survive a kill at any instant, and that say what is wrong with them."""
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from contextlora.errors import UserError, first_line
+from contextlora.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 KEY = "contextlora"  # our part of a Lightning checkpoint
 
 
@@ -37,22 +37,6 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replaces a file by new content as one step, also through a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One `Trainer.fit` for all stages, from the start or from a run's last checkpoint."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from contextlora.errors import ConfigError, first_line
+from contextlora.errors import ConfigError, first_line, suggestion
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from contextlora.training.module import ContextLoraModule
@@ -67,9 +68,6 @@ class TrainerSettings:
         devices: of this machine.
         num_nodes: machines, with as many devices each.
         options: further arguments of the Trainer.
-
-    Raises:
-        ConfigError: for an option that another setting decides.
     """
 
     accelerator: str = "auto"
@@ -79,8 +77,14 @@ class TrainerSettings:
     num_nodes: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises `ConfigError` for an option that another setting decides, or that no Trainer has."""
+        known = inspect.signature(Trainer.__init__).parameters
         for name in self.options:
+            if name not in known:
+                raise ConfigError(
+                    f"training.trainer.{name} is no argument of lightning.Trainer{suggestion(name, known)}"
+                )
             if name in OWN_OPTIONS:
                 raise ConfigError(f"training.trainer.{name} is decided by another setting: set {OWN_OPTIONS[name]}.")
 

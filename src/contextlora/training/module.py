@@ -28,6 +28,7 @@ from contextlora.training.optimizer import OptimizerSettings, build_optimizer
 from contextlora.training.staged import Answers, StagedModule
 from contextlora.training.stages import Progress, StageLength
 
+
 class ContextLoraModule(StagedModule):
     """Trains a data module's tasks as a method says, stage by stage; stops its Trainer after the last one.
 

@@ -66,6 +66,4 @@ def build_optimizer(
         if parameters
     ]
     optimizer = torch.optim.AdamW(parameter_groups)
-    return optimizer, LambdaLR(
-        optimizer, lambda step: rate_factor(first_step + step, num_steps, settings.warmup_share)
-    )
+    return optimizer, LambdaLR(optimizer, lambda step: rate_factor(first_step + step, num_steps, settings.warmup_share))

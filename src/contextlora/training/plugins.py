@@ -24,17 +24,25 @@ def build_plugins(entries: Sequence[Any], kind: type, key: str, folder: Path | N
     return [_build(entry, kind, key, folder) for entry in entries]
 
 
-def _build(entry: Any, kind: type, key: str, folder: Path | None) -> Any:
+def find_class(entry: Any, key: str) -> tuple[type, dict[str, Any]]:
+    """The class that an entry names and its arguments; raises `ConfigError` as `build_plugins`."""
     if isinstance(entry, str):
         entry = {"class_path": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
         raise ConfigError(f"{key}: each entry is an import path or {{class_path: ..., init_args: ...}}, got {entry!r}")
     if unknown := set(entry) - {"class_path", "init_args"}:
         raise ConfigError(f"{key}: an entry has the keys class_path and init_args, got {sorted(unknown)[0]!r}")
-    path, arguments = entry["class_path"], dict(entry.get("init_args") or {})
-    module, _, name = path.rpartition(".")
+    module, _, name = entry["class_path"].rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        return getattr(import_module(module), name), dict(entry.get("init_args") or {})
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{key}: there is no {entry['class_path']} ({first_line(error)})") from error
+
+
+def _build(entry: Any, kind: type, key: str, folder: Path | None) -> Any:
+    found, arguments = find_class(entry, key)
+    path = f"{found.__module__}.{found.__qualname__}"
+    try:
         if folder is not None and "save_dir" in inspect.signature(found).parameters:
             arguments.setdefault("save_dir", str(folder))
         made = found(**arguments)

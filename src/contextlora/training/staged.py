@@ -1,13 +1,11 @@
 """Stages: what trains in each, which answers its prompts hold, and how far training has come."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import lightning
 import torch
 
 from contextlora.adapters import AdaptedModel, AdapterConfig
-from contextlora.errors import ConfigError
 from contextlora.evaluation.evaluate import Evaluator
 from contextlora.graph.plan import SliceUse
 from contextlora.methods import Method, StageView
@@ -64,7 +62,7 @@ class StagedModule(lightning.LightningModule):
         return () if self.finished else self.plan.stages[self.progress.stage]
 
     def accuracies(self, split: str = "test") -> dict[str, float]:
-        """Task -> accuracy on a split, each with the model's own answers to its prerequisites where prompts hold them."""
+        """Task -> accuracy on a split, with the model's own answers to the prerequisites where prompts hold any."""
         tasks = self.data.taskset.graph.tasks
         return {task: self.evaluator.predict(task, split, self._deployed_context).accuracy for task in tasks}
 

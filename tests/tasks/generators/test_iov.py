@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextlora.backbones.vocabulary import WORDS
+from contextlora.backbones.pretraining.vocabulary import WORDS
 from contextlora.tasks.generators import iov
 from contextlora.tasks.prompts import render
 from contextlora.tasks.renderers import OBJECTS

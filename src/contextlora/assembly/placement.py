@@ -1,0 +1,58 @@
+"""Where a configured training runs: on how many processes, and in which roles."""
+
+import os
+from dataclasses import replace
+
+from contextlora.assembly.workloads import stage_workloads
+from contextlora.config import RunConfig, read_devices
+from contextlora.errors import ConfigError
+from contextlora.gear.execution.strategy import NAME as GEAR
+from contextlora.gear.planning.devices import Device, Fleet, Link
+from contextlora.gear.planning.plan import Plan, plan_training
+from contextlora.gear.planning.roles import StageRoles, stage_roles
+from contextlora.tasks.taskset import TaskSet
+
+# Processes of one machine: the plan depends on no more than that they are equal, that links are fast, and that a call
+# of a small model takes some milliseconds however few items it computes.
+LOCAL_FLOPS_PER_S, LOCAL_OVERHEAD_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 5e-3, 1e15, Link(1e10, 5e-5)
+
+
+def num_processes(config: RunConfig) -> int:
+    """Processes that train: those that torchrun started, else as many as `training.devices`.
+
+    Raises:
+        ConfigError: several, and another strategy than contextgear.
+    """
+    launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    size = int(os.environ["WORLD_SIZE"]) if launched else config.training.devices
+    if size > 1 and config.training.strategy != GEAR:
+        raise ConfigError(
+            f"training on several devices needs training.strategy={GEAR}: got {config.training.strategy} with {size} "
+            f"devices. Set it, or training.devices=1."
+        )
+    return size
+
+
+def plan_processes(config: RunConfig, taskset: TaskSet, size: int) -> tuple[Plan, list[StageRoles]]:
+    """Plans every stage for this many processes.
+
+    Raises:
+        ConfigError: the catalogue has another number of devices.
+    """
+    if config.gear.devices:
+        tree, path = read_devices(config.gear.devices)
+        fleet = Fleet.from_tree(tree, path.stem, str(path))
+    else:
+        figures = LOCAL_MEMORY_BYTES, LOCAL_OVERHEAD_S, LOCAL_FLOPS_PER_S
+        local = [Device(f"device-{i}", *figures) for i in range(size)]
+        fleet = Fleet("local", tuple(local), LOOPBACK)
+    if len(fleet.devices) != size:
+        raise ConfigError(
+            f"gear.devices must list one device for each process: {config.gear.devices} lists {len(fleet.devices)}, "
+            f"there are {size} processes. Change training.devices (torchrun: the number of processes) or the catalogue."
+        )
+    workloads, _ = stage_workloads(replace(config, gear=replace(config.gear, context="taskset")), taskset)
+    whole = [replace(workload, whole_model=True) for workload in workloads]
+    made = plan_training(fleet, whole, config.gear.cache_answers, config.gear.layouts)
+    names = [device.name for device in fleet.devices]
+    return made, [stage_roles(stage, names, config.gear.cache_answers) for stage in made.stages]

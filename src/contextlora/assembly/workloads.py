@@ -1,0 +1,118 @@
+"""The work of every stage of a configured training, as the planner wants it. Nothing here or below imports torch."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contextlora.config import RunConfig
+from contextlora.errors import UserError
+from contextlora.gear.planning.model_size import ModelSize
+from contextlora.gear.planning.workload import Workload, estimate_workloads
+from contextlora.methods import build_method
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, render, resolve_image_view
+from contextlora.tasks.taskset import TaskSet
+
+BUNDLED = Path(__file__).parents[1] / "backbones" / "bundled"
+TOKENS_PER_WORD = 4 / 3  # English prose under a byte-pair vocabulary, where there is no tokenizer to ask
+
+
+def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload, ...], list[str]]:
+    """The work of every stage, and what to know about its figures."""
+    folder = _model_folder(config.model.name)
+    description = _read_json(folder / "config.json")
+    size = ModelSize.from_config(description, str(folder / "config.json"))
+    image = resolve_image_view(config.taskset.image, size.vision is not None)
+    method_plan = build_method(config.method).plan(taskset.graph, config.taskset.scope)
+    mode = "gold" if config.gear.context == "predicted" or config.taskset.context != "none" else "none"
+    tokens, counted = count_tokens(config, taskset, size, image, mode, folder)
+    answers_needed = config.gear.context == "predicted" or config.taskset.context == "predicted"
+    tasks = taskset.graph.tasks
+    workloads = estimate_workloads(
+        size,
+        taskset.graph,
+        method_plan,
+        tokens=tokens,
+        images={t: image == "image" and any(i.image for i in taskset.items(t, "train")) for t in tasks},
+        num_items={task: len(taskset.items(task, "train")) for task in tasks},
+        batch_size=config.training.batch_size,
+        steps_per_task=config.training.steps_per_task,
+        answers_needed=answers_needed,
+        bytes_per_number=4 if config.model.dtype == "float32" else 2,
+    )
+    parameters = size.num_text_parameters + (size.vision.num_parameters if size.vision else 0)
+    notes = [f"model: {config.model.name}, {parameters / 1e6:,.1f} M parameters; tokens: {counted}"]
+    if answers_needed and config.taskset.context != "predicted":
+        notes.append(
+            f"planned with the model's own answers in the prompts; your training uses taskset.context="
+            f"{config.taskset.context}, which needs no prerequisite passes: plan that with gear.context=taskset"
+        )
+    return workloads, notes
+
+
+def count_tokens(
+    config: RunConfig, taskset: TaskSet, size: ModelSize, image: str, mode: str, folder: Path
+) -> tuple[dict[str, int], str]:
+    """Tokens of the longest prompt in a first batch of each task, and how they were counted."""
+    texts: dict[str, list[str]] = {}
+    for task in taskset.graph.tasks:
+        names = taskset.graph.prerequisites(task, config.taskset.scope)
+        texts[task] = [
+            render(
+                item,
+                taskset.tasks[task],
+                context_of(item, names, mode, {}),
+                template=taskset.template,
+                image=image,
+                answer_format=config.taskset.answer_format,
+                folder=taskset.folder,
+            ).text
+            for item in taskset.items(task, "train")[: config.training.batch_size]
+        ]
+    image_tokens = size.vision.num_image_tokens if size.vision else 0
+    count, how = _counter(folder / "tokenizer.json")
+    longest = {
+        task: max(
+            length + image_tokens * (IMAGE_PLACEHOLDER in text)
+            for text, length in zip(rows, count([text.replace(IMAGE_PLACEHOLDER, "") for text in rows]), strict=True)
+        )
+        for task, rows in texts.items()
+    }
+    return longest, f"{how}; the longest prompt of a first batch, {', '.join(f'{t} {n}' for t, n in longest.items())}"
+
+
+def _counter(tokenizer_file: Path) -> tuple[Callable[[list[str]], list[int]], str]:
+    """Texts -> tokens of each, and how that is found."""
+    if not tokenizer_file.is_file():
+        how = f"estimated at {TOKENS_PER_WORD:.2f} a word, as the model has no tokenizer.json"
+        return lambda texts: [round(TOKENS_PER_WORD * len(text.split())) for text in texts], how
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    return lambda texts: [len(row.ids) for row in tokenizer.encode_batch(texts)], "counted with tokenizer.json"
+
+
+def _model_folder(name: str) -> Path:
+    """The folder with a model's config.json: the bundled one, a local one, or a hub model's in the local cache."""
+    folder = BUNDLED if name == "bundled" else Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    # Where huggingface_hub keeps what was downloaded; the newest, if there are several revisions.
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
+    snapshots = hub.expanduser() / f"models--{name.replace('/', '--')}" / "snapshots"
+    if name.count("/") == 1 and (found := list(snapshots.glob("*/config.json"))):
+        return max(found, key=lambda path: path.stat().st_mtime).parent
+    raise UserError(
+        f"plan needs the config.json of model {name}; give its folder, or load the model once to download it"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(tree).__name__}")
+    return tree

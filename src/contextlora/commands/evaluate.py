@@ -1,0 +1,66 @@
+"""`contextlora evaluate`, and the evaluation that ends a training."""
+
+import time
+from contextlib import nullcontext
+from typing import Any
+
+from contextlora.assembly.build import build_data, build_module, compute_device
+from contextlora.assembly.stage_files import StageFiles
+from contextlora.commands import CONSOLE
+from contextlora.config import RunConfig
+from contextlora.evaluation.report import references_table, results_table
+from contextlora.evaluation.suite import evaluate_suite
+from contextlora.gear.execution.peers import Peers
+from contextlora.gear.execution.process_groups import Groups, broadcast_tree
+from contextlora.graph.plan import SliceUse
+from contextlora.runs import RunFolder
+from contextlora.training.module import ContextLoraModule
+
+
+def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
+    """Evaluates a finished run again, from its stages' weights, and prints the tables; changes nothing.
+
+    Args:
+        config: the run's own settings, or others such as `evaluation.split=validation`.
+        run: a finished run.
+    """
+    results = run.results | measure(config, build_module(config, build_data(config)), run)
+    print_results(results)
+    return results
+
+
+def measure(
+    config: RunConfig, module: ContextLoraModule, run: RunFolder | None, peers: Peers | None = None
+) -> dict[str, Any]:
+    """Evaluates the stages of a run folder; its peers share the work and need no folder."""
+    began = time.monotonic()
+    module.adapted.to(compute_device(config))  # Lightning leaves it on the CPU
+    if peers is not None:
+        module.evaluator.share(peers.run_in_turn)
+
+    files = StageFiles(run.folder("checkpoints"), module) if run else None
+
+    def load_stage(stage: int) -> None:
+        if files is not None:
+            files.load(stage)
+        if peers is not None:
+            ours = (module.adapted.adapter_state(), module.progress.uses) if files else None
+            state, uses = broadcast_tree(ours, 0, Groups())
+            module.adapted.load_adapter_state(state)
+            module.set_uses({task: SliceUse(tuple(own), rest) for task, (own, rest) in uses.items()})
+
+    with CONSOLE.status("evaluating") if run else nullcontext():
+        found = evaluate_suite(
+            module.evaluator,
+            module.plan.stages,
+            load_stage,
+            context=config.taskset.context,
+            split=config.evaluation.split,
+        )
+    return found | {"split": config.evaluation.split, "evaluation_seconds": time.monotonic() - began}
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The tables of a run's results.json."""
+    CONSOLE.print(results_table(results))
+    CONSOLE.print(references_table(results))

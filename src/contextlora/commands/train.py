@@ -1,0 +1,203 @@
+"""`contextlora train`: one run from its configuration to its figures; `resume` goes on in the middle of it."""
+
+import os
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from matplotlib.figure import Figure
+
+from contextlora.assembly.build import build_data, build_module, compute_device, trainer_settings
+from contextlora.assembly.placement import num_processes, plan_processes
+from contextlora.assembly.provenance import describe, facts, peak_memory_bytes
+from contextlora.assembly.stage_files import StageFiles
+from contextlora.commands import CONSOLE
+from contextlora.commands.evaluate import measure, print_results
+from contextlora.commands.export import export_tasks
+from contextlora.config import RunConfig, to_yaml
+from contextlora.evaluation.plots import learning_figure, matrix_figure, plan_figure, save_figure
+from contextlora.evaluation.report import (
+    graph_table,
+    log_results,
+    partition_table,
+    stages_table,
+)
+from contextlora.files import write_atomically
+from contextlora.gear.execution.peers import Peers
+from contextlora.gear.planning.plan import Plan
+from contextlora.gear.processes import is_first_process, joined, together
+from contextlora.runs import RunFolder, find_runs
+from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.tracking import Tracker, open_tracker
+from contextlora.training.callbacks import LAST
+from contextlora.training.fit import fit
+from contextlora.training.loggers import TrackerLogger
+from contextlora.training.memory import estimate_memory
+from contextlora.training.module import ContextLoraModule
+from contextlora.training.plugins import build_plugins, find_class
+
+
+def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
+    """Trains, evaluates, exports and reports one run; with `dry_run` only shows what it would be."""
+    began = time.monotonic()
+    if dry_run:
+        return show_plan(config)
+    if not is_first_process():
+        train_alongside(config)
+        return None
+    with joined(num_processes(config), compute_device(config), train_alongside, config) as peers:
+        # Before there is a run folder: a mistake leaves nothing behind.
+        module, plan = module_and_plan(config, peers)
+        run = _new_folder(config)
+        with run.recording():
+            carry_out(config, module, run, began, peers, plan)
+    return run
+
+
+def _new_folder(config: RunConfig) -> RunFolder:
+    """A new run folder, or that of the attempt before where torchrun starts the processes again."""
+    if "TORCHELASTIC_MAX_RESTARTS" in os.environ:  # not its count of restarts: that of a peer's node may differ
+        for run in reversed(find_runs(config.runs_dir, finished=False)):
+            if run.has_same_parent and run.config_file.read_text(encoding="utf-8") == to_yaml(config):
+                run.claim()
+                return run
+    return RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, config.seed, to_yaml(config))
+
+
+def train_alongside(config: RunConfig) -> None:
+    """What every process but the first does: its part of training and evaluation, nothing else."""
+    with joined(num_processes(config), compute_device(config), train_alongside, config) as peers:
+        module, _ = module_and_plan(config, peers)
+        _train_and_evaluate(config, module, None, Tracker(), peers)
+
+
+def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLoraModule, Plan | None]:
+    """The module that trains, with the plan that it follows among peers."""
+    for key in ("callbacks", "loggers"):
+        for entry in getattr(config.training, key):
+            find_class(entry, f"training.{key}")
+    settings, data = trainer_settings(config), build_data(config)
+    settings.check()
+    if peers is None:
+        return build_module(config, data), None
+    peers.compare(facts(config, data))
+    plan, roles = plan_processes(config, data.taskset, peers.size)
+    if is_first_process():
+        for stage in roles:
+            CONSOLE.print(stage.summary, highlight=False, soft_wrap=True)
+    return build_module(config, data, roles), plan
+
+
+def show_plan(config: RunConfig) -> None:
+    """Prints what a run would be, and what it would need; writes nothing but a task set that is not there yet."""
+    data = build_data(config)
+    module = build_module(config, data)
+    graph, plan, adapted, training = data.taskset.graph, module.plan, module.adapted, config.training
+    uses = [{task: plan.uses[task] for task in stage} for stage in plan.stages]
+    trainable = [adapted.num_trainable(stage) for stage in uses]
+    steps = [training.steps_per_task * len(stage) for stage in plan.stages]
+    CONSOLE.print(to_yaml(config), highlight=False)
+    for table in (graph_table(graph), partition_table(plan), stages_table(plan, steps, trainable)):
+        CONSOLE.print(table)
+    num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
+    total = adapted.num_parameters()
+    CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
+    widest = max(_batch_width(data, task) for task in graph.tasks)
+    CONSOLE.print(str(estimate_memory(adapted.model, total, max(trainable), training.batch_size, widest)))
+
+
+def _batch_width(data: TaskSetDataModule, task: str) -> int:
+    """Columns of a first batch with the right answers in it, image included."""
+    items = data.taskset.items(task, "train")[: data.batch_size]
+    batch = data.encode_items(task, items, [data.right_context(task, item) for item in items])
+    return batch.inputs["input_ids"].shape[1]
+
+
+def carry_out(
+    config: RunConfig,
+    module: ContextLoraModule,
+    run: RunFolder,
+    began: float,
+    peers: Peers | None = None,
+    plan: Plan | None = None,
+) -> None:
+    """Everything of a run from its folder on; see `train`.
+
+    Args:
+        config, module: of the run.
+        run: gets all files.
+        began: `time.monotonic()` of the start.
+        peers: the other processes, if there are any.
+        plan: what they follow.
+    """
+    if plan is not None:
+        write_atomically(run.path / "plan.json", plan.to_json() + "\n")
+    tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
+    succeeded = False
+    try:
+        tracker.log_config(asdict(config))
+        _draw("plan", plan_figure(module.data.taskset.graph, module.plan), run, tracker)
+        figures = _train_and_evaluate(config, module, run, tracker, peers)
+        results = describe(config, module) | {
+            "train_seconds": module.progress.seconds,
+            "gradient_steps": {"total": module.progress.total_steps, "stages": module.progress.steps_taken},
+        }
+        results |= figures
+        if module.method.exports_lora:
+            export_tasks(module, run)
+        _draw("accuracy_matrix", matrix_figure(results["accuracy_matrix"], module.plan.stages), run, tracker)
+        _draw("learning", learning_figure(run.history), run, tracker)
+        log_results(tracker, results)
+        results["total_seconds"] = time.monotonic() - began
+        results["peak_memory_bytes"] = peak_memory_bytes()
+        run.finish(results)
+        succeeded = True
+    finally:
+        tracker.finish(succeeded)
+    print_results(results)
+    _print_where(run, tracker, results)
+    if not module.method.exports_lora:
+        CONSOLE.print(f"no adapters: {config.method.name} is no ordinary LoRA, which PEFT could load", soft_wrap=True)
+
+
+def _train_and_evaluate(
+    config: RunConfig,
+    module: ContextLoraModule,
+    run: RunFolder | None,
+    tracker: Tracker,
+    peers: Peers | None,
+) -> dict[str, Any]:
+    """Trains and evaluates; without a run folder (every process but the first) nothing is written."""
+    checkpoints, training = run.folder("checkpoints") if run else Path(), config.training
+    with together(peers, str(checkpoints / LAST)):
+        fit(
+            module,
+            trainer_settings(config, peers.size if peers else 1),
+            checkpoints=checkpoints if run else Path(os.devnull),
+            metrics_file=run.metrics_file if run else Path(os.devnull),
+            save_stage=StageFiles(checkpoints, module).save,
+            console=CONSOLE if config.training.progress and run else None,
+            callbacks=build_plugins(training.callbacks, Callback, "training.callbacks"),
+            loggers=[
+                TrackerLogger(tracker),
+                *build_plugins(training.loggers, Logger, "training.loggers", run.path if run else None),
+            ],
+            agree=partial(peers.share, "state") if peers else str,
+        )
+        return measure(config, module, run, peers)
+
+
+def _draw(name: str, figure: Figure, run: RunFolder, tracker: Tracker) -> None:
+    tracker.log_image(name, save_figure(figure, run.folder("figures") / f"{name}.png"))
+
+
+def _print_where(run: RunFolder, tracker: Tracker, results: dict[str, Any]) -> None:
+    seconds = [results[key] for key in ("total_seconds", "train_seconds", "evaluation_seconds")]
+    CONSOLE.print("time: {:.0f} s (training {:.0f} s, evaluation {:.0f} s)".format(*seconds))
+    CONSOLE.print(f"run: {os.path.relpath(run.path)}", soft_wrap=True)
+    if tracker.how_to_show:
+        CONSOLE.print(f"show: {tracker.how_to_show}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Plans carried out by the processes of torch.distributed, with and without Lightning."""

@@ -1,0 +1,1 @@
+"""What a plan does over time: schedule -> simulated time line. No torch."""

@@ -1,0 +1,179 @@
+"""Whole runs of a tiny task set and tiny models: results, resuming, refusals, comparison."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from contextlora.assembly import run_parts
+from contextlora.backbones.scoring import encode, option_scores
+from contextlora.commands.evaluate import evaluate
+from contextlora.commands.resume import resume
+from contextlora.commands.train import train
+from contextlora.config import load_config, to_yaml
+from contextlora.errors import UserError
+from contextlora.runs import RunFolder, find_runs, latest_run
+from contextlora.tasks.prompts import render
+from contextlora.training.checkpoint import CheckpointError
+from contextlora.training.module import ContextLoraModule
+
+TASK_KEYS = ["chance", "zero_shot", "own_stage", "final", "end_to_end", "n"]
+
+
+def stage_weights(run):
+    return [load_file(path) for path in sorted((run.path / "checkpoints").glob("stage-*.safetensors"))]
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_leaves_everything_that_is_promised(make_config):
+    config = make_config()
+    run = train(config)
+    assert run.state == "finished"
+    assert latest_run(config.runs_dir).path == run.path
+    results = json.loads(run.results_file.read_text())
+    expected = "taskset method seed delta context trainable_parameters train_seconds tasks".split()
+    assert set(expected) < set(results)
+    assert (results["taskset"], results["method"], results["delta"], results["context"]) == (
+        "tiny",
+        "contextlora",
+        0.5,
+        "predicted",
+    )
+    assert list(results["tasks"]) == ["a", "b", "c", "d"]
+    assert all(list(row) == TASK_KEYS for row in results["tasks"].values())
+    assert results["gradient_steps"] == {"total": 20, "stages": [10, 5, 5]}
+    assert [row["stage"] for row in run.history] == [0, 0, 0, 1, 1, 1, 2, 2, 2]  # each validates three times
+    figures = {path.name for path in (run.path / "figures").iterdir()}
+    assert figures == {"plan.png", "accuracy_matrix.png", "learning.png"}
+    assert load_config(saved=run.config_file) == config
+
+
+def test_an_exported_adapter_scores_as_the_run_did_in_plain_peft(make_config, model_folder):
+    run = train(make_config("training.learning_rate=0.05"))
+    parts = run_parts(load_config(saved=run.config_file))
+    parts.load_stage(run.path / "checkpoints", 2)
+    prompts = [render(item, parts.taskset.tasks["d"]) for item in parts.taskset.items("d", "test")]
+    batch = encode(parts.backbone, prompts)
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, run.path / "adapters" / "d").eval()
+    with torch.no_grad(), parts.adapted.eval().active(parts.plan.uses["d"], "d"):
+        ours = option_scores(parts.adapted.model, batch)
+        theirs = option_scores(model, batch)
+    assert (ours - theirs).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["joint", "per_task", "sequential"])
+def test_other_methods_take_the_same_steps_with_the_same_parameters(method, make_config):
+    ours = run_parts(make_config("method.variant=paper")).adapted.num_parameters()
+    results = train(make_config(f"method={method}", "method.variant=paper")).results
+    assert results["gradient_steps"]["total"] == 20
+    assert results["trainable_parameters"] == ours
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma", "gpt2"])
+def test_other_architectures_go_the_same_way(kind, make_config, other_model_folder):
+    run = train(make_config(f"model={other_model_folder(kind)}", "training.steps_per_task=2"))
+    assert run.state == "finished"
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_no_run(make_config, capsys):
+    config = make_config("method.delta=0.5")
+    assert train(config, dry_run=True) is None
+    assert not Path(config.runs_dir).exists()
+    shown = capsys.readouterr().out
+    for text in ("delta: 0.5", "task graph", "rank partition, R = 8", "1/1/0", "trainable: ", "memory: about"):
+        assert text in shown
+
+
+def test_evaluating_a_run_again_gives_the_same_figures(make_config):
+    config = make_config()
+    run = train(config)
+    again = evaluate(config, run)
+    for key in ("tasks", "accuracy_matrix", "interference", "validation", "references", "calibration", "bias"):
+        assert json.loads(json.dumps(again[key])) == run.results[key], key
+
+
+def test_ctrl_c_leaves_an_interrupted_run_that_resumes_to_the_same_weights(make_config, monkeypatch):
+    whole = train(make_config())
+    start = ContextLoraModule.on_train_epoch_start
+
+    def interrupt(self):
+        start(self)
+        if len(self.progress.history) == 4:
+            raise KeyboardInterrupt
+
+    config = make_config()
+    monkeypatch.setattr(ContextLoraModule, "on_train_epoch_start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(ContextLoraModule, "on_train_epoch_start", start)
+    (run,) = find_runs(config.runs_dir, finished=False)
+    assert run.state == "interrupted"
+    resume(run)
+    assert run.state == "finished"
+    assert_same(stage_weights(run), stage_weights(whole))
+    with pytest.raises(UserError, match="is finished"):
+        resume(run)
+
+
+def test_a_killed_process_resumes_to_the_same_weights(make_config):
+    config = make_config("training.steps_per_task=24", "training.validate_every_steps=4")
+    expected = stage_weights(train(config))
+    (whole,) = Path(config.runs_dir).glob("*/*/*/config.yaml")
+    code = (
+        "import sys; from contextlora.commands.train import train; from contextlora.config import load_config;"
+        "from pathlib import Path; train(load_config(saved=Path(sys.argv[1])))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(whole)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 300
+        killed = None
+        while killed is None and time.monotonic() < deadline and process.poll() is None:
+            started = [
+                path for path in Path(config.runs_dir).glob("*/*/*/metrics.jsonl") if whole.parent != path.parent
+            ]
+            if started and len(started[0].read_text().splitlines()) >= 7:  # in the second stage
+                process.send_signal(signal.SIGKILL)
+                killed = RunFolder(started[0].parent)
+    finally:
+        process.kill()
+        process.wait()
+    assert killed is not None
+    assert killed.state == "interrupted"
+    assert not killed.results_file.exists()
+    resume(killed)
+    assert_same(stage_weights(killed), expected)
+
+
+def test_a_checkpoint_of_another_backbone_is_refused_when_resuming(make_config, other_model_folder, monkeypatch):
+    config = make_config()
+    run = train(config)
+    other = RunFolder.create(config.runs_dir, "tiny", "contextlora", 0, to_yaml(make_config("model.dtype=bfloat16")))
+    (run.path / "checkpoints").rename(other.path / "checkpoints")
+    other._set_state("interrupted")
+    with pytest.raises(CheckpointError, match=r"with the dtype that it was made with: it has torch\.float32"):
+        resume(other)
+
+
+def test_a_mistake_leaves_no_run_folder(make_config):
+    config = make_config("method.edge_delta={'a->d': 0.5, 'b->d': 0.5}")
+    with pytest.raises(UserError, match="b->d"):
+        train(config)
+    with pytest.raises(UserError, match=r"needs training\.strategy=contextgear"):
+        train(make_config("training.devices=2"))
+    assert not Path(config.runs_dir).exists()

@@ -1,0 +1,82 @@
+"""Training on several processes of this machine through the workflow, and what is refused before it starts."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextlora.commands.train import train
+from contextlora.config import RunConfig
+from contextlora.errors import ConfigError
+from contextlora.evaluation.compare import flatten
+from contextlora.placement import num_processes, plan_processes
+from contextlora.runs import RunFolder
+from contextlora.tasks.taskset import TaskSet
+
+GEAR = ("training.strategy=contextgear", "training.devices=2")
+
+
+def command_line(config: RunConfig) -> list[str]:
+    """All settings as arguments."""
+    return [f"{key}={value}" for key, value in flatten(asdict(config)).items() if value not in (None, {}, "")]
+
+
+def test_two_processes_leave_the_run_of_one(make_config):
+    alone = train(make_config("training.steps_per_task=8"))
+    config = make_config("training.steps_per_task=8", *GEAR)
+    # In a process of its own: this one will be forked by other tests, which it cannot after talking to peers.
+    command = [sys.executable, "-m", "contextlora", "train", *command_line(config)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    (folder,) = set(alone.path.parent.iterdir()) - {alone.path}  # one, so none of the other rank
+    run = RunFolder.open(folder)
+    assert run.state == "finished"
+    assert shown.stderr == ""
+    assert shown.stdout.count("accuracy in %") == 2  # the tables of rank 0 only
+    assert "stage 2: contextgear, device-0 train, device-1 run the chains" in shown.stdout
+    stages = json.loads((run.path / "plan.json").read_text())["stages"]
+    assert [stage["candidates"][0]["strategy"] for stage in stages] == ["one device", "contextgear", "contextgear"]
+    # One device trains in every stage of this plan, so no reduction differs.
+    for file in sorted((alone.path / "checkpoints").glob("stage-*.safetensors")):
+        found, expected = load_file(run.path / "checkpoints" / file.name), load_file(file)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert run.results["tasks"] == alone.results["tasks"]
+    assert {path.name for path in (run.path / "adapters").iterdir()} == {"a", "b", "c", "d"}
+
+
+def test_layer_pipelines_can_be_forced(make_config, tmp_path):
+    """On devices so slow that the overhead of a call counts for nothing, each stage is a pipeline of both."""
+    catalogue = tmp_path / "slow.yaml"
+    device = "{flops_per_s: 1.0e3, memory_bytes: 1.0e9}"
+    link = "{bandwidth_bits_per_s: 1.0e9, latency_s: 0.0}"
+    catalogue.write_text(f"devices:\n  a: {device}\n  b: {device}\nlink: {link}\n")
+    settings = ("method.delta=1", "training.steps_per_task=8", "taskset.context=gold")
+    alone = train(make_config(*settings))
+    config = make_config(*settings, *GEAR, f"gear.devices={catalogue}", "gear.layouts=[1f1b]")
+    command = [sys.executable, "-m", "contextlora", "train", *command_line(config)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.count("(1f1b, cut before layer 1) train") == 3
+    (folder,) = set(alone.path.parent.iterdir()) - {alone.path}
+    for file in sorted((alone.path / "checkpoints").glob("stage-*.safetensors")):
+        found, expected = load_file(folder / "checkpoints" / file.name), load_file(file)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_several_devices_need_the_strategy(make_config):
+    assert num_processes(make_config(*GEAR)) == 2
+    with pytest.raises(ConfigError, match=r"needs training.strategy=contextgear: got auto with 2 devices"):
+        num_processes(make_config("training.devices=2"))
+
+
+def test_a_catalogue_has_one_device_for_each_process(make_config, taskset_folder: Path):
+    config, taskset = make_config("gear.devices=laptops2"), TaskSet.load(taskset_folder)
+    plan, roles = plan_processes(config, taskset, 2)
+    assert plan.fleet == "laptops2"
+    assert len(roles) == 3
+    with pytest.raises(ConfigError, match=r"gear.devices must list one device for each process: laptops2 lists 2"):
+        plan_processes(config, taskset, 3)
