@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contextlora.adapters.dropout import Shard
 from PIL import Image
 
 from contextlora.adapters import AdaptedModel, AdapterConfig

@@ -1,4 +1,3 @@
-from collections import Counter
 from itertools import pairwise
 
 import lightning
@@ -82,6 +81,8 @@ def test_context(make):
     module.set_answers({("a", f"train{index}"): "green" for index in range(3)})
     assert all("given : a green ." in text for text in train_texts(module, 0, 1, 1)[0])
     assert not any("given" in text for batch in train_texts(make(), 0, 0, 6) for text in batch)
+    with pytest.raises(TaskSetError, match="context must be one of none, gold, predicted, got 'golden'"):
+        make(context="golden")
 
 
 def test_encode_items_renders_with_the_settings(make):

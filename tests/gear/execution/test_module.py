@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from contextlora.assembly import run_parts, trainer_settings, training_module
+from contextlora.assembly.build import build_data, build_module, trainer_settings
+from contextlora.assembly.stage_files import StageFiles
 from contextlora.gear.execution.peers import Peers
 from contextlora.gear.planning.roles import Pipeline, StageRoles, TaskRoles
 from contextlora.gear.processes import together
@@ -68,7 +69,7 @@ def chain_folder(taskset_folder, tmp_path_factory) -> Path:
 def train(config, folder, roles=None):
     """One rank's training, or that of one process: weights and validations."""
     peers = Peers(torch.device("cpu")) if roles else None
-    parts = run_parts(config)
+    parts = build_module(config, build_data(config))
     if isinstance(roles, TaskRoles):
         roles = StageRoles({"": roles}, True, "")
     stages = [roles and replace(roles, tasks=dict.fromkeys(stage, roles.tasks[""])) for stage in parts.plan.stages]
@@ -81,7 +82,7 @@ def train(config, folder, roles=None):
             trainer_settings(config, peers),
             checkpoints=folder if is_first else Path(os.devnull),
             metrics_file=folder / "metrics.jsonl",
-            save_stage=lambda stage: parts.save_stage(folder, stage),
+            save_stage=StageFiles(folder, module).save,
             log=lambda metrics, step: None,
             console=None,
             agree=(lambda state: peers.share("state", state)) if peers else str,
