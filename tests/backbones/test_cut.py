@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from contextlora.adapters.dropout import Shard
 from PIL import Image
 
 from contextlora.adapters import AdaptedModel, AdapterConfig
@@ -115,7 +114,8 @@ def test_a_stage_on_some_rows_drops_what_the_whole_batch_would(num_tokens, backb
 
 def test_check_takes_what_fits_and_refuses_what_does_not(backbone):
     adapted = adapted_by(backbone("qwen2"), dropout=0.5)
-    cut = CutModel(adapted.model)
+    cut, masks = CutModel(adapted.model), share_masks(adapted, seed=0)
+    masks.rows, masks.batch_size = range(BATCH), BATCH
     with adapted.active(USE, "v"):
         cut.check(text_batch(), STAGES)
         cut.check(text_batch(num_tokens=3), STAGES)
