@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from contextlora.assembly.build import build_data, build_module
 from contextlora.assembly.stage_files import StageFiles
-from contextlora.backbones.scoring import encode, option_scores
+from contextlora.backbones.scoring import option_scores
 from contextlora.commands.evaluate import evaluate
 from contextlora.commands.resume import resume
 from contextlora.commands.train import train
@@ -66,10 +66,11 @@ def test_a_run_leaves_everything_that_is_promised(make_config):
 
 def test_an_exported_adapter_scores_as_the_run_did_in_plain_peft(make_config, model_folder):
     run = train(make_config("training.learning_rate=0.05"))
-    parts = run_parts(load_config(saved=run.config_file))
+    config = load_config(saved=run.config_file)
+    parts = build_module(config, build_data(config))
     StageFiles(run.path / "checkpoints", parts).load(2)
     prompts = [render(item, parts.data.taskset.tasks["d"]) for item in parts.data.taskset.items("d", "test")]
-    batch = encode(parts.data.backbone, prompts)
+    batch = parts.data.backbone.encode(prompts)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, run.path / "adapters" / "d").eval()
     with torch.no_grad(), parts.adapted.eval().active(parts.uses["d"], "d"):

@@ -16,8 +16,7 @@ from contextlora.evaluation.plots import (
     save_figure,
 )
 from contextlora.graph import TaskGraph
-from contextlora.methods import build_plan
-from contextlora.settings import MethodConfig
+from contextlora.methods.contextlora import ContextLora, ContextLoraSettings
 
 GRAPH = TaskGraph({"a": [], "b": [], "c": ["a", "b"], "d": ["a", "c"]})
 
@@ -27,7 +26,7 @@ def texts(axes):
 
 
 def test_the_plan_shows_every_task_edge_and_rank():
-    plan = build_plan(GRAPH, MethodConfig(rank=2, delta=0.5))
+    plan = ContextLora(ContextLoraSettings(rank=2, delta=0.5)).plan(GRAPH)
     left, right = plan_figure(GRAPH, plan).axes
     assert {"a", "b", "c", "d"} < texts(left)
     assert sum(isinstance(patch, FancyBboxPatch) for patch in left.patches) == 4

@@ -18,8 +18,7 @@ from contextlora.evaluation.report import (
     stages_table,
 )
 from contextlora.graph import TaskGraph
-from contextlora.methods import build_plan
-from contextlora.settings import MethodConfig
+from contextlora.methods.contextlora import ContextLora, ContextLoraSettings
 
 GRAPH = TaskGraph({"hazard": [], "grip": [], "manoeuvre": ["hazard", "grip"]})
 ROW = {"chance": 0.25, "zero_shot": 0.2, "own_stage": 0.95, "final": 0.94, "end_to_end": 0.931, "n": 500}
@@ -60,7 +59,7 @@ def test_the_references_table_takes_the_best_prerequisite():
 
 
 def test_the_dry_run_s_tables_show_graph_partition_and_statuses():
-    plan = build_plan(GRAPH, MethodConfig(rank=4, delta=0.5))
+    plan = ContextLora(ContextLoraSettings(rank=4, delta=0.5)).plan(GRAPH)
     assert ["2", "manoeuvre", "hazard,", "grip"] in shown(graph_table(GRAPH))
     assert ["grip", "4-7", "grip,", "manoeuvre"] in shown(partition_table(plan))
     lines = shown(stages_table(plan, steps=[800, 400], trainable=[1000, 12345]))

@@ -38,6 +38,10 @@ class Stub:
     def predicted_words(self, task, split, items):
         return {item.scene: "yes" for item in items}
 
+    @property
+    def uses(self):
+        return self.plan.uses
+
     def load(self, stage):
         self.stage = stage
         self.loads.append(stage)
@@ -72,7 +76,7 @@ def stub():
 
 
 def test_accuracies_stand_where_they_belong(stub):
-    found = evaluate_suite(stub, stub.load, context="gold", split="test")
+    found = evaluate_suite(stub, stub.plan.stages, stub.load, context="gold", split="test")
     assert stub.loads == [0, 1]
     assert found["tasks"]["a"] == {
         "chance": 0.5,
