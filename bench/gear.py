@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 
 import torch.distributed as dist
+from contextlora.workloads import stage_workloads
 from emulation import Variant, run
 from gear_table import draw, report
 from links import LINKS, Network, why_not
@@ -53,7 +54,6 @@ from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.workload import Workload
 from contextlora.runs import write_atomically
 from contextlora.tasks.tasksets import load_taskset
-from contextlora.workloads import stage_workloads
 
 WARM_STEPS, TIMED_STEPS = 2, 6
 KEPT_STEPS = (3, 8)  # with chains, and after; one of the latter is the change

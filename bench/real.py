@@ -12,6 +12,7 @@ from functools import cache
 from statistics import median
 
 import torch.nn.functional as F
+from contextlora.placement import LOOPBACK
 from emulation import Variant, train
 from links import LINKS, Network
 from processes import Processes
@@ -25,7 +26,6 @@ from contextlora.evaluation.report import markdown_table
 from contextlora.gear.execution.executor import Shard
 from contextlora.gear.planning.devices import Device
 from contextlora.gear.planning.workload import Workload
-from contextlora.placement import LOOPBACK
 
 WARM_STEPS, TIMED_STEPS = 1, 3
 NAMES = (ONE, DATA, PLAIN, GEAR)

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from torch import nn
 
 from contextlora.graph import RankPartition, SliceUse
 

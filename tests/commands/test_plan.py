@@ -100,7 +100,7 @@ def test_tokens_are_counted_with_the_tokenizer_or_estimated_from_words(
     (_, _, stage), notes = workloads.stage_workloads(config, taskset)
     # `sees p q . d ? given : a red , c blue . options : red , blue , green . answer :` has 6 + 8 + 8 + 2 words
     assert "counted with tokenizer.json" in notes[0] and "a 16, b 16, c 24, d 24" in notes[0]
-    assert stage.tasks[0].boundary_bytes == 32 * 32 * 4  # 24 are padded to 32; h = 32 of the tiny model in float32
+    assert stage.tasks[0].boundary_bytes == 24 * 32 * 4  # 24 tokens; h = 32 of the tiny model in float32
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text((model_folder / "config.json").read_text())

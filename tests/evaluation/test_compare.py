@@ -65,13 +65,10 @@ def test_of_two_runs_with_one_seed_the_later_counts():
 def test_a_run_that_is_older_than_a_setting_counts_with_its_default(tmp_path):
     made = RunFolder.create(tmp_path, "t", "joint", 0, "seed: 0\ntaskset: {name: t}\nmethod: {name: joint}\n")
     made.finish({"tasks": {}})
-    (found,) = collect_runs(tmp_path, lambda method: {"seed": 7, "taskset.train_items": method})
-    assert found.settings == {
-        "seed": 0,
-        "taskset.name": "t",
-        "taskset.train_items": "joint",
-        "method.name": "joint",
-    }
+    defaults = {"joint": {"seed": 7, "taskset.train_items": None, "method.rank": 2}}
+    (found,) = collect_runs(tmp_path, lambda method: defaults[method])
+    known = {"seed": 0, "taskset.name": "t", "method.name": "joint"}
+    assert found.settings == known | {"taskset.train_items": None, "method.rank": 2}
 
 
 def test_alike_looks_at_sections_and_not_at_what_changes_no_result():

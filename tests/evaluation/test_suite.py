@@ -25,6 +25,10 @@ class Stub:
     stage: int = -1
     loads: list = field(default_factory=list)
 
+    @property
+    def uses(self):
+        return self.plan.uses
+
     def items(self, task, split):
         return self.taskset.items(task, split)
 
