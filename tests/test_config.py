@@ -93,7 +93,7 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir):
         ("method.rank=0", ["method.rank must be at least 1, got 0"]),
         ("evaluation.max_items=0", ["evaluation.max_items must be at least 1, got 0"]),
         ("method.rank=eight", ["method.rank", "eight", "Integer"]),
-        ("method.scope=all", ["method.scope", "all", "direct", "ancestors"]),
+        ("taskset.scope=all", ["method.scope", "all", "direct", "ancestors"]),
         ("training=3", ["training", "3"]),
         ("training.batch_size=", ["training.batch_size", "None"]),
         ("training.batch_size={1", ["training.batch_size={1"]),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from contextlora.assembly.placement import num_processes, plan_processes
 from contextlora.commands.train import train
 from contextlora.config import RunConfig
 from contextlora.errors import ConfigError
 from contextlora.evaluation.compare import flatten
-from contextlora.placement import num_processes, plan_processes
 from contextlora.runs import RunFolder
 from contextlora.tasks.taskset import TaskSet
 

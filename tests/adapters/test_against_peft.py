@@ -4,7 +4,6 @@ import peft
 import pytest
 import torch
 
-from contextlora.adapters.dropout import Dropout
 from contextlora.graph import RankPartition, SliceUse
 
 SCALE = 2.0  # of the `adapt` fixture: alpha 8 over rank 4
@@ -89,7 +88,7 @@ def test_dropout_acts_where_peft_s_does(p, adapt, tiny_model, inputs):
     oracle = native(tiny_model(), adapted.target_modules, {"a": (factors_of(adapted, "a"), True)})
     for layer in oracle.modules():
         if isinstance(layer, peft.tuners.lora.Linear):
-            layer.lora_dropout["a"] = Dropout(p)
+            layer.lora_dropout["a"] = nn.Dropout(p)
     results = []
     for model in (adapted.train(), oracle.train()):
         torch.manual_seed(0)

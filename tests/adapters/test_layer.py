@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from contextlora.adapters.dropout import Dropout
 from contextlora.adapters.layer import RankSliceLinear
 from contextlora.adapters.slices import ActiveUse, RankSlices
 from contextlora.graph import RankPartition, SliceUse
@@ -105,7 +104,7 @@ def test_dropout_acts_on_the_low_rank_input_in_training_mode_only():
     torch.manual_seed(3)
     h = layer.train()(x)
     torch.manual_seed(3)
-    dropped = Dropout(0.5)(x)
+    dropped = nn.Dropout(0.5)(x)
     low_rank = dense(layer, dropped, COLUMNS["a"]) - layer.base_layer(dropped)
     torch.testing.assert_close(h, layer.base_layer(x) + low_rank)
 

@@ -7,7 +7,7 @@ from contextlora.graph import RankPartition
 
 def test_round_trip_is_bit_identical(adapt, tmp_path):
     adapted, fresh = adapt(gated=True), adapt(gated=True, random_values=False)
-    save_slices(adapted, tmp_path / "slices.safetensors", "f00d")
+    save_slices(adapted, tmp_path / "slices.safetensors", "f00d", None, {})
     load_slices(fresh, tmp_path / "slices.safetensors", "f00d")
     expected = adapted.adapter_state()
     assert all(torch.equal(values, expected[name]) for name, values in fresh.adapter_state().items())
@@ -16,7 +16,7 @@ def test_round_trip_is_bit_identical(adapt, tmp_path):
 
 def test_refuses_other_backbones_partitions_and_damage(adapt, tmp_path):
     path = tmp_path / "slices.safetensors"
-    save_slices(adapt(), path, "f00d")
+    save_slices(adapt(), path, "f00d", None, {})
     with pytest.raises(AdapterError, match="another backbone, f00d: this model has beef"):
         load_slices(adapt(), path, "beef")
     with pytest.raises(AdapterError, match=r'another partition, \{"a": 4, "b": 2, .*: this model has \{"a": 4\}'):
@@ -29,6 +29,6 @@ def test_refuses_other_backbones_partitions_and_damage(adapt, tmp_path):
 
 
 def test_the_gated_variant_does_not_load_into_the_other(adapt, tmp_path):
-    save_slices(adapt(gated=True), tmp_path / "slices", "f00d")
-    with pytest.raises(AdapterError, match="holds foreign 42 tensor"):
+    save_slices(adapt(gated=True), tmp_path / "slices", "f00d", None, {})
+    with pytest.raises(AdapterError, match="holds 42 foreign tensors"):
         load_slices(adapt(), tmp_path / "slices", "f00d")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from contextlora.adapters.dropout import Shard
 from PIL import Image
 
 from contextlora.adapters import AdaptedModel, AdapterConfig
-from contextlora.adapters.dropout import Shard
 from contextlora.backbones.cut import CutModel, Draws
 from contextlora.backbones.load import BackboneError
 from contextlora.backbones.scoring import OptionBatch, encode, option_scores

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from contextlora import workloads
+from contextlora.assembly import workloads
 from contextlora.cli import main
 from contextlora.commands.plan import plan
 from contextlora.errors import UserError

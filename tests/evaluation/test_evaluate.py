@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from contextlora.assembly import run_parts
-from contextlora.backbones.scoring import encode, option_scores
+from contextlora.assembly.build import build_data, build_module
+from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.prompts import render
 
 
 @pytest.fixture
 def parts(make_config):
     """Parts with trained-looking weights: every slice and gate does something."""
-    parts = run_parts(make_config())
+    parts = build_module(make_config(), build_data(make_config()))
     shake(parts.adapted, lambda name: True)
     return parts
 
@@ -28,38 +28,40 @@ def shake(adapted, chosen):
 
 
 def scores_one_by_one(parts, task, item, context, use):
-    prompt = render(item, parts.taskset.tasks[task], context)
+    prompt = render(item, parts.data.taskset.tasks[task], context)
     with torch.no_grad(), parts.adapted.active(use, task):
-        return option_scores(parts.adapted.model.eval(), encode(parts.backbone, [prompt]))[0]
+        return option_scores(parts.adapted.model.eval(), parts.data.backbone.encode([prompt]))[0]
 
 
 def chain_by_hand(parts, task, scene):
     """A task's word for a test scene, its prerequisites answered first."""
-    item = parts.taskset.item(task, "test", scene)
-    context = {name: chain_by_hand(parts, name, scene) for name in parts.taskset.graph.prerequisites(task)}
-    return item.options[int(scores_one_by_one(parts, task, item, context, parts.plan.uses[task]).argmax())]
+    item = parts.data.taskset.item(task, "test", scene)
+    context = {name: chain_by_hand(parts, name, scene) for name in parts.data.taskset.graph.prerequisites(task)}
+    return item.options[int(scores_one_by_one(parts, task, item, context, parts.uses[task]).argmax())]
 
 
 def test_the_chain_answers_each_prerequisite_first(parts):
     prediction = parts.evaluator.predict("d", "test", "predicted")
     assert prediction.words == tuple(chain_by_hand(parts, "d", scene) for scene in prediction.scenes)
-    right = [i.answer_word == word for i, word in zip(parts.taskset.items("d", "test"), prediction.words, strict=True)]
+    right = [
+        i.answer_word == word for i, word in zip(parts.data.taskset.items("d", "test"), prediction.words, strict=True)
+    ]
     assert prediction.accuracy == pytest.approx(sum(right) / len(right))
 
 
 @pytest.mark.parametrize("context", ["none", "gold"])
 def test_without_a_chain_prompts_hold_right_answers_or_none(parts, context):
     prediction = parts.evaluator.predict("c", "test", context)
-    for item, row in zip(parts.taskset.items("c", "test"), prediction.scores, strict=True):
+    for item, row in zip(parts.data.taskset.items("c", "test"), prediction.scores, strict=True):
         given = dict(item.prerequisites) if context == "gold" else {}
-        expected = scores_one_by_one(parts, "c", item, given, parts.plan.uses["c"])
+        expected = scores_one_by_one(parts, "c", item, given, parts.uses["c"])
         assert torch.allclose(row, expected, atol=1e-5)
 
 
 def test_the_base_alone_ignores_the_adapter(parts):
     before = parts.evaluator.predict("c", "test", "gold", use=None).scores
     shake(parts.adapted, lambda name: "lora_B" in name)
-    item = parts.taskset.items("c", "test")[0]
+    item = parts.data.taskset.items("c", "test")[0]
     assert torch.allclose(scores_one_by_one(parts, "c", item, dict(item.prerequisites), None), before[0], atol=1e-5)
 
 
@@ -96,7 +98,7 @@ def test_devices_that_share_batches_start_without_remembered_answers(parts):
 
 def test_chain_answers_take_right_ones_for_the_untrained(parts):
     answers = parts.evaluator.chain_answers(["c", "d"], "train", untrained={"b"})
-    items = parts.taskset.items("c", "train")
+    items = parts.data.taskset.items("c", "train")
     assert {name for name, _ in answers} == {"a", "b", "c"}
     assert all(answers["b", item.scene] == item.prerequisites["b"] for item in items)
     predicted = parts.evaluator.predict("a", "train", "none")
@@ -104,7 +106,7 @@ def test_chain_answers_take_right_ones_for_the_untrained(parts):
 
 
 def test_max_items_shortens_a_split_but_not_the_chain(make_config):
-    parts = run_parts(make_config("evaluation.max_items=5"))
+    parts = build_module(make_config("evaluation.max_items=5"), build_data(make_config("evaluation.max_items=5")))
     assert len(parts.evaluator.predict("d", "test", "predicted").words) == 5
     assert len({scene for _, scene in parts.evaluator.chain_answers(["d"], "train")}) == 24
 

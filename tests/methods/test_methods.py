@@ -4,22 +4,27 @@ import pytest
 
 from contextlora.errors import ConfigError
 from contextlora.graph import TaskGraph
-from contextlora.methods import METHODS, build_plan
-from contextlora.settings import MethodConfig
+from contextlora.methods import METHODS, build_method
+from contextlora.settings import MethodSettings
+
+
+def plan_of(name="contextlora", scope="direct", **settings):
+    return build_method(METHODS[name].Settings(name=name, **settings)).plan(GRAPH, scope)
+
 
 GRAPH = TaskGraph({"a": [], "b": [], "c": ["a", "b"], "d": ["c"]})
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_methods_have_the_same_ranks_and_train_every_task_once(name):
-    plan = build_plan(GRAPH, MethodConfig(name=name, rank=3))
+    plan = plan_of(name=name, rank=3)
     assert plan.partition.total_rank == 12
     assert sorted(task for stage in plan.stages for task in stage) == ["a", "b", "c", "d"]
     assert set(plan.uses) == {"a", "b", "c", "d"}
 
 
 def test_contextlora_trains_generations_with_direct_prerequisites_in_the_forward():
-    plan = build_plan(GRAPH, MethodConfig(delta=0.5, edge_delta={"b->c": 0.25}))
+    plan = plan_of(delta=0.5, edge_delta={"b->c": 0.25})
     assert plan.stages == (("a", "b"), ("c",), ("d",))
     assert plan.uses["c"].own == ("c",)
     assert dict(plan.uses["c"].prerequisites) == {"a": 0.5, "b": 0.25}
@@ -27,17 +32,17 @@ def test_contextlora_trains_generations_with_direct_prerequisites_in_the_forward
 
 
 def test_contextlora_takes_all_ancestors_when_asked():
-    plan = build_plan(GRAPH, MethodConfig(scope="ancestors"))
+    plan = plan_of(scope="ancestors")
     assert set(plan.uses["d"].prerequisites) == {"a", "b", "c"}
 
 
 def test_an_edge_delta_must_name_an_edge():
     with pytest.raises(ConfigError, match=r"edge_delta.*'a->d'.*a->c, b->c, c->d"):
-        build_plan(GRAPH, MethodConfig(edge_delta={"a->d": 0.5}))
+        plan_of(edge_delta={"a->d": 0.5})
 
 
 def test_joint_trains_all_tasks_at_once_and_sequential_one_after_the_other_on_one_slice():
-    joint, sequential = (build_plan(GRAPH, MethodConfig(name=name, rank=2)) for name in ("joint", "sequential"))
+    joint, sequential = (plan_of(name=name, rank=2) for name in ("joint", "sequential"))
     assert joint.stages == (("a", "b", "c", "d"),)
     assert sequential.stages == (("a",), ("b",), ("c",), ("d",))
     for plan in (joint, sequential):
@@ -45,10 +50,15 @@ def test_joint_trains_all_tasks_at_once_and_sequential_one_after_the_other_on_on
 
 
 def test_per_task_shares_nothing():
-    plan = build_plan(GRAPH, MethodConfig(name="per_task"))
+    plan = plan_of(name="per_task")
     assert all(use.active == (task,) for task, use in plan.uses.items())
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ConfigError, match=r"method.name must be one of contextlora.*'magic'"):
-        build_plan(GRAPH, MethodConfig(name="magic"))
+        build_method(MethodSettings(name="magic"))
+
+
+def test_settings_of_another_method_are_refused():
+    with pytest.raises(ConfigError, match="method contextlora takes ContextLoraSettings: got MethodSettings"):
+        build_method(MethodSettings(name="contextlora"))

@@ -1,4 +1,3 @@
-from collections import Counter
 from itertools import pairwise
 
 import lightning
@@ -15,61 +14,68 @@ from contextlora.tasks.taskset import TaskSet
 def make(folder):
     """Data modules whose batches are the rendered prompts themselves, unless another `encode` is given."""
 
-    def build(stages=(("a", "b"),), encode=list, **settings):
-        settings = {"batch_size": 2, "eval_batch_size": 2, "seed": 0, **settings}
-        return TaskSetDataModule(TaskSet.load(folder), encode, stages, **settings)
+    def build(encode=list, **settings):
+        class Reader:
+            is_multimodal = True
+
+            def encode(self, prompts, rows=None):
+                return encode(prompts)
+
+        settings = {"batch_size": 2, "eval_batch_size": 2, "seed": 0, "context": "none", **settings}
+        return TaskSetDataModule(TaskSet.load(folder), Reader(), **settings)
 
     return build
 
 
-def train_texts(module, stage, first_step, num_steps):
-    module.set_interval(stage, first_step, num_steps)
+def train_texts(module, stage, first_step, num_steps, tasks=("a", "b")):
+    module.set_interval(stage, tasks, first_step, num_steps)
     return [[prompt.text for prompt in batch] for batch in module.train_dataloader()]
 
 
 def test_tasks_of_a_stage_take_turns(make):
     module = make()
-    module.set_interval(0, 0, 6)
+    module.set_interval(0, ("a", "b"), 0, 6)
     tasks = [{prompt.task for prompt in batch} for batch in module.train_dataloader()]
     assert tasks == [{"a"}, {"b"}] * 3
 
 
 def test_every_item_is_seen_once_a_round_in_changing_order(make):
-    texts = [text for batch in train_texts(make(stages=(("a",),)), 0, 0, 30) for text in batch]
+    texts = [text for batch in train_texts(make(), 0, 0, 30, ("a",)) for text in batch]
     rounds = [texts[start : start + 3] for start in range(0, 60, 3)]
     assert all(len(set(seen)) == 3 for seen in rounds)
     assert sum(first != second for first, second in pairwise(rounds)) > 10
 
 
 def test_order_depends_on_seed_stage_and_step_alone(make):
-    stages = (("a", "b"), ("a", "b"))
-    whole = train_texts(make(stages), 0, 0, 20)
-    resumed = make(stages)
+    whole = train_texts(make(), 0, 0, 20)
+    resumed = make()
     assert train_texts(resumed, 0, 13, 7) == whole[13:]
     assert train_texts(resumed, 0, 0, 13) == whole[:13]
-    assert train_texts(make(stages), 1, 0, 20) != whole
-    assert train_texts(make(stages, seed=1), 0, 0, 20) != whole
+    assert train_texts(make(), 1, 0, 20) != whole
+    assert train_texts(make(seed=1), 0, 0, 20) != whole
 
 
 def test_validation_goes_through_all_items_of_the_stage(make):
-    module = make(stages=(("a",), ("b",)))
+    module = make()
     for stage, task in enumerate("ab"):
-        module.set_interval(stage, 0, 0)
+        module.set_interval(stage, (task,), 0, 0)
         batches = list(module.val_dataloader())
         assert [len(batch) for batch in batches] == [2, 1]
         assert [prompt.task for batch in batches for prompt in batch] == [task] * 3
 
 
 def test_context(make):
-    module = make(context="gold")
-    texts = Counter(text for batch in train_texts(module, 0, 1, 3) for text in batch if "b ?" in text)
-    assert all("given : a " in text for text in texts)
+    item = make(context="gold").taskset.items("b", "train")[1]
+    assert make(context="gold").right_context("b", item) == {"a": "green"}
+    assert make().right_context("b", item) == {}
     module = make(context="predicted")
     with pytest.raises(TaskSetError, match="needs an answer of task a"):
         train_texts(module, 0, 0, 2)
-    module.set_predicted({("a", f"train{index}"): "green" for index in range(3)})
+    module.set_answers({("a", f"train{index}"): "green" for index in range(3)})
     assert all("given : a green ." in text for text in train_texts(module, 0, 1, 1)[0])
     assert not any("given" in text for batch in train_texts(make(), 0, 0, 6) for text in batch)
+    with pytest.raises(TaskSetError, match="context must be one of none, gold, predicted, got 'golden'"):
+        make(context="golden")
 
 
 def test_encode_items_renders_with_the_settings(make):
@@ -130,11 +136,12 @@ class Recorder(lightning.LightningModule):
 
 def as_batch(prompts):
     ids = torch.zeros(len(prompts), 3, 1, dtype=torch.long)
-    return OptionBatch({}, ids, ids == 0, torch.tensor([prompt.answer for prompt in prompts]), prompts[0].task)
+    answer = torch.tensor([prompt.answer for prompt in prompts])
+    return OptionBatch({}, ids, ids == 0, answer, prompts[0].task, range(len(prompts)), len(prompts))
 
 
 def test_a_trainer_follows_the_intervals_without_reloading(make, tmp_path):
-    recorder = Recorder([(0, 0, 3), (0, 3, 1), (1, 0, 2)])
+    recorder = Recorder([(0, ("a", "b"), 0, 3), (0, ("a", "b"), 3, 1), (1, ("b",), 0, 2)])
     trainer = lightning.Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -145,6 +152,6 @@ def test_a_trainer_follows_the_intervals_without_reloading(make, tmp_path):
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
     )
-    trainer.fit(recorder, datamodule=make(stages=(("a", "b"), ("b",)), encode=as_batch))
+    trainer.fit(recorder, datamodule=make(encode=as_batch))
     assert recorder.trained == [(0, "a"), (0, "b"), (0, "a"), (1, "b"), (2, "b"), (2, "b")]
     assert recorder.validated == [(epoch, task) for epoch in (0, 1) for task in "aabb"] + [(2, "b")] * 2

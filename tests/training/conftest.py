@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from contextlora.assembly import run_parts, training_module
+from contextlora.assembly.build import build_data, build_module
+from contextlora.assembly.stage_files import StageFiles
 from contextlora.config import RunConfig
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.module import ContextLoraModule
@@ -16,16 +17,13 @@ def train() -> Callable[[RunConfig, Path], ContextLoraModule]:
     """(configuration, folder with checkpoints or none yet) -> the module after training."""
 
     def run(config: RunConfig, folder: Path) -> ContextLoraModule:
-        parts = run_parts(config)
-        module = training_module(config, parts)
+        module = build_module(config, build_data(config))
         fit(
             module,
-            parts.data,
             TrainerSettings(accelerator="cpu"),
             checkpoints=folder,
             metrics_file=folder / "metrics.jsonl",
-            save_stage=lambda stage: parts.save_stage(folder, stage),
-            log=lambda metrics, step: None,
+            save_stage=StageFiles(folder, module).save,
             console=None,
         )
         return module

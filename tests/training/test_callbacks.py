@@ -4,25 +4,31 @@ import io
 import json
 import re
 
+import pytest
 from rich.console import Console
 
-from contextlora.assembly import run_parts, training_module
+from contextlora.assembly.build import build_data, build_module
+from contextlora.tracking import Tracker
 from contextlora.training.fit import TrainerSettings, fit
+from contextlora.training.loggers import TrackerLogger
 
 
 def run(config, folder, console=None):
-    parts = run_parts(config)
-    module = training_module(config, parts)
+    module = build_module(config, build_data(config))
     logged = []
+
+    class Recorder(Tracker):
+        def log(self, metrics, step):
+            logged.append((step, metrics))
+
     fit(
         module,
-        parts.data,
         TrainerSettings(accelerator="cpu"),
         checkpoints=folder,
         metrics_file=folder / "metrics.jsonl",
-        save_stage=lambda stage: None,
-        log=lambda metrics, step: logged.append((step, metrics)),
+        save_stage=lambda stage, owners: None,
         console=console,
+        loggers=[TrackerLogger(Recorder())],
     )
     return module, logged
 
@@ -47,7 +53,7 @@ def test_each_stage_has_a_bar_with_steps_time_loss_and_validation(make_config, t
 
 def test_a_stage_that_stops_early_has_a_full_bar(make_config, tmp_path):
     # At a rate of (nearly) zero nothing improves after the first validation.
-    config = make_config("training.learning_rate=1e-30", "training.gate_learning_rate=1e-30", "training.patience=1")
+    config = make_config("training.learning_rate=1e-30", "method.gate_learning_rate=1e-30", "training.patience=1")
     module, bars, _ = shown(config, tmp_path)
     assert module.progress.steps_taken == [8, 4, 4]
     assert [re.search(r"\d+/\d+ ", bar.split("━")[-1]).group().strip() for bar in bars] == ["8/8", "4/4", "4/4"]
@@ -69,7 +75,7 @@ def test_the_tracker_gets_every_validation_and_the_statuses_of_every_stage(make_
     validations = {step: metrics for step, metrics in logged if "stage/accuracy" in metrics}
     assert list(validations) == [row["step"] for row in rows]
     for row in rows:
-        assert validations[row["step"]]["stage/accuracy"] == row["accuracy"]
+        assert validations[row["step"]]["stage/accuracy"] == pytest.approx(row["accuracy"])
         tasks = module.plan.stages[row["stage"]]
         assert all(f"accuracy/{task}" in validations[row["step"]] for task in tasks)
     statuses = [metrics for _, metrics in logged if "ranks/a/train" in metrics]

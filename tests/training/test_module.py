@@ -4,12 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contextlora.assembly import run_parts
+from contextlora.assembly.build import build_data, build_module
+from contextlora.assembly.stage_files import StageFiles
+from contextlora.methods.per_task import PerTask
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
-from contextlora.training.stages import Schedule
+from contextlora.training.stages import StageLength
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def prompts(monkeypatch):
 
     def spy(self, task, items, rows=None):
         names = self.taskset.graph.prerequisites(task)
-        seen.extend((task, item, {name: self.predicted.get((name, item.scene)) for name in names}) for item in items)
+        seen.extend((task, item, {name: self.answers.get((name, item.scene)) for name in names}) for item in items)
         return with_context(self, task, items, rows)
 
     monkeypatch.setattr(TaskSetDataModule, "_with_context", spy)
@@ -34,8 +36,8 @@ def test_train_prompts_hold_the_mode_s_answers_and_validation_prompts_predicted_
     config = make_config(f"taskset.context={context}", "training.steps_per_task=2", "method.delta=1.0")
     train(config, tmp_path)
     # delta = 1 freezes the roots after the first stage: the final weights give the answers that the chain gave then.
-    parts = run_parts(config)
-    parts.load_stage(tmp_path, 2)
+    parts = build_module(config, build_data(config))
+    StageFiles(tmp_path, parts).load(2)
     for split, expected in (("train", context), ("validation", "predicted")):
         answers = parts.evaluator.chain_answers(["c"], split)
         asked = [(item, given) for task, item, given in prompts if task == "c" and item.scene.startswith(split)]
@@ -59,15 +61,17 @@ def test_every_task_takes_its_steps_and_frozen_slices_keep_their_bits(make_confi
     module = train(make_config("method.delta=1.0", "method.variant=paper"), tmp_path)
     assert module.progress.steps_taken == [10, 5, 5]
     assert module.progress.total_steps == 20
-    first, last = load_file(tmp_path / "stage-1.safetensors"), load_file(tmp_path / "stage-3.safetensors")
-    for name, tensor in first.items():
-        assert torch.equal(tensor, last[name]) == name.endswith((".a", ".b")), name
+    files = [load_file(tmp_path / f"stage-{number}.safetensors") for number in (1, 2, 3)]
+    owners = [{name.rsplit(".", 1)[1] for name in file} for file in files]
+    assert owners == [{"a", "b"}, {"c"}, {"d"}]  # a file holds what its stage trained
+    last = module.adapted.adapter_state()
+    assert all(torch.equal(tensor, last[name]) for file in files for name, tensor in file.items())
 
 
 class Scripted(ContextLoraModule):
     """Validates with given accuracies, at a loss that never changes."""
 
-    accuracies = iter(())
+    scripted = iter(())
     at_validation: dict[tuple[int, int], dict[str, torch.Tensor]]
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
@@ -75,29 +79,26 @@ class Scripted(ContextLoraModule):
 
     def on_train_epoch_end(self):
         for sums in self._sums.values():
-            sums[1] = next(self.accuracies)
-        self.at_validation[self.progress.stage, self.progress.interval] = self.state_dict()
+            sums[1] = next(self.scripted)
+        self.at_validation[self.progress.stage, self.progress.interval] = self.adapted.adapter_state()
         super().on_train_epoch_end()
 
 
 def test_a_stage_ends_with_the_weights_of_its_best_validation(make_config, tmp_path):
     config = make_config("method=per_task", "taskset.context=none")
-    parts = run_parts(config)
-    schedule = Schedule(steps_per_task=4, validate_every_steps=1, patience=2)
+    length = StageLength(steps_per_task=4, validate_every_steps=1, patience=2)
     settings = OptimizerSettings(1e-2, warmup_share=0.0)
-    module = Scripted(parts.adapted, parts.plan, schedule, settings, "none", parts.evaluator.chain_answers, 0, {})
+    module = Scripted(build_data(config), PerTask(config.method), length=length, optimizer=settings)
     # Patience ends the first two stages: nothing better than the second validation, nothing better than the first.
-    module.accuracies = iter([0.1, 0.6, 0.5, 0.6, 0.2, 0.2, 0.2, 0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.5, 0.1])
+    module.scripted = iter([0.1, 0.6, 0.5, 0.6, 0.2, 0.2, 0.2, 0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.5, 0.1])
     module.at_validation = {}
     at_stage_end = []
     fit(
         module,
-        parts.data,
         TrainerSettings(accelerator="cpu"),
         checkpoints=tmp_path,
         metrics_file=tmp_path / "metrics.jsonl",
-        save_stage=lambda stage: at_stage_end.append(module.state_dict()),
-        log=lambda metrics, step: None,
+        save_stage=lambda stage, owners: at_stage_end.append(module.adapted.adapter_state()),
         console=None,
     )
     assert module.progress.steps_taken == [4, 3, 4, 4]

@@ -17,7 +17,7 @@ from contextlora.graph import SliceUse
 
 
 def save_slices(
-    adapted: AdaptedModel, path: str | Path, fingerprint: str, owners: set[str], uses: dict[str, SliceUse]
+    adapted: AdaptedModel, path: str | Path, fingerprint: str, owners: set[str] | None, uses: dict[str, SliceUse]
 ) -> None:
     """Writes current values; the file appears complete or not at all.
 
@@ -25,7 +25,7 @@ def save_slices(
         adapted: the model, in a stage or not.
         path: the file, replaced if it exists.
         fingerprint: of the backbone.
-        owners: whose values, see `adapters.state`.
+        owners: whose values, see `adapters.state`; None for all.
         uses: task -> how it uses the slices now.
     """
     header = _header(adapted, fingerprint)
