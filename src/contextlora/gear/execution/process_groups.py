@@ -1,14 +1,17 @@
 """Process groups, and whole trees of tensors sent through them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 
 FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same group
+# Of each group of all processes, since trainings that follow each other in one must not take each other's messages.
+_TAGS: WeakKeyDictionary[Any, Iterator[int]] = WeakKeyDictionary()
 
 
 class Groups:
@@ -19,7 +22,7 @@ class Groups:
         # NCCL would hold a forward-only device's GPU until its peer joins in.
         self.cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
-        self._tags = count(FIRST_TAG)
+        self._tags = _TAGS.setdefault(self.cpu, count(FIRST_TAG))
 
     def of(self, ranks: Sequence[int]) -> Any:
         """The group of these ranks on the default backend; None for one rank.
