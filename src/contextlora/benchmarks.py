@@ -50,7 +50,7 @@ def compared() -> list[tuple[str, ...]]:
 def bench(config: RunConfig) -> None:
     """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
     runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
-    workflows.CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
+    print_in_full(workflows.CONSOLE, as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
 
 
 def compare(config: RunConfig) -> None:

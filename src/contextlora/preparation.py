@@ -13,7 +13,7 @@ from contextlora.assembly import Parts, compute_device, facts, run_parts
 from contextlora.backbones.scoring import option_scores
 from contextlora.config import RunConfig, write_devices
 from contextlora.errors import UserError
-from contextlora.evaluation.report import skills_table
+from contextlora.evaluation.report import print_in_full, skills_table
 from contextlora.gear.devices import Device, Fleet, Link
 from contextlora.gear.peers import Peers
 from contextlora.gear.profile import measure_device, measure_links
@@ -42,7 +42,7 @@ def data_check(config: RunConfig) -> None:
         UserError: a probe breaks its limit.
     """
     checks = check_taskset(load_taskset(config.taskset))
-    CONSOLE.print(check_table(checks))
+    print_in_full(CONSOLE, check_table(checks))
     broken = [check for check in checks if not check.ok]
     if broken:
         raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")
@@ -71,7 +71,7 @@ def backbone(config: RunConfig) -> None:
                 CONSOLE.print(f"step {step}/{settings.num_steps}, loss {loss:.3f}", highlight=False)
 
         card = build_backbone(folder, settings, show)
-    CONSOLE.print(skills_table(card["skills"]["test"], SKILL_TARGETS))
+    print_in_full(CONSOLE, skills_table(card["skills"]["test"], SKILL_TARGETS))
     shown = os.path.relpath(folder)
     text = f"backbone: {shown}, {card['train_seconds'] / 60:.0f} min; use it with MODEL={shown}"
     CONSOLE.print(text, soft_wrap=True)

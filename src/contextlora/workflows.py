@@ -29,6 +29,7 @@ from contextlora.evaluation.report import (
     graph_table,
     log_results,
     partition_table,
+    print_in_full,
     references_table,
     results_table,
     stages_table,
@@ -104,7 +105,7 @@ def show_plan(config: RunConfig) -> None:
     steps = [training.steps_per_task * len(stage) for stage in plan.stages]
     CONSOLE.print(to_yaml(config), highlight=False)
     for table in (graph_table(graph), partition_table(plan), stages_table(plan, steps, trainable)):
-        CONSOLE.print(table)
+        print_in_full(CONSOLE, table)
     num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
@@ -240,8 +241,8 @@ def _export(parts: Parts, run: RunFolder) -> None:
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    CONSOLE.print(results_table(results))
-    CONSOLE.print(references_table(results))
+    print_in_full(CONSOLE, results_table(results))
+    print_in_full(CONSOLE, references_table(results))
 
 
 def _print_where(run: RunFolder, tracker: Tracker, results: dict[str, Any]) -> None:
