@@ -3,7 +3,6 @@
 import peft
 import pytest
 import torch
-from torch import nn
 
 from contextlora.graph import RankPartition, SliceUse
 

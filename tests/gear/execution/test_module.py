@@ -56,8 +56,6 @@ CASES = {
 }
 
 
-
-
 @pytest.fixture(scope="module")
 def reference(train_alone, tmp_path_factory):
     """configuration -> its training by one process, done once."""
