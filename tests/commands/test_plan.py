@@ -14,7 +14,7 @@ from contextlora.assembly import workloads
 from contextlora.cli import main
 from contextlora.commands.plan import plan
 from contextlora.errors import UserError
-from contextlora.evaluation import timeline
+from contextlora.gear.reports import timeline
 from contextlora.tasks.taskset import TaskSet
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from contextlora import workflows
+from contextlora.commands import evaluate as command
 from contextlora.evaluation.report import (
     as_rich,
     graph_table,
@@ -104,9 +104,9 @@ def test_a_table_that_is_wider_than_the_terminal_keeps_every_figure():
 
 def test_a_run_s_results_keep_every_figure_on_a_pipe_of_80_columns(monkeypatch):
     console, name = Console(file=io.StringIO(), width=80), "a_task_with_a_very_long_name_of_forty_letters"
-    monkeypatch.setattr(workflows, "CONSOLE", console)
+    monkeypatch.setattr(command, "CONSOLE", console)
     tables = {key: {name: RESULTS[key]["manoeuvre"]} for key in ("tasks", "intervals", "references")}
-    workflows._print_results(RESULTS | tables)
+    command.print_results(RESULTS | tables)
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     assert [name, "25.0", "20.0", "95.0", "94.0", "93.1", "90.5-95.0", "500"] in lines
     assert [name, "30.0", "40.0", "90.0", "93.1"] in lines

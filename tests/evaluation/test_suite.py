@@ -42,10 +42,6 @@ class Stub:
     def predicted_words(self, task, split, items):
         return {item.scene: "yes" for item in items}
 
-    @property
-    def uses(self):
-        return self.plan.uses
-
     def load(self, stage):
         self.stage = stage
         self.loads.append(stage)
