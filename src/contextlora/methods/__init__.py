@@ -4,6 +4,7 @@ from contextlora.errors import ConfigError
 from contextlora.methods.contextlora import ContextLora
 from contextlora.methods.joint import Joint
 from contextlora.methods.method import Method, StageView
+from contextlora.methods.mixlora import MixLora
 from contextlora.methods.mole import Mole
 from contextlora.methods.per_task import PerTask
 from contextlora.methods.sequential import Sequential
@@ -12,6 +13,7 @@ from contextlora.settings import MethodSettings
 METHODS: dict[str, type[Method]] = {
     "contextlora": ContextLora,
     "joint": Joint,
+    "mixlora": MixLora,
     "mole": Mole,
     "per_task": PerTask,
     "sequential": Sequential,
