@@ -6,6 +6,7 @@ from contextlora.methods.joint import Joint
 from contextlora.methods.method import Method, StageView
 from contextlora.methods.mixlora import MixLora
 from contextlora.methods.mole import Mole
+from contextlora.methods.o_lora import OLora
 from contextlora.methods.per_task import PerTask
 from contextlora.methods.sequential import Sequential
 from contextlora.settings import MethodSettings
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "mixlora": MixLora,
     "mole": Mole,
+    "o_lora": OLora,
     "per_task": PerTask,
     "sequential": Sequential,
 }
