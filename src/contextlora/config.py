@@ -12,7 +12,7 @@ file spells keys from the root, so that a model's file can also set the learning
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -108,12 +108,17 @@ def describe_settings(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple
             if hint is MethodSettings:
                 yield from _describe_methods()
             continue
-        if prefix == "method." and cls is not MethodSettings and entry.name in MethodSettings.__dataclass_fields__:
-            continue  # of every method
+        if prefix == "method." and cls is not MethodSettings and _is_as_in_every_method(entry):
+            continue
         default = entry.default if isinstance(entry.default, int | float | str | None) else entry.default_factory()
         choices = f" [{' | '.join(get_args(hint))}]" if get_origin(hint) is Literal else ""
         shown = f"[{', '.join(default)}]" if isinstance(default, list) else OmegaConf.to_yaml({"": default})[4:].strip()
         yield prefix + entry.name, shown, entry.metadata["text"] + choices
+
+
+def _is_as_in_every_method(entry: Field) -> bool:
+    of_all = MethodSettings.__dataclass_fields__.get(entry.name)
+    return of_all is not None and (entry.name == "name" or entry.default == of_all.default)
 
 
 def _describe_methods() -> Iterator[tuple[str, str, str]]:
