@@ -47,12 +47,13 @@ from variants import (
     with_prerequisites,
 )
 
+from contextlora.assembly.workloads import stage_workloads
 from contextlora.commands.bench import read_arguments
 from contextlora.config import RunConfig, load_config, read_devices
+from contextlora.files import write_atomically
 from contextlora.gear.execution.profile import measure_links
 from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.workload import Workload
-from contextlora.runs import write_atomically
 from contextlora.tasks.tasksets import load_taskset
 
 WARM_STEPS, TIMED_STEPS = 2, 6

@@ -26,12 +26,12 @@ from variants import RIVALS, describe, make_fleet, plan_variants, predicted_s, t
 from contextlora.commands.bench import read_arguments
 from contextlora.config import load_config
 from contextlora.evaluation.report import markdown_table
+from contextlora.files import write_atomically
 from contextlora.gear.planning.candidates import plan_task, weighted_tasks
 from contextlora.gear.planning.cost import StageCost
 from contextlora.gear.planning.devices import Fleet
 from contextlora.gear.planning.search import Search
 from contextlora.gear.planning.workload import Workload
-from contextlora.runs import write_atomically
 
 DEVICES, PREREQUISITES = (2, 3, 4), (2, 3)  # iov's tasks `manoeuvre` and `route`
 TIMED_STEPS = 6

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from contextlora.training.stage_files import StageFiles
+from contextlora.assembly.stage_files import StageFiles
 
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
 from contextlora.backbones.load import load_backbone

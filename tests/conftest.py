@@ -1,5 +1,6 @@
 """A tiny task set and a tiny random language model that reads it: made from configurations, nothing is downloaded."""
 
+import faulthandler
 import multiprocessing
 import os
 import queue
@@ -196,8 +197,12 @@ def make_config(tiny_settings: list[str]) -> Callable[..., RunConfig]:
     return make
 
 
+LONGEST_S = 240.0  # of all that processes do in one test; several of them may share a core
+
+
 def _rank(function: Callable[..., Any], arguments: tuple, variables: dict[str, str], results: Any) -> None:
     os.environ.update(variables)
+    faulthandler.dump_traceback_later(0.9 * LONGEST_S)
     torch.set_num_threads(1)  # the thread pool of a forked process is dead
     results.put((int(variables["RANK"]), function(*arguments)))
     results.close()
@@ -232,7 +237,7 @@ def run_ranks(free_port: Callable[[], int]) -> Callable[..., list[Any]]:
         processes = [context.Process(target=_rank, args=(function, arguments, row, results)) for row in own]
         for process in processes:
             process.start()
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + LONGEST_S
         try:
             while len(found) < number and time.monotonic() < ends:
                 alive = any(process.is_alive() for process in processes)
