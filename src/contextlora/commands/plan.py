@@ -29,7 +29,7 @@ from contextlora.tasks.tasksets import load_taskset
 
 DEFAULT_FLEET = "jetson4"
 SHOWN_STAGES = 4
-SHOWN_PROCESSES = 8
+SHOWN_DEVICES = 8
 FILLED_BATCHES = 3
 LATER_BATCHES = 2  # with the answers kept, of the chosen plan
 
@@ -100,7 +100,7 @@ def _print_window(stage: StagePlan, simulation: Simulation) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    names = simulation.schedule.devices[:SHOWN_PROCESSES]
+    names = simulation.schedule.devices[:SHOWN_DEVICES]
     shown = [row[: len(names)] for row in slots if any(row[: len(names)])]
     CONSOLE.print(grid(shown, names), highlight=False, soft_wrap=True, markup=False)
     hidden = len(simulation.schedule.devices) - len(names)

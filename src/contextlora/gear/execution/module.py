@@ -52,7 +52,7 @@ class GearedContextLoraModule(ContextLoraModule):
             name = self.method.settings.name
             raise ConfigError(f"method {name} adds a penalty over all layers to the loss: set gear.layouts=[data]")
         for pipeline in roles.pipelines:
-            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.ranks))])
+            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.processes))])
         return GearStage(
             roles=roles,
             num_items={task: len(self._items(task)) for task in tasks},
