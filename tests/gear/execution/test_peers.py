@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from contextlora.errors import ConfigError, UserError
-from contextlora.gear.execution import peers
+from contextlora.gear.execution import meeting, peers
 
 
 def survive(folder, number, port):
@@ -76,34 +76,86 @@ def test_a_device_with_another_version_is_named_on_every_process(run_processes):
     assert "must agree on torch: process 0 has 2.13.0, process 2 has 2.12.0" in found[0]
 
 
-@pytest.mark.parametrize("process, says", [(0, "process 1 of 2 did not come"), (1, "process 1 of 2 waited .* in vain")])
-def test_a_process_that_waits_in_vain_says_for_whom(process, says, monkeypatch):
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
-    variables = {"RANK": process, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": True}).items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(peers, "JOIN_TIMEOUT", timedelta(seconds=1))
-    with pytest.raises(UserError, match=says):
-        peers.Peers(torch.device("cpu"))
-
-
-def join_or_vanish():
-    """Process 1 meets the others and is gone before they talk; what process 0 says of it."""
-    peers.JOIN_TIMEOUT = timedelta(seconds=2)
-    if os.environ["RANK"] == "1":
-        meet = peers._meet
-        peers._meet = lambda *args: os._exit(meet(*args) is None)
+def join_in_vain(absent):
+    """Those that are absent never come; what the others say."""
+    meeting.JOIN_TIMEOUT = timedelta(seconds=2)
+    if int(os.environ["RANK"]) in absent:
+        return "absent"
     try:
         peers.Peers(torch.device("cpu"))
     except UserError as error:
+        time.sleep(1)  # process 0 holds the store in which the others look up who came
         return str(error)
 
 
-def test_a_process_lost_while_all_join_is_a_clear_error(run_processes):
-    assert (
-        "process 0 of 2 waited up to 0:00:02 for the others in vain, or lost them: "
-        in run_processes(2, join_or_vanish)[0]
-    )
+@pytest.mark.parametrize(
+    "absent, says",
+    [((2,), "for process 2 in vain"), ((1, 3), "for processes 1 and 3 in vain"), ((0,), "for process 0")],
+)
+def test_every_process_that_waits_in_vain_says_for_whom(absent, says, run_processes):
+    found = run_processes(4, join_in_vain, absent)
+    for process in set(range(4)) - set(absent):
+        assert f"process {process} of 4 waited up to 0:00:02 {says}" in found[process]
+
+
+@pytest.mark.parametrize("process, missing", [(0, 1), (1, 0)])
+def test_with_the_store_of_torchrun_too(process, missing, monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"RANK": process, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": True}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(meeting, "JOIN_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(UserError, match=f"process {process} of 2 waited up to 0:00:01 for process {missing} in vain"):
+        peers.Peers(torch.device("cpu"))
+
+
+def test_a_taken_port_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        variables = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(
+            UserError, match=r"process 0 cannot listen at 127\.0\.0\.1:\d+: .*Choose another MASTER_PORT"
+        ):
+            peers.Peers(torch.device("cpu"))
+
+
+def join_or_vanish(folder):
+    """Process 1 meets the others and is gone before they talk; where the others say so."""
+    number = int(os.environ["RANK"])
+    sys.stderr, peers.LOST_S = (folder / f"errors-{number}").open("w"), 2.0
+    if number == 1:
+        dist.init_process_group = lambda *args, **kwargs: os._exit(0)
+    peers.Peers(torch.device("cpu"))
+
+
+def test_a_process_lost_while_all_join_is_named_by_all_others(run_processes, tmp_path):
+    run_processes(3, join_or_vanish, tmp_path)
+    for number in (0, 2):
+        text = (tmp_path / f"errors-{number}").read_text()
+        assert f"process {number} of 3 stops, because process 1 is gone" in text
+
+
+def wait_for_fact():
+    """Process 1 is there, but says nothing."""
+    me = peers.Peers(torch.device("cpu"))
+    meeting.JOIN_TIMEOUT = timedelta(seconds=2)
+    try:
+        if me.process != 1:
+            me.compare({})
+    except UserError as error:
+        return str(error)
+    finally:
+        time.sleep(0 if me.process else 1)
+        dist.barrier()
+
+
+def test_whoever_says_nothing_when_all_compare_is_named(run_processes):
+    first, _, third = run_processes(3, wait_for_fact)
+    assert "process 0 of 3 waited up to 0:00:02 for process 1 in vain" in first
+    assert "process 2 of 3 waited up to 0:00:02 for process 1 in vain" in third
 
 
 @pytest.mark.parametrize(

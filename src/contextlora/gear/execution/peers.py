@@ -10,7 +10,6 @@ may sit in a collective that never ends. A process whose beat stops, or that say
 
 import json
 import os
-import secrets
 import sys
 import threading
 import time
@@ -23,11 +22,10 @@ import torch
 import torch.distributed as dist
 
 from contextlora.errors import ConfigError, UserError, first_line
+from contextlora.gear.execution import meeting
 
-MEET_S = 0.02
 BEAT_S = 1.0
 LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
-JOIN_TIMEOUT = timedelta(minutes=5)  # processes of several machines are started by hand
 STORE_TIMEOUT = timedelta(seconds=10)
 
 
@@ -45,25 +43,25 @@ class Peers:
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
         self._checkpoint, self._stop = "", threading.Event()
         self._num_shared = 0  # lists of works so far
-        try:
-            store, self.process, self.size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
-            attempt = _meet(store, self.process, self.size)
-            where = {"store": dist.PrefixStore(attempt, store), "rank": self.process, "world_size": self.size}
-            dist.init_process_group(backend, timeout=JOIN_TIMEOUT, **where)
-            # The watch has a connection of its own: a waiting get of the main thread would hold the beats back.
-            self._store, self._beats = _connect(attempt), _connect(attempt)
-            self._beats.set(f"beat/{self.process}", "0")
-            dist.barrier()  # every process has its first beat
-        except RuntimeError as error:
-            who = f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
-            raise UserError(
-                f"{who} waited up to {JOIN_TIMEOUT} for the others in vain, or lost them: {first_line(error)}. "
-                "Start all of them, then begin again"
-            ) from error
+        self.process, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store, attempt = meeting.meet(self.process, self.size)
+        # The watch has a connection of its own: a waiting get of the main thread would hold the beats back. It begins
+        # before the process group does, so that who is lost meanwhile is missed by name.
+        self._store, self._beats = _connect(attempt), _connect(attempt)
         self._rounds = 0  # of the watch
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
         for thread in self._threads:
             thread.start()
+        try:
+            where = {"store": dist.PrefixStore(attempt, store), "rank": self.process, "world_size": self.size}
+            dist.init_process_group(backend, timeout=meeting.JOIN_TIMEOUT, **where)
+            dist.barrier()
+        except RuntimeError as error:
+            self.leave(error)
+            raise UserError(
+                f"process {self.process} of {self.size} has met the others but cannot talk to them: "
+                f"{first_line(error)}. Check the network between them, then begin again"
+            ) from error
 
     def compare(self, facts: Mapping[str, str]) -> None:
         """Checks that all processes have the same versions, data and settings.
@@ -75,7 +73,7 @@ class Peers:
             ConfigError: on every process, naming the first fact that differs, and where.
         """
         self._store.set(f"facts/{self.process}", json.dumps(dict(facts)))
-        self._store.wait([f"facts/{process}" for process in range(self.size)], JOIN_TIMEOUT)
+        self._wait_for({process: f"facts/{process}" for process in range(self.size)})
         rows = [json.loads(self._store.get(f"facts/{process}")) for process in range(self.size)]
         for process, row in enumerate(rows):
             for key in sorted({*row, *rows[0]}):
@@ -90,8 +88,20 @@ class Peers:
         """Process 0's value, on every process; a key is used once."""
         if self.process == 0:
             self._store.set(f"shared/{key}", value)
-        self._store.wait([f"shared/{key}"], JOIN_TIMEOUT)
+        self._wait_for({0: f"shared/{key}"})
         return self._store.get(f"shared/{key}").decode()
+
+    def _wait_for(self, keys: Mapping[int, str]) -> None:
+        """Until each process has set its key.
+
+        Raises:
+            UserError: names those that have not, though there is a sign of them.
+        """
+        try:
+            self._store.wait(list(keys.values()), meeting.JOIN_TIMEOUT)
+        except dist.DistStoreError as error:
+            missing = [process for process, key in keys.items() if not self._store.check([key])]
+            raise meeting.in_vain(self.process, self.size, missing, first_line(error)) from error
 
     def run_in_turn(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
         """Results of all works, on every process; each is done by the first that has time, so that none waits for long.
@@ -184,37 +194,6 @@ class Peers:
             flush=True,
         )
         os._exit(1)  # the main thread may be in a collective, which nothing interrupts
-
-
-def _meet(store: dist.Store, process: int, size: int) -> str:
-    """A name for this attempt, the same on all processes and never used before.
-
-    torchrun keeps its store when it starts the processes again, with the addresses of processes that are gone, and its
-    own count of restarts may differ from node to node. So every process says who it is now, process 0 answers each by
-    that name with the attempt's, and begins when all have taken it.
-
-    Raises:
-        UserError: a process did not come.
-    """
-    own = secrets.token_hex(8)
-    if process:
-        store.set(f"here/{process}", own)
-        store.wait([f"attempt/{own}"], JOIN_TIMEOUT)
-        attempt = store.get(f"attempt/{own}").decode()
-        store.set(f"{attempt}/met/{process}", "")
-        return attempt
-    missing, waits_until = set(range(1, size)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
-    while missing:
-        if time.monotonic() > waits_until:
-            raise UserError(
-                f"process {min(missing)} of {size} did not come within {JOIN_TIMEOUT}: start it, then begin again"
-            )
-        for other in missing:
-            if store.check([f"here/{other}"]):
-                store.set(f"attempt/{store.get(f'here/{other}').decode()}", own)
-        missing = {other for other in missing if not store.check([f"{own}/met/{other}"])}
-        time.sleep(MEET_S)
-    return own
 
 
 def _connect(attempt: str) -> dist.Store:
