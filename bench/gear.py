@@ -27,7 +27,6 @@ from pathlib import Path
 from statistics import median
 
 import torch.distributed as dist
-from contextlora.workloads import stage_workloads
 from emulation import Variant, run
 from gear_table import draw, report
 from links import LINKS, Network, why_not

@@ -107,7 +107,7 @@ def test_moments_stay_with_their_ranks(trained):
 
 
 def test_the_best_weights_hold_open_prerequisites(trained):
-    module, watch, files = trained
+    _, watch, files = trained
     best, *_ = watch.ended[1, 3]
     kept = load_file(files.path(1))
     assert {name.rsplit(".", 1)[1] for name in kept} == {"a", "b", "c"}
