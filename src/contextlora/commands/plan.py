@@ -1,4 +1,8 @@
-"""`contextlora plan`: plans a training and draws it. Nothing here or below imports torch: a plan answers at once."""
+"""`contextlora plan`: plans a training and draws it.
+
+torch is loaded to count the model's size, after the devices and the task set have been read: mistakes in those show at
+once, a plan takes a few seconds.
+"""
 
 import os
 from collections.abc import Sequence
