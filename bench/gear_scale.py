@@ -13,16 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from rich.console import Console
+from transformers import Qwen2Config
 
-from contextlora.evaluation.report import as_rich
+from contextlora.backbones.size import model_size
+from contextlora.evaluation.plots import plt, save_figure
+from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.gear.planning.devices import Device, Fleet, Link
-from contextlora.gear.planning.model_size import ModelSize
 from contextlora.gear.planning.plan import Plan, plan_training
 from contextlora.gear.planning.workload import Workload, estimate_workloads
 from contextlora.gear.reports.tables import batches_for_step, step_s
@@ -34,16 +31,15 @@ DEVICES = (10, 30, 100, 300, 1000)
 TASKS = (4, 12, 100, 1000)
 LINKS = {"Wi-Fi, 20 Mbit/s": Link(2e7, 0.005), "Ethernet, 1 Gbit/s": Link(1e9, 0.0005)}
 # Qwen2-0.5B's dimensions; a batch of 32 items of 200 tokens, 10 epochs of 512 items.
-MODEL = {
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-}
+MODEL = Qwen2Config(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+)
 TOKENS, BATCH_SIZE, ITEMS, STEPS, RANK = 200, 32, 512, 160, 4
 COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 
@@ -70,7 +66,7 @@ def make_workloads(count: int, seed: int = 0) -> tuple[Workload, ...]:
     uses = {task: SliceUse((task,), dict.fromkeys(tasks.prerequisites(task), 1.0)) for task in tasks.tasks}
     plan = TrainingPlan(RankPartition(dict.fromkeys(tasks.tasks, RANK)), uses, tasks.generations)
     return estimate_workloads(
-        ModelSize.from_config(MODEL),
+        model_size(MODEL),
         tasks,
         plan,
         tokens=dict.fromkeys(graph, TOKENS),
@@ -119,20 +115,23 @@ def measure(num_devices: int, workloads: tuple[Workload, ...], link: Link, keeps
 def draw(rows: list[dict], path: Path) -> None:
     """Speed-up over the best rival by number of devices, a panel for each link and rule about answers."""
     panels = sorted({(row["link"], row["answers"]) for row in rows}, reverse=True)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), sharey=True, layout="constrained")
-    for axis, (link, answers) in zip(axes, panels, strict=True):
+    size = (7.5, 1.0 + 2.4 * (len(panels) // 2))
+    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=size, sharex=True, sharey=True, layout="constrained")
+    for axis, (link, answers) in zip(axes.flat, panels, strict=True):
         for colour, count in zip(COLOURS, TASKS, strict=True):
             points = [r for r in rows if (r["link"], r["answers"], r["tasks"]) == (link, answers, count)]
             xs, ys = [r["devices"] for r in points], [r["speedup_over_rival"] for r in points]
             axis.plot(xs, ys, marker="o", color=colour, markersize=4, label=f"{count:,} tasks")
         axis.axhline(1, color="#6b7280", linewidth=0.8, linestyle="--")
-        axis.set(xscale="log", xlabel="devices")
-        axis.set_title(f"{link}\nanswers {answers}", fontsize=9, loc="left")
+        axis.set_xscale("log")
+        axis.set_xticks(DEVICES, [f"{count:,}" for count in DEVICES])
+        axis.set_xticks([], minor=True)
+        axis.set_title(f"{link}, answers {answers}", fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("predicted speed-up over the best rival", fontsize=9)
-    axes[-1].legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.supylabel("predicted speed-up over the best rival (dashed: as fast)", fontsize=10)
+    figure.supxlabel("devices", fontsize=10)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), ncols=4, loc="outside upper center", frameon=False)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
@@ -150,4 +149,4 @@ if __name__ == "__main__":
     draw(rows, target / "gear_scale.png")
     header = list(rows[0])
     cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    Console(width=200).print(as_rich("ContextGear on paper", header, cells))
+    print_in_full(Console(), as_rich("ContextGear on paper", header, cells))

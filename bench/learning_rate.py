@@ -15,7 +15,7 @@ from contextlora.commands.bench import read_arguments, run_missing
 from contextlora.commands.compare import compared
 from contextlora.config import load_config
 from contextlora.evaluation.report import as_rich, percent, print_in_full
-from contextlora.runs import write_atomically
+from contextlora.files import write_atomically
 
 RATES = (5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 6e-3)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import median
 
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
+from contextlora.assembly.stage_files import StageFiles
 from contextlora.backbones.load import load_backbone
 from contextlora.commands.bench import read_arguments
-from contextlora.training.stage_files import StageFiles
 
 NUM_ITEMS, WIDTH, REPEATS = 8, 10, 5
 COLOURS = ("red", "green", "blue")
@@ -26,7 +26,11 @@ COLOURS = ("red", "green", "blue")
 def make_taskset(num_tasks: int) -> TaskSet:
     """A set whose items all ask for the colour in a column."""
     tasks = [
-        Task(f"t{n}", tuple(f"t{(n // WIDTH - 1) * WIDTH + k}" for k in (n % WIDTH, (n + 1) % WIDTH)) if n >= WIDTH else (), 3)
+        Task(
+            f"t{n}",
+            tuple(f"t{(n // WIDTH - 1) * WIDTH + k}" for k in (n % WIDTH, (n + 1) % WIDTH)) if n >= WIDTH else (),
+            3,
+        )
         for n in range(num_tasks)
     ]
     items = {
@@ -68,8 +72,9 @@ def main() -> None:
     print(f"stage start                  {time.perf_counter() - began:8.3f} s")
     remembered = seconds(lambda: module.evaluator.predict(last, "validation", "gold"))
     print(f"remembered answer            {1e3 * remembered:8.3f} ms")
-    chain = module.data.taskset.graph.prerequisites(last, "ancestors")
-    print(f"the same at a chain's end    {1e3 * seconds(lambda: predict_chain(module, last)):8.3f} ms ({len(chain)} ancestors)")
+    num_ancestors = len(module.data.taskset.graph.prerequisites(last, "ancestors"))
+    chained = seconds(lambda: predict_chain(module, last))
+    print(f"the same at a chain's end    {1e3 * chained:8.3f} ms ({num_ancestors} ancestors)")
     print(f"keeping the best weights     {seconds(lambda: adapted.adapter_state(adapted.trained_owners)):8.3f} s")
     adapted.mark_trained()
     with tempfile.TemporaryDirectory() as folder:

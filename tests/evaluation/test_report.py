@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from contextlora.commands import evaluate as command
 from contextlora.evaluation.report import (
     as_rich,
     graph_table,
@@ -99,3 +100,13 @@ def test_a_table_that_is_wider_than_the_terminal_keeps_every_figure():
     print_in_full(console, as_rich("title", ["a long name", *"abcdefghij"], [["joint (context none)", *figures]]))
     (row,) = [line for line in console.file.getvalue().splitlines() if "joint" in line]
     assert " ".join(row.split()) == " ".join(["joint (context none)", *figures])
+
+
+def test_a_run_s_results_keep_every_figure_on_a_pipe_of_80_columns(monkeypatch):
+    console, name = Console(file=io.StringIO(), width=80), "a_task_with_a_very_long_name_of_forty_letters"
+    monkeypatch.setattr(command, "CONSOLE", console)
+    tables = {key: {name: RESULTS[key]["manoeuvre"]} for key in ("tasks", "intervals", "references")}
+    command.print_results(RESULTS | tables)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [name, "25.0", "20.0", "95.0", "94.0", "93.1", "90.5-95.0", "500"] in lines
+    assert [name, "30.0", "40.0", "90.0", "93.1"] in lines

@@ -1,7 +1,7 @@
 """Compares finished runs over methods, settings and seeds.
 
-Runs that differ in nothing but their seed form a group. A group is called by its method and by those settings in which
-the groups of the comparison differ.
+Runs that differ in nothing but their seed form a group. A group is called by its method and, in words, by those
+settings in which the groups of the comparison differ.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from contextlora.evaluation.labels import group_label
 from contextlora.evaluation.metrics import mean_interval, paired_difference
 from contextlora.evaluation.report import markdown_table
 from contextlora.runs import find_runs
@@ -34,10 +35,11 @@ class FinishedRun:
 
 
 @dataclass
-class Group:
-    """Runs that differ only in their seed."""
+class RunGroup:
+    """Runs that differ only in their seed; `name` says in words which."""
 
     name: str
+    method: str
     by_seed: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def accuracies(self, task: str, key: str = "end_to_end") -> dict[int, float]:
@@ -88,7 +90,7 @@ def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not key.startswith(NEUTRAL)}
 
 
-def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
+def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     """Groups in the order of their first run; of two runs with one seed the later one counts."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -97,14 +99,13 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
     named = []
     for own, members in zip(settings, groups.values(), strict=True):
         rivals = [other for other in settings if other["method.name"] == own["method.name"]]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in rivals)]
-        details = ", ".join(f"{key.split('.')[-1]} {own[key]}" for key in differing)
-        name = own["method.name"] + (f" ({details})" if details else "")
-        named.append(Group(name, {run.settings["seed"]: run.results for run in members}))
+        differing = {key: own[key] for key in own if any(other.get(key) != own[key] for other in rivals)}
+        method, by_seed = own["method.name"], {run.settings["seed"]: run.results for run in members}
+        named.append(RunGroup(group_label(method, differing), method, by_seed))
     return named
 
 
-def accuracy_rows(groups: Sequence[Group], tasks: Sequence[str], key: str = "end_to_end") -> tuple[Row, list[Row]]:
+def accuracy_rows(groups: Sequence[RunGroup], tasks: Sequence[str], key: str = "end_to_end") -> tuple[Row, list[Row]]:
     """Mean accuracy over seeds with its 95 % interval, per group and task, and over the tasks' mean."""
     rows = []
     for group in groups:
@@ -116,15 +117,15 @@ def accuracy_rows(groups: Sequence[Group], tasks: Sequence[str], key: str = "end
 
 
 def accuracy_intervals(
-    groups: Sequence[Group], tasks: Sequence[str]
+    groups: Sequence[RunGroup], tasks: Sequence[str]
 ) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Group's name -> task -> (mean, low, high) of the accuracy end to end over seeds, for `accuracy_figure`."""
+    """RunGroup's name -> task -> (mean, low, high) of the accuracy end to end over seeds, for `accuracy_figure`."""
     return {
         group.name: {task: mean_interval(list(group.accuracies(task).values())) for task in tasks} for group in groups
     }
 
 
-def difference_rows(groups: Sequence[Group], tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+def difference_rows(groups: Sequence[RunGroup], tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     """The first group minus each other, paired by seed, with the 95 % interval of the mean difference, in points."""
     ours, *others = groups
     rows = []
@@ -137,7 +138,7 @@ def difference_rows(groups: Sequence[Group], tasks: Sequence[str]) -> tuple[Row,
     return ("paired difference", "pairs", *tasks, "mean"), rows
 
 
-def reference_rows(ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+def reference_rows(ours: RunGroup, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     """Majority, best single prerequisite and symbolic composition, averaged over our group's seeds."""
     held = [results["references"] for results in ours.by_seed.values()]
     rows = []
@@ -154,7 +155,7 @@ def reference_rows(ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     return ("reference", *tasks), rows
 
 
-def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
+def comparison(groups: Sequence[RunGroup], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
     """(title, header, rows) of the tables that compare the first group with the others: accuracy in percent, paired
     differences, references.
     """
@@ -189,9 +190,9 @@ def cost_rows(runs: Sequence[FinishedRun]) -> tuple[Row, list[Row]]:
     return ("figure", "median", "range"), rows
 
 
-def ours_first(groups: Sequence[Group]) -> list[Group]:
+def ours_first(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """The group that the others are compared to in front: the ContextLoRA one with most seeds, else the first."""
-    candidates = [group for group in groups if group.name.split(" ")[0] == "contextlora"] or list(groups)
+    candidates = [group for group in groups if group.method == "contextlora"] or list(groups)
     ours = max(candidates, key=lambda group: len(group.by_seed))
     return [ours, *(group for group in groups if group is not ours)]
 

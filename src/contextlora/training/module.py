@@ -189,6 +189,7 @@ class ContextLoraModule(StagedModule):
         if self.progress.stage_is_over(self.length):
             self._end_stage()
             if self.finished:
+                self._update_uses()
                 self.trainer.should_stop = True
             else:
                 self.begin_stage()

@@ -52,7 +52,7 @@ class GearedContextLoraModule(ContextLoraModule):
             name = self.method.settings.name
             raise ConfigError(f"method {name} adds a penalty over all layers to the loss: set gear.layouts=[data]")
         for pipeline in roles.pipelines:
-            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.ranks))])
+            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.processes))])
         return GearStage(
             roles=roles,
             num_items={task: len(self._items(task)) for task in tasks},
@@ -68,7 +68,7 @@ class GearedContextLoraModule(ContextLoraModule):
         graph, names = self.data.taskset.graph, self.chains[task]
         asked = {*names, *(above for name in names for above in graph.prerequisites(name, "ancestors"))}
         slices = {name for one in asked for name in self.uses[one].active}
-        if not slices & self.adapted.trained_slices:
+        if not slices & self.stage_owners:
             return self.evaluator.chain_choices(task, numbers, names, self._score)
         with self.adapted.state.replaced(self.snapshot):
             return self.evaluator.chain_choices(task, numbers, names, self._score)

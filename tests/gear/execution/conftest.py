@@ -1,0 +1,142 @@
+"""Trainings of the tiny task set by one process or by several that are started once for many of them."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from contextlora.assembly.build import build_data, build_module, trainer_settings
+from contextlora.assembly.stage_files import StageFiles
+from contextlora.config import RunConfig
+from contextlora.gear.execution.peers import Peers
+from contextlora.gear.planning.roles import StageRoles, TaskRoles
+from contextlora.tasks.task import Task
+from contextlora.tasks.taskset import TaskSet, write_taskset
+from contextlora.training.fit import fit
+
+Training = tuple[RunConfig, Path, StageRoles | TaskRoles]  # with its checkpoints, and the roles in every stage
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left on one process.
+
+    Attributes:
+        weights: of the adapter, by name.
+        moments: AdamW's of the last stage's parameters, first and second in turn. Weights alone would not show a
+            gradient that is wrong by a factor, by which AdamW's steps hardly change.
+        history: of the validations.
+    """
+
+    weights: dict[str, Any]
+    moments: list[Any]
+    history: list[dict[str, Any]]
+
+
+def _train(config: RunConfig, folder: Path, roles: StageRoles | None, peers: Peers | None, number: int) -> Trained:
+    data = build_data(config)
+    if roles is None:
+        module = build_module(config, data)
+    else:
+        plan = build_module(config, build_data(config)).plan
+        (shares,) = roles.tasks.values()
+        module = build_module(config, data, [replace(roles, tasks=dict.fromkeys(s, shares)) for s in plan.stages])
+    is_first = peers is None or peers.rank == 0
+    fit(
+        module,
+        trainer_settings(config, peers.size if peers else 1),
+        checkpoints=folder if is_first else Path(os.devnull),
+        metrics_file=folder / "metrics.jsonl",
+        save_stage=StageFiles(folder, module).save,
+        console=None,
+        agree=(lambda state: peers.share(f"state/{number}", state)) if peers else str,
+    )
+    moments = []
+    if module._trainer is not None:  # none where nothing was left to train
+        for _, state in sorted(module.optimizers(use_pl_optimizer=False).state_dict()["state"].items()):
+            moments += [state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()]
+    weights = {name: tensor.numpy() for name, tensor in module.adapted.adapter_state().items()}
+    return Trained(weights, moments, module.progress.history)
+
+
+def _train_together(trainings: Sequence[Training]) -> list[Trained]:
+    peers, found = Peers(torch.device("cpu")), []
+    for number, (config, folder, roles) in enumerate(trainings):
+        whole = roles if isinstance(roles, StageRoles) else StageRoles({"": roles}, True, "")
+        found.append(_train(config, folder, whole, peers, number))
+    peers.close()
+    return found
+
+
+@pytest.fixture(scope="session")
+def train_alone() -> Callable[[RunConfig, Path], Trained]:
+    """(configuration, folder) -> the training by one process, the reference of all tests here."""
+    return lambda config, folder: _train(config, folder, None, None, 0)
+
+
+@pytest.fixture
+def train_together(run_ranks) -> Callable[[int, Sequence[Training]], list[list[Trained]]]:
+    """(number of processes, trainings) -> for each training what each process has at its end.
+
+    Starting a process costs more than some trainings: all trainings of a number of processes should be one call.
+    """
+
+    def run(size: int, trainings: Sequence[Training]) -> list[list[Trained]]:
+        by_process = run_ranks(size, _train_together, trainings)
+        assert None not in by_process, "a process ended early; its error is in the captured output"
+        return [list(row) for row in zip(*by_process, strict=True)]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def assert_alike() -> Callable[..., None]:
+    """Raises where a training ended with other weights, moments or validations.
+
+    Sums in another order, over the rows of a batch or its micro-batches, differ in the last digits; each of AdamW's
+    steps may turn such a difference into some more. `exact` wants the same bits instead.
+    """
+
+    def check(found: Trained, expected: Trained, exact: bool = False) -> None:
+        assert len(found.history) == len(expected.history)
+        for ours, theirs in zip(found.history, expected.history, strict=True):
+            assert ours == (theirs if exact else pytest.approx(theirs, rel=1e-4, abs=1e-5))
+        limits = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}
+        for name, tensor in expected.weights.items():
+            torch.testing.assert_close(
+                torch.tensor(found.weights[name]),
+                torch.tensor(tensor),
+                msg=lambda text, name=name: f"{name}: {text}",
+                **limits,
+            )
+        limits = limits if exact else {"rtol": 1e-2, "atol": 1e-6}
+        for ours, theirs in zip(found.moments, expected.moments, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **limits)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def chain_folder(taskset_folder, tmp_path_factory) -> Path:
+    """The tiny task set with its tasks in a row, a -> b -> c -> d: stages of 0, 1, 2 and 3 prerequisite passes."""
+    tiny, folder = TaskSet.load(taskset_folder), tmp_path_factory.mktemp("chain") / "chain"
+    above = {"a": (), "b": ("a",), "c": ("b",), "d": ("c",)}
+    for number in range(3):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (100 * number, 10, 90)).save(folder / "images" / f"{number}.png")
+    items = {}
+    for split in ("train", "validation", "test"):
+        words = {(t, i.scene): i.answer_word for t in above for i in tiny.items(t, split)}
+        for number, task in enumerate(above):
+            known = [(i, {t: words[t, i.scene] for t in list(above)[:number]}) for i in tiny.items(task, split)]
+            items[task, split] = [
+                replace(item, prerequisites=right, image=f"images/{place % 3}.png", image_text="")
+                for place, (item, right) in enumerate(known)
+            ]
+    write_taskset(folder, "chain", [Task(name, needs, num_options=3) for name, needs in above.items()], items)
+    return folder
