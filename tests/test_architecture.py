@@ -24,11 +24,11 @@ LAYERS = (
     ("backbones",),
     ("methods",),
     ("config",),
-    ("training", "evaluation"),
+    ("evaluation",),
+    ("training",),
     ("gear/execution", "gear/reports"),
     ("gear/processes",),
-    ("assembly", "workloads"),
-    ("placement",),
+    ("assembly",),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -40,7 +40,6 @@ PURE_IMPORTS = {"contextlora", "networkx", *sys.stdlib_module_names}
 # Their import must stay cheap: `--help` and a config error answer in under a second.
 LIGHT = {"errors", "files", "settings", "config", "runs", "tracking", "cli", "__main__"}
 HEAVY = {"torch", "lightning", "transformers", "peft", "wandb", "torchmetrics", "matplotlib"}
-SHARED_CLASS_NAMES = {"Schedule", "Shard"}  # to be told apart; no others may join them
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 

@@ -7,9 +7,10 @@ import pytest
 from contextlora.evaluation.compare import flatten
 from contextlora.evaluation.labels import CHOICES, FORMS, group_label, setting_label
 from contextlora.evaluation.plots import accuracy_figure
+from contextlora.methods.contextlora import ContextLoraSettings
 from contextlora.settings import RunConfig
 
-SETTINGS = flatten(asdict(RunConfig()))
+SETTINGS = flatten(asdict(RunConfig(method=ContextLoraSettings())))
 
 
 @pytest.mark.parametrize(

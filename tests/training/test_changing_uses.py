@@ -58,14 +58,14 @@ def trained(make_config, tmp_path):
     )
     module = build_module(config, build_data(config))
     module.method = Scripted(module.method.settings)
-    validate, watch = module.on_train_epoch_end, Watch()
+    validate, watch = module.on_validation_epoch_end, Watch()
 
     def scripted_accuracy():
         accuracy = (0.1, 0.2, 0.3, 0.4, 0.0)[module.progress.interval]
         module._sums = {task: [1.0, accuracy, 1.0] for task in module.stage_tasks}
         validate()
 
-    module.on_train_epoch_end = scripted_accuracy
+    module.on_validation_epoch_end = scripted_accuracy
     files = StageFiles(tmp_path, module)
     settings = {"save_stage": files.save, "console": None, "callbacks": [watch]}
     fit(module, trainer_settings(config), checkpoints=tmp_path, metrics_file=tmp_path / "metrics.jsonl", **settings)

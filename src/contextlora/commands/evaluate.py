@@ -65,6 +65,6 @@ def print_results(results: dict[str, Any]) -> None:
     """The tables of a run's results.json."""
     print_in_full(CONSOLE, results_table(results))
     print_in_full(CONSOLE, references_table(results))
-    if results["method_settings"].get("delta") == AUTO:
+    if results.get("method_settings", {}).get("delta") == AUTO:
         deltas = ", ".join(f"{edge} {delta:g}" for edge, delta in results["deltas"].items())
         CONSOLE.print(f"delta, chosen by {results['method_settings']['delta_policy']}: {deltas}", soft_wrap=True)

@@ -11,7 +11,7 @@ CHOICES = {
     },
     "taskset.regime": {"low": "few training items", "full": "all training items"},
     "taskset.answer_format": {"word": "answers are words", "letter": "answers are letters"},
-    "method.scope": {"direct": "direct prerequisites", "ancestors": "all ancestors"},
+    "taskset.scope": {"direct": "direct prerequisites", "ancestors": "all ancestors"},
     "method.variant": {"gated": "prerequisites behind a learned gate", "paper": "prerequisites added as they are"},
     "method.frozen_policy": {
         "largest": "freezes the largest ranks",
@@ -22,7 +22,7 @@ CHOICES = {
 FORMS = {
     "method.delta": "frozen ratio {:g}",
     "method.learning_rate_scale": "learning rate times {:g}",
-    "training.open_learning_rate_scale": "open ranks at {:g} of the learning rate",
+    "method.open_learning_rate_scale": "open ranks at {:g} of the learning rate",
 }
 
 

@@ -19,7 +19,7 @@ from contextlora.tasks.taskset import TaskSet
 Batch = Any  # whatever the backbone makes: backbones.encoding.OptionBatch, which tasks/ must not import
 
 
-class Backbone(Protocol):
+class PromptReader(Protocol):
     """What reads prompts."""
 
     is_multimodal: bool
@@ -57,7 +57,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
     def __init__(
         self,
         taskset: TaskSet,
-        backbone: Backbone,
+        backbone: PromptReader,
         *,
         batch_size: int = 32,
         eval_batch_size: int = 128,

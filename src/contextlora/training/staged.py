@@ -106,10 +106,7 @@ class StagedModule(lightning.LightningModule):
     @property
     def stage_owners(self) -> set[str]:
         """Owners of all that the stage trains, or may have trained before its uses changed."""
-        owners = self.adapted.trained_owners
-        if self.method.changes_uses:
-            owners = owners.union(*(use.active for use in self._stage_uses().values()))
-        return owners
+        return {*self.progress.owners, *self.adapted.trained_owners}
 
     def set_uses(self, uses: Mapping[str, SliceUse]) -> None:
         """Changes how tasks use the slices from now on."""
@@ -125,6 +122,7 @@ class StagedModule(lightning.LightningModule):
         if not self.method.changes_uses:
             return
         orders, moments = self.adapted.stage_state(), self._moments()
+        self.progress.owners = sorted(self.stage_owners)
         self.adapted.end_stage()
         self._update_uses()
         self.adapted.begin_stage(self._stage_uses(), orders)

@@ -63,6 +63,7 @@ class Progress:
         seconds: wall-clock time spent in finished intervals.
         history: one row per validation of the whole run.
         optimizer_step: steps of this stage that were done when its optimizer was made.
+        owners: whose values this stage trained before its uses changed, see `adapters.state`.
         uses: task -> [own slices, {prerequisite's slice: delta}], as the tasks use the slices now.
         notes: what the method remembers of this stage, see `StageView`.
     """
@@ -77,6 +78,7 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     optimizer_step: int = 0
+    owners: list[str] = field(default_factory=list)
     uses: dict[str, list[Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -104,7 +106,7 @@ class Progress:
         """Closes the books of this stage and opens those of the next."""
         self.steps_taken.append(self.total_steps - sum(self.steps_taken))
         self.stage += 1
-        self.interval, self.improved_interval, self.optimizer_step = 0, 0, 0
+        self.interval, self.improved_interval, self.optimizer_step, self.owners = 0, 0, 0, []
         self.best_accuracy, self.best_loss = -1.0, math.inf
         self.notes = {}
 
