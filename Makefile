@@ -91,5 +91,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -c '' 2>/dev/null || $$python -m venv --clear $(VENV)
 	@$(PIP) install --no-compile "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) install --no-compile --constraint constraints.txt --editable '.[dev]'
-	@env -u PYTHONDONTWRITEBYTECODE $(PY) -W ignore -c 'import lightning.pytorch, matplotlib.pyplot, peft, pytest, torchmetrics, wandb'
+	@env -u PYTHONDONTWRITEBYTECODE $(PY) -W ignore -c 'import lightning.pytorch, matplotlib.pyplot, networkx, peft, pytest, torchmetrics, wandb'
 	@touch $@

@@ -15,6 +15,7 @@ from contextlora.commands import CONSOLE
 from contextlora.commands.bench import read_arguments, run_missing
 from contextlora.config import load_config
 from contextlora.evaluation.compare import FinishedRun, Row, group_runs, reference_rows, with_interval
+from contextlora.evaluation.labels import setting_label
 from contextlora.evaluation.metrics import mean_interval
 from contextlora.evaluation.plots import delta_figure, save_figure
 from contextlora.evaluation.report import as_rich, markdown_table, print_in_full
@@ -68,12 +69,12 @@ if __name__ == "__main__":
     }
     alone = [load_config([*arguments, "method=per_task", f"seed={seed}"]) for seed in range(num_seeds)]
     run_missing([*(config for several in configs.values() for config in several), *alone], jobs)
-    table, curves = [], {variant: {} for variant in VARIANTS}
+    table, curves = [], {setting_label("method.variant", variant): {} for variant in VARIANTS}
     for (variant, delta), several in configs.items():
         seen = [figures(run.results) for run in run_missing(several)]
         intervals = [mean_interval(column) for column in zip(*seen, strict=True)]
         table.append((variant, str(delta), *(with_interval(*one) for one in intervals)))
-        curves[variant][delta] = intervals[3]
+        curves[setting_label("method.variant", variant)][delta] = intervals[3]
     print_in_full(CONSOLE, as_rich(f"{num_seeds} seeds, mean ±half of the 95 % interval, %", HEADER, table))
     known = references(run_missing(configs["gated", 1.0]), run_missing(alone))
     print_in_full(CONSOLE, as_rich("references, end to end, %", *known))

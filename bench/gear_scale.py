@@ -13,14 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from rich.console import Console
 
-from contextlora.evaluation.report import as_rich
+from contextlora.evaluation.plots import plt, save_figure
+from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.model_size import ModelSize
 from contextlora.gear.planning.plan import Plan, plan_training
@@ -119,20 +115,23 @@ def measure(num_devices: int, workloads: tuple[Workload, ...], link: Link, keeps
 def draw(rows: list[dict], path: Path) -> None:
     """Speed-up over the best rival by number of devices, a panel for each link and rule about answers."""
     panels = sorted({(row["link"], row["answers"]) for row in rows}, reverse=True)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), sharey=True, layout="constrained")
-    for axis, (link, answers) in zip(axes, panels, strict=True):
+    size = (7.5, 1.0 + 2.4 * (len(panels) // 2))
+    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=size, sharex=True, sharey=True, layout="constrained")
+    for axis, (link, answers) in zip(axes.flat, panels, strict=True):
         for colour, count in zip(COLOURS, TASKS, strict=True):
             points = [r for r in rows if (r["link"], r["answers"], r["tasks"]) == (link, answers, count)]
             xs, ys = [r["devices"] for r in points], [r["speedup_over_rival"] for r in points]
             axis.plot(xs, ys, marker="o", color=colour, markersize=4, label=f"{count:,} tasks")
         axis.axhline(1, color="#6b7280", linewidth=0.8, linestyle="--")
-        axis.set(xscale="log", xlabel="devices")
-        axis.set_title(f"{link}\nanswers {answers}", fontsize=9, loc="left")
+        axis.set_xscale("log")
+        axis.set_xticks(DEVICES, [f"{count:,}" for count in DEVICES])
+        axis.set_xticks([], minor=True)
+        axis.set_title(f"{link}, answers {answers}", fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("predicted speed-up over the best rival", fontsize=9)
-    axes[-1].legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.supylabel("predicted speed-up over the best rival (dashed: as fast)", fontsize=10)
+    figure.supxlabel("devices", fontsize=10)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), ncols=4, loc="outside upper center", frameon=False)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
@@ -150,4 +149,4 @@ if __name__ == "__main__":
     draw(rows, target / "gear_scale.png")
     header = list(rows[0])
     cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    Console(width=200).print(as_rich("ContextGear on paper", header, cells))
+    print_in_full(Console(), as_rich("ContextGear on paper", header, cells))

@@ -20,7 +20,7 @@ def report(found: Sequence[dict]) -> str:
     cells = [row for row in found if "cell" in row]
     parts = [
         ("Links, measured", _links(found)),
-        ("A step with chains: share of one device's time (bound likewise)", _anew(cells)),
+        ("A step with chains: share of one device's time (lower bound of ContextGear likewise)", _anew(cells)),
         ("A whole stage with answers kept: share of one device's time with answers kept", _kept(cells)),
         ("Predicted over measured", _predictions(cells)),
     ]
@@ -52,7 +52,8 @@ def _links(found: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
 
 
 def _anew(cells: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    header = ["n", "fleet", "link", "one device, s", *ANEW[1:], "bound", "ContextGear / bound", "best rival", "chosen"]
+    header = ["n", "fleet", "link", "one device, s", *ANEW[1:]]
+    header += ["lower bound", "ContextGear / bound", "best rival", "chosen"]
     rows = []
     for cell in cells:
         one = measured(cell, ONE)
@@ -132,7 +133,7 @@ def draw(found: Sequence[dict], path: Path) -> None:
     cells = {tuple(row["cell"].values()): row for row in found if "cell" in row}
     fleets = [fleet for fleet in FLEETS if any(key[1] == fleet for key in cells)]
     links = [link for link in LINKS if any(key[2] == link for key in cells)]
-    size = (1.2 + 3.4 * len(fleets), 0.9 + 2.0 * len(links))
+    size = (1.2 + 3.0 * len(fleets), 0.9 + 2.0 * len(links))
     figure, axes = plt.subplots(
         len(links), len(fleets), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
@@ -140,9 +141,10 @@ def draw(found: Sequence[dict], path: Path) -> None:
         for axis, fleet in zip(row, fleets, strict=True):
             _panel(axis, {n: cells[n, fleet, link] for n in (1, 2, 3) if (n, fleet, link) in cells})
             axis.set_title(f"{FLEET_NAMES[fleet]}, {LINKS[link].name}", fontsize=9, loc="left")
-    axes[0][0].set_ylabel("time / one device", fontsize=9)
+    figure.supylabel("time of a step / that of one device", fontsize=9)
+    axes[-1][len(fleets) // 2].set_xlabel("n: forward-only passes before each item", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     save_figure(figure, path)
 
 
@@ -154,10 +156,10 @@ def _panel(axis: plt.Axes, cells: dict[int, dict]) -> None:
         axis.bar(xs, ratios, width, color=colour, label=name)
         for x, ratio in zip(xs, ratios, strict=True):
             if ratio > TOP:
-                axis.text(x, TOP - 0.02, f"{ratio:.1f}", ha="center", va="top", fontsize=6, color="white", rotation=90)
+                axis.text(x, TOP - 0.02, f"{ratio:.1f}", ha="center", va="top", fontsize=7, color="white", rotation=90)
     for n, cell in cells.items():
         bound = cell["bound_s"] / measured(cell, ONE)
-        label = "bound" if n == min(cells) else None
+        label = "lower bound of ContextGear: all busy, nothing to send" if n == min(cells) else None
         axis.plot([n - 0.42, n + 0.42], [bound, bound], color=INK, linewidth=1.2, linestyle=":", label=label)
     axis.axhline(1, color=GREY, linewidth=0.6)
     axis.set(xlim=(0.5, 3.5), ylim=(0, TOP), xticks=(1, 2, 3), xticklabels=[f"n = {n}" for n in (1, 2, 3)])

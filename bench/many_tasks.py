@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from contextlora.assembly.stage_files import StageFiles
-
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
+from contextlora.assembly.stage_files import StageFiles
 from contextlora.backbones.load import load_backbone
 from contextlora.commands.bench import read_arguments
 

@@ -164,12 +164,17 @@ def test_make_alone_lists_every_target():
 
 
 def test_make_variables_become_settings():
-    variables = ["TASKSET=iov", "METHOD=joint", "MODEL=../m", "DELTA=0.5", "SEED=3", "DEVICES=2", "STRATEGY=ddp"]
+    variables = ["TASKSET=iov", "METHOD=contextlora", "MODEL=../m", "DELTA=0.5", "SEED=3", "DEVICES=2", "STRATEGY=ddp"]
     printed = make("-n", "train", *variables, "ARGS=training.batch_size=8 tracking.mode=off")
     words = printed.splitlines()[-1].replace("'", "").split()
     settings = words[words.index("train") + 1 :]
     config = load_config(settings)
-    assert (config.taskset.name, config.method.name, config.model.name, config.seed) == ("iov", "joint", "../m", 3)
+    assert (config.taskset.name, config.method.name, config.model.name, config.seed) == (
+        "iov",
+        "contextlora",
+        "../m",
+        3,
+    )
     assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "ddp")
     assert (config.training.batch_size, config.tracking.mode) == (8, "off")
 

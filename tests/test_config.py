@@ -9,17 +9,19 @@ import yaml
 from contextlora.config import CONFIG_DIR, GROUPS, RunConfig, load_config, to_yaml
 from contextlora.errors import ConfigError
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
+from contextlora.methods.contextlora import ContextLoraSettings
+from contextlora.settings import MethodSettings
 
 
 @pytest.fixture
 def config_dir(tmp_path):
     files = {
-        "default.yaml": "taskset: roads\nmethod: one\nmodel: small\nseed: 1\n",
+        "default.yaml": "taskset: roads\nmethod: contextlora\nmodel: small\nseed: 1\n",
         "taskset/roads.yaml": "training: {batch_size: 4}\n",
-        "method/one.yaml": "training: {learning_rate: 0.1}\n",
-        "method/two.yaml": "training: {learning_rate: 0.2, weight_decay: 0.2}\ntracking: {mode: off}\n",
+        "method/contextlora.yaml": "training: {learning_rate: 0.1}\n",
+        "method/joint.yaml": "training: {learning_rate: 0.2, weight_decay: 0.2}\ntracking: {mode: off}\n",
         "model/small.yaml": "model: {name: owner/small-model}\n",
-        "experiment/try.yaml": "method: two\ntraining: {weight_decay: 0.3}\nseed: 2\n",
+        "experiment/try.yaml": "method: joint\ntraining: {weight_decay: 0.3}\nseed: 2\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -31,11 +33,11 @@ def test_the_stronger_layer_wins(config_dir):
     config = load_config([], config_dir)
     assert (config.training.learning_rate, config.training.batch_size, config.seed) == (0.1, 4, 1)
     config = load_config(["experiment=try"], config_dir)
-    assert (config.method.name, config.training.learning_rate, config.training.weight_decay) == ("two", 0.2, 0.3)
+    assert (config.method.name, config.training.learning_rate, config.training.weight_decay) == ("joint", 0.2, 0.3)
     config = load_config(["training.weight_decay=0.5", "seed=3", "experiment=try", "seed=4"], config_dir)
     assert (config.training.weight_decay, config.seed) == (0.5, 4)
-    config = load_config(["method=one", "experiment=try"], config_dir)
-    assert (config.method.name, config.training.learning_rate) == ("one", 0.1)
+    config = load_config(["method=contextlora", "experiment=try"], config_dir)
+    assert (config.method.name, config.training.learning_rate) == ("contextlora", 0.1)
 
 
 def test_a_group_file_may_map_a_short_name(config_dir):
@@ -44,7 +46,7 @@ def test_a_group_file_may_map_a_short_name(config_dir):
 
 
 def test_a_name_alone_chooses_the_whole_group(config_dir):
-    assert load_config(["method.name=two"], config_dir) == load_config(["method=two"], config_dir)
+    assert load_config(["method.name=joint"], config_dir) == load_config(["method=joint"], config_dir)
 
 
 @pytest.mark.parametrize("name", ["owner/model", "./model", "../shared/data/model"])
@@ -61,14 +63,15 @@ def test_a_folder_here_needs_no_slash(config_dir, tmp_path, monkeypatch):
 
 def test_off_stays_a_word(config_dir):
     assert load_config(["tracking.mode=off"], config_dir).tracking.mode == "off"
-    assert load_config(["method=two"], config_dir).tracking.mode == "off"
+    assert load_config(["method=joint"], config_dir).tracking.mode == "off"
     saved = config_dir / "saved.yaml"
     saved.write_text(to_yaml(load_config(["tracking.mode=off", "model.chat_template=off"], config_dir)))
     assert load_config([], config_dir, saved=saved).model.chat_template == "off"
 
 
-def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir):
-    config = load_config(["method=two", "seed=7", "method.edge_delta.u->v=0.25"], config_dir)
+@pytest.mark.parametrize("settings", [("method.edge_delta.u->v=0.25",), ("method=joint", "method.alpha=3")])
+def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, settings):
+    config = load_config(["seed=7", *settings], config_dir)
     saved = config_dir / "saved.yaml"
     saved.write_text(to_yaml(config))
     assert load_config([], config_dir, saved=saved) == config
@@ -82,7 +85,7 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir):
         ("method.detla=1", ["unknown key method.detla", "did you mean method.delta?", "frozen_policy"]),
         ("mehtod.delta=1", ["unknown key mehtod", "did you mean method?"]),
         ("sede=1", ["unknown key sede", "did you mean seed?"]),
-        ("method=tow", ["unknown method 'tow'", "did you mean two?", "Known: one, two"]),
+        ("method=jiont", ["unknown method 'jiont'", "did you mean joint?", "Known: contextlora, joint"]),
         ("model=smal", ["unknown model 'smal'", "did you mean small?", "folder"]),
         ("experiment=tyr", ["unknown experiment 'tyr'", "did you mean try?"]),
         ("method.delta=1.5", ["method.delta must be between 0 and 1, got 1.5"]),
@@ -93,7 +96,7 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir):
         ("method.rank=0", ["method.rank must be at least 1, got 0"]),
         ("evaluation.max_items=0", ["evaluation.max_items must be at least 1, got 0"]),
         ("method.rank=eight", ["method.rank", "eight", "Integer"]),
-        ("taskset.scope=all", ["method.scope", "all", "direct", "ancestors"]),
+        ("taskset.scope=all", ["taskset.scope", "all", "direct", "ancestors"]),
         ("training=3", ["training", "3"]),
         ("training.batch_size=", ["training.batch_size", "None"]),
         ("training.batch_size={1", ["training.batch_size={1"]),
@@ -108,6 +111,18 @@ def test_a_mistake_is_named_in_one_line(config_dir, argument, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", [entry.name for entry in fields(ContextLoraSettings)])
+def test_a_method_has_its_own_settings_and_no_others(config_dir, key):
+    """Every setting is taken by ContextLoRA; the message of one that joint does not have names who has it."""
+    value = getattr(ContextLoraSettings(), key)
+    assert getattr(load_config([f"method.{key}={value}"], config_dir).method, key) == value
+    if key in MethodSettings.__dataclass_fields__:
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(["method=joint", f"method.{key}={value}"], config_dir)
+    assert str(caught.value) == f"unknown key method.{key}: only contextlora has it"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -117,8 +132,8 @@ def test_a_mistake_is_named_in_one_line(config_dir, argument, said):
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(config_dir, text, said):
-    (config_dir / "method/one.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"method/one\.yaml") as caught:
+    (config_dir / "method/contextlora.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"method/contextlora\.yaml") as caught:
         load_config([], config_dir)
     assert said in str(caught.value)
 
@@ -163,9 +178,8 @@ def test_every_value_of_a_sweep_is_a_setting(path):
 
 def test_the_default_is_what_the_dataclasses_say_about_names():
     default, schema = load_config([]), RunConfig()
-    assert [getattr(default, group).name for group in ("taskset", "method", "model")] == [
-        getattr(schema, group).name for group in ("taskset", "method", "model")
-    ]
+    assert (default.taskset.name, default.model.name) == (schema.taskset.name, schema.model.name)
+    assert default.method.name == type(default.method)().name == "contextlora"
 
 
 def test_the_queue_is_as_long_as_that_of_a_users_own_script():

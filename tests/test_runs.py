@@ -11,7 +11,8 @@ import time
 import pytest
 
 from contextlora.errors import UserError
-from contextlora.runs import RunFolder, find_runs, latest_run, write_atomically
+from contextlora.files import write_atomically
+from contextlora.runs import RunFolder, find_runs, latest_run
 
 RESULTS = {"taskset": "iov", "tasks": {}}
 

@@ -88,7 +88,7 @@ def test_dropout_acts_where_peft_s_does(p, adapt, tiny_model, inputs):
     oracle = native(tiny_model(), adapted.target_modules, {"a": (factors_of(adapted, "a"), True)})
     for layer in oracle.modules():
         if isinstance(layer, peft.tuners.lora.Linear):
-            layer.lora_dropout["a"] = nn.Dropout(p)
+            layer.lora_dropout["a"] = torch.nn.Dropout(p)
     results = []
     for model in (adapted.train(), oracle.train()):
         torch.manual_seed(0)

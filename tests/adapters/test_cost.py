@@ -29,7 +29,13 @@ class Operations(TorchDispatchMode):
     @property
     def matmul_flops(self):
         """2 N K M of each matrix product; the result's shape comes last, the operands' before it."""
-        products = {"aten.mm.default": 0, "aten.addmm.default": 1, "aten.bmm.default": 0, "aten.baddbmm_.default": 1}
+        products = {
+            "aten.mm.default": 0,
+            "aten.addmm.default": 1,
+            "aten.addmm_.default": 1,
+            "aten.bmm.default": 0,
+            "aten.baddbmm_.default": 1,
+        }
         return sum(2 * prod(s[products[f]]) * s[-1][-1] for f, s in self.seen if f in products)
 
 

@@ -1,14 +1,18 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from contextlora.adapters import AdapterError, load_slices, save_slices
-from contextlora.graph import RankPartition
+from contextlora.graph import RankPartition, SliceUse
+
+OWNERS = {"a", "b", "x", "c", "d", "->c", "->d"}
+USES = {"c": SliceUse(("c",), {"a": 0.25}), "a": SliceUse(("a",))}
 
 
 def test_round_trip_is_bit_identical(adapt, tmp_path):
     adapted, fresh = adapt(gated=True), adapt(gated=True, random_values=False)
-    save_slices(adapted, tmp_path / "slices.safetensors", "f00d", None, {})
-    load_slices(fresh, tmp_path / "slices.safetensors", "f00d")
+    save_slices(adapted, tmp_path / "slices.safetensors", "f00d", OWNERS, USES)
+    assert load_slices(fresh, tmp_path / "slices.safetensors", "f00d") == USES
     expected = adapted.adapter_state()
     assert all(torch.equal(values, expected[name]) for name, values in fresh.adapter_state().items())
     assert [path.name for path in tmp_path.iterdir()] == ["slices.safetensors"]
@@ -16,7 +20,7 @@ def test_round_trip_is_bit_identical(adapt, tmp_path):
 
 def test_refuses_other_backbones_partitions_and_damage(adapt, tmp_path):
     path = tmp_path / "slices.safetensors"
-    save_slices(adapt(), path, "f00d", None, {})
+    save_slices(adapt(), path, "f00d", OWNERS, USES)
     with pytest.raises(AdapterError, match="another backbone, f00d: this model has beef"):
         load_slices(adapt(), path, "beef")
     with pytest.raises(AdapterError, match=r'another partition, \{"a": 4, "b": 2, .*: this model has \{"a": 4\}'):
@@ -29,6 +33,16 @@ def test_refuses_other_backbones_partitions_and_damage(adapt, tmp_path):
 
 
 def test_the_gated_variant_does_not_load_into_the_other(adapt, tmp_path):
-    save_slices(adapt(gated=True), tmp_path / "slices", "f00d", None, {})
-    with pytest.raises(AdapterError, match="holds 42 foreign tensors"):
+    save_slices(adapt(gated=True), tmp_path / "slices", "f00d", OWNERS, USES)
+    with pytest.raises(AdapterError, match="holds 42 foreign tensor"):
         load_slices(adapt(), tmp_path / "slices", "f00d")
+
+
+def test_only_the_wanted_values_are_written_and_the_others_stay(adapt, tmp_path):
+    adapted, fresh = adapt(gated=True), adapt(gated=True, random_values=False)
+    save_slices(adapted, tmp_path / "slices", "f00d", {"c", "->d"}, USES)
+    written, before = load_file(tmp_path / "slices"), fresh.adapter_state()
+    assert {name.rpartition(".lora_")[2] for name in written} == {"A.c", "B.c", "gate.a->d"}
+    load_slices(fresh, tmp_path / "slices", "f00d")
+    for name, values in fresh.adapter_state().items():
+        assert torch.equal(values, adapted.adapter_state()[name] if name in written else before[name]), name

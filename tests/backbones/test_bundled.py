@@ -10,7 +10,7 @@ import torch
 from contextlora.backbones.load import BUNDLED, load_backbone
 from contextlora.backbones.pretraining.pretrain import skill_test
 from contextlora.backbones.pretraining.vocabulary import WORDS
-from contextlora.backbones.scoring import encode, option_scores
+from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.prompts import context_of, render
 from contextlora.tasks.tasksets import resolve_taskset
 
@@ -72,6 +72,6 @@ def test_it_knows_no_task(backbone, iov, task, context):
     ]
     right = 0
     for start in range(0, len(prompts), 125):
-        batch = encode(backbone, prompts[start : start + 125])
+        batch = backbone.encode(prompts[start : start + 125])
         right += int((option_scores(backbone.model, batch).argmax(-1) == batch.answer).sum())
     assert abs(right / len(items) - 0.25) <= 0.10

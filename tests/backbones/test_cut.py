@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from contextlora.adapters.dropout import Shard
 from PIL import Image
 
 from contextlora.adapters import AdaptedModel, AdapterConfig
-from contextlora.backbones.cut import CutModel, Draws
+from contextlora.backbones.cut import CutModel
+from contextlora.backbones.encoding import OptionBatch
 from contextlora.backbones.load import BackboneError
-from contextlora.backbones.scoring import OptionBatch, encode, option_scores
+from contextlora.backbones.scoring import option_scores
 from contextlora.graph import RankPartition, SliceUse
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
+from contextlora.training.dropout import share_masks
 
 USE = SliceUse(("v",))
 STAGES = (slice(0, 1), slice(1, None))  # of the tiny models' two layers
@@ -34,14 +35,14 @@ def text_batch(length=7, num_tokens=1):
     mask[0, :3] = 0
     options = torch.arange(3, 3 + 2 * num_tokens).view(1, 2, num_tokens).repeat(BATCH, 1, 1)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-    return OptionBatch(inputs, options, torch.ones_like(options).bool(), torch.zeros(BATCH, dtype=torch.long), "v")
+    answer = torch.zeros(BATCH, dtype=torch.long)
+    return OptionBatch(inputs, options, torch.ones_like(options).bool(), answer, "v", range(BATCH), BATCH)
 
 
-def rows_of(batch, first, num_rows):
-    rows = slice(first, first + num_rows)
-    inputs = {name: value[rows] for name, value in batch.inputs.items()}
-    options = batch.option_ids[rows], batch.option_mask[rows]
-    return OptionBatch(inputs, *options, batch.answer[rows], "v", Shard(first, num_rows, BATCH))
+def rows_of(batch, rows):
+    inputs = {name: value[rows.start : rows.stop] for name, value in batch.inputs.items()}
+    options, mask, answer = (t[rows.start : rows.stop] for t in (batch.option_ids, batch.option_mask, batch.answer))
+    return OptionBatch(inputs, options, mask, answer, "v", rows, BATCH)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def image_batch(backbone, tmp_path):
         for number, words in enumerate(("grip", "lane c1 grip", "wet lane")):
             Image.new("RGB", (16, 16), (80 * number, 10, 90)).save(path := tmp_path / f"{number}.png")
             asked.append(Prompt("v", f"{IMAGE_PLACEHOLDER} {words} answer :", path, options, 1))
-        return encode(llava, asked)
+        return llava.encode(asked)
 
     return make
 
@@ -93,24 +94,28 @@ def test_stages_give_scores_and_gradients_of_the_whole(kind, num_tokens, backbon
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_a_stage_on_some_rows_drops_what_the_whole_batch_would(num_tokens, backbone):
     adapted, batch = adapted_by(backbone("qwen2"), dropout=0.5), text_batch(num_tokens=num_tokens)
-    cut = CutModel(adapted.model)
+    cut, masks = CutModel(adapted.model), share_masks(adapted, seed=0)
+    masks.rows, masks.batch_size = batch.rows, batch.batch_size
     with adapted.active(USE, "v"):
-        torch.manual_seed(0)
         expected = option_scores(adapted.model, batch)
-    parts = [rows_of(batch, 0, 1), rows_of(batch, 1, 2)]
+        masks.step = 1
+        assert not torch.allclose(option_scores(adapted.model, batch), expected)  # something is dropped
+        masks.step = 0
+    parts = [rows_of(batch, range(1)), rows_of(batch, range(1, 3))]
     hidden = dict.fromkeys(range(2))
     for layers in STAGES:
-        draws = Draws(lambda: torch.manual_seed(0), torch.device("cpu"))
         for number, part in enumerate(parts):
             torch.randn(7)  # whatever was drawn since does not matter
-            with adapted.active(USE, "v", part.shard):
-                hidden[number] = cut.run(part, layers, hidden[number], draws)
+            masks.rows = part.rows
+            with adapted.active(USE, "v"):
+                hidden[number] = cut.run(part, layers, hidden[number])
     torch.testing.assert_close(torch.cat([hidden[0], hidden[1]]), expected)
 
 
 def test_check_takes_what_fits_and_refuses_what_does_not(backbone):
     adapted = adapted_by(backbone("qwen2"), dropout=0.5)
-    cut = CutModel(adapted.model)
+    cut, masks = CutModel(adapted.model), share_masks(adapted, 0)
+    masks.rows, masks.batch_size = range(BATCH), BATCH
     with adapted.active(USE, "v"):
         cut.check(text_batch(), STAGES)
         cut.check(text_batch(num_tokens=3), STAGES)

@@ -7,7 +7,7 @@ from PIL import Image
 from tokenizers import normalizers
 
 from contextlora.backbones.load import Backbone, load_backbone
-from contextlora.backbones.scoring import encode, option_scores
+from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.prompts import Prompt
 
 TEXTS = ("lane c1 . grip 44 . options : dry , damp . answer :", "camera , grip c2 ? answer :")
@@ -39,7 +39,7 @@ def oracle(backbone: Backbone, prompt: Prompt) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma"])
 def test_text_models_equal_the_oracle(backbone, kind):
     loaded = backbone(kind)
-    batch = encode(loaded, prompts())
+    batch = loaded.encode(prompts())
     assert (batch.option_ids.shape[-1] > 1) == (kind != "gemma")  # only there is a word one token
     expected = torch.stack([oracle(loaded, prompt) for prompt in prompts()])
     torch.testing.assert_close(option_scores(loaded.model, batch), expected, atol=1e-5, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_images_equal_the_oracle(backbone, tmp_path, options):
     asked = prompts(path, options)
     asked.append(Prompt("grip", TEXTS[1], None, options, 0))  # one without an image among them
     expected = torch.stack([oracle(loaded, prompt) for prompt in asked])
-    torch.testing.assert_close(option_scores(loaded.model, encode(loaded, asked)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(option_scores(loaded.model, loaded.encode(asked)), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(expected[1], expected[2])  # the image does matter
 
 
@@ -61,10 +61,10 @@ def test_an_image_is_processed_once(backbone, tmp_path, monkeypatch):
     loaded = backbone("llava")
     path = tmp_path / "image.png"
     Image.new("RGB", (16, 16)).save(path)
-    first = encode(loaded, prompts(path))
+    first = loaded.encode(prompts(path))
     monkeypatch.setattr(loaded, "processor", None)
     monkeypatch.setattr(loaded, "tokenizer", None)
-    again = encode(loaded, prompts(path)[::-1])
+    again = loaded.encode(prompts(path)[::-1])
     assert torch.equal(first.inputs["pixel_values"], again.inputs["pixel_values"])
     assert torch.equal(first.inputs["input_ids"].flip(0), again.inputs["input_ids"])
 
@@ -72,7 +72,7 @@ def test_an_image_is_processed_once(backbone, tmp_path, monkeypatch):
 def test_items_with_fewer_options(backbone):
     loaded = backbone("gemma")
     few = Prompt("grip", TEXTS[0], None, ("dry", "damp"), 1)
-    batch = encode(loaded, [few, prompts()[0]])
+    batch = loaded.encode([few, prompts()[0]])
     scores = option_scores(loaded.model, batch)
     assert scores.dtype == torch.float32
     assert scores[0, 2] == -torch.inf and torch.equal(scores[0, :2], scores[1, :2])
@@ -84,7 +84,7 @@ def test_items_with_fewer_options(backbone):
 def test_gradients_equal_the_oracle(backbone, kind):
     gradients = []
     for score in (
-        lambda loaded, asked: option_scores(loaded.model.train(), encode(loaded, asked)),
+        lambda loaded, asked: option_scores(loaded.model.train(), loaded.encode(asked)),
         lambda loaded, asked: torch.stack([oracle(loaded, prompt) for prompt in asked]),
     ):
         loaded = backbone(kind)
@@ -98,7 +98,7 @@ def test_gradients_equal_the_oracle(backbone, kind):
 
 def test_a_model_without_keys_and_values(backbone, monkeypatch):
     loaded = backbone("gpt2")
-    batch, forward = encode(loaded, prompts()), loaded.model.forward
+    batch, forward = loaded.encode(prompts()), loaded.model.forward
     monkeypatch.setattr(loaded.model, "forward", lambda **inputs: forward(**{**inputs, "use_cache": False}))
     with pytest.raises(ValueError, match="GPT2LMHeadModel keeps no keys and values"):
         option_scores(loaded.model, batch)
@@ -106,7 +106,7 @@ def test_a_model_without_keys_and_values(backbone, monkeypatch):
 
 def test_bfloat16_gives_nearly_the_same_scores(backbone):
     exact, rough = (
-        option_scores(loaded.model, encode(loaded, prompts()))
+        option_scores(loaded.model, loaded.encode(prompts()))
         for loaded in (backbone("gemma"), backbone("gemma", dtype="bfloat16"))
     )
     assert rough.dtype == torch.float32
@@ -119,7 +119,7 @@ def test_chat_template_wraps_the_prompt(backbone):
     )
     loaded = backbone("gemma")
     loaded.tokenizer.chat_template, loaded.chat_template = template, True
-    ids = encode(loaded, prompts()).inputs["input_ids"][1]
+    ids = loaded.encode(prompts()).inputs["input_ids"][1]
     ids = ids[-len(loaded.tokenizer(TEXTS[1])["input_ids"]) - 2 :]  # without the padding
     assert (
         " ".join(loaded.tokenizer.convert_ids_to_tokens(ids)) == f"lane {TEXTS[1]} , camera"
@@ -142,28 +142,28 @@ def test_chat_template_with_an_image(backbone, tmp_path):
     loaded.processor.chat_template, loaded.chat_template = template, True
     path = tmp_path / "image.png"
     Image.new("RGB", (16, 16)).save(path)
-    ids = encode(loaded, prompts(path)[:1]).inputs["input_ids"][0]
+    ids = loaded.encode(prompts(path)[:1]).inputs["input_ids"][0]
     assert len(ids) == 32 and loaded.tokenizer.decode(ids[12:]) == f"{'<image> ' * 4}, {TEXTS[0]} camera"
 
 
-def test_columns_are_a_multiple_of_16_or_all_positions(backbone):
+def test_a_batch_is_as_wide_as_its_longest_prompt_and_refuses_more_tokens_than_positions(backbone):
     """The model has 64 positions, one of which an option of two tokens takes behind the prompt."""
     loaded = backbone("gemma")
     for num_words, options, num_columns in ((14, "ab", 16), (15, "ab", 16), (16, "ab", 32), (50, ("a a", "b"), 63)):
-        batch = encode(loaded, [Prompt("grip", "lane " * (num_words - 1) + "lane", None, tuple(options), 0)])
+        batch = loaded.encode([Prompt("grip", "lane " * (num_words - 1) + "lane", None, tuple(options), 0)])
         tokens = num_words + 1  # and <s>
         assert batch.inputs["attention_mask"].tolist() == [[0] * (num_columns - tokens) + [1] * tokens]
 
 
 def test_batch_moves_to_a_device(backbone):
-    batch = encode(backbone("gemma"), prompts()).to("meta")
+    batch = backbone("gemma").encode(prompts()).to("meta")
     tensors = [*batch.inputs.values(), batch.option_ids, batch.option_mask, batch.answer]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def refused(loaded, prompt, match):
     with pytest.raises(ValueError, match=match):
-        encode(loaded, [prompt])
+        loaded.encode([prompt])
 
 
 def test_prompts_that_do_not_fit(backbone, tmp_path):

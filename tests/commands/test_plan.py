@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from contextlora.assembly import workloads
 from contextlora.cli import main
 from contextlora.commands.plan import plan
 from contextlora.errors import UserError
+from contextlora.gear.reports import timeline
 from contextlora.tasks.taskset import TaskSet
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +50,36 @@ def test_plan_prints_the_choice_and_its_reasons_and_writes_picture_and_json(argu
         [("d", 3)],
     ]
     assert tree["stages"][2]["candidates"][0]["strategy"] == "contextgear"
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """Collects what the time line is asked to draw: the stages, and those left out."""
+    found = []
+
+    def timeline_figure(stages, left_out):
+        found.append((stages, left_out))
+        return Figure()
+
+    monkeypatch.setattr(timeline, "timeline_figure", timeline_figure)
+    return found
+
+
+def test_the_picture_begins_with_passes_that_run_ahead_and_the_tables_fit_their_lines(arguments, drawings, capsys):
+    assert main(["plan", *arguments]) == 0
+    ((drawn, left_out),) = drawings
+    assert drawn[0][0].best.strategy == "contextgear"
+    assert all({"P", "R"} & {i.action.kind for i in simulation.intervals} for _, simulation in drawn)
+    assert [stage.stage for stage in left_out] == ["stage 1"]  # roots a and b
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert any("sent" in line and "slower by" in line for line in printed.splitlines())
+
+
+def test_a_picture_of_stages_without_passes_shows_them_all(arguments, drawings):
+    assert main(["plan", *arguments, "gear.context=taskset", "taskset.context=gold"]) == 0
+    ((drawn, left_out),) = drawings
+    assert len(drawn) == 3 and left_out == []
 
 
 def test_plan_needs_no_torch_and_answers_within_two_seconds(arguments):
@@ -100,7 +132,7 @@ def test_tokens_are_counted_with_the_tokenizer_or_estimated_from_words(
     (_, _, stage), notes = workloads.stage_workloads(config, taskset)
     # `sees p q . d ? given : a red , c blue . options : red , blue , green . answer :` has 6 + 8 + 8 + 2 words
     assert "counted with tokenizer.json" in notes[0] and "a 16, b 16, c 24, d 24" in notes[0]
-    assert stage.tasks[0].boundary_bytes == 32 * 32 * 4  # 24 are padded to 32; h = 32 of the tiny model in float32
+    assert stage.tasks[0].boundary_bytes == 24 * 32 * 4  # 24 tokens; h = 32 of the tiny model in float32
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text((model_folder / "config.json").read_text())

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from contextlora.assembly.build import build_data, build_module
 from contextlora.assembly.stage_files import StageFiles
-from contextlora.backbones.scoring import encode, option_scores
+from contextlora.backbones.scoring import option_scores
 from contextlora.commands.evaluate import evaluate
 from contextlora.commands.resume import resume
 from contextlora.commands.train import train
@@ -66,24 +66,24 @@ def test_a_run_leaves_everything_that_is_promised(make_config):
 
 def test_an_exported_adapter_scores_as_the_run_did_in_plain_peft(make_config, model_folder):
     run = train(make_config("training.learning_rate=0.05"))
-    parts = run_parts(load_config(saved=run.config_file))
-    StageFiles(run.path / "checkpoints", parts).load(2)
-    prompts = [render(item, parts.data.taskset.tasks["d"]) for item in parts.data.taskset.items("d", "test")]
-    batch = encode(parts.data.backbone, prompts)
+    config = load_config(saved=run.config_file)
+    module = build_module(config, build_data(config))
+    StageFiles(run.path / "checkpoints", module).load_last()
+    taskset, adapted = module.data.taskset, module.adapted
+    batch = module.data.backbone.encode([render(item, taskset.tasks["d"]) for item in taskset.items("d", "test")])
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, run.path / "adapters" / "d").eval()
-    with torch.no_grad(), parts.adapted.eval().active(parts.uses["d"], "d"):
-        ours = option_scores(parts.adapted.model, batch)
+    with torch.no_grad(), adapted.eval().active(module.uses["d"], "d"):
+        ours = option_scores(adapted.model, batch)
         theirs = option_scores(model, batch)
     assert (ours - theirs).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("method", ["joint", "per_task", "sequential"])
 def test_other_methods_take_the_same_steps_with_the_same_parameters(method, make_config):
-    ours = build_module(
-        make_config("method.variant=paper"), build_data(make_config("method.variant=paper"))
-    ).adapted.num_parameters()
-    results = train(make_config(f"method={method}", "method.variant=paper")).results
+    config = make_config("method.variant=paper")
+    ours = build_module(config, build_data(config)).adapted.num_parameters()
+    results = train(make_config(f"method={method}")).results
     assert results["gradient_steps"]["total"] == 20
     assert results["trainable_parameters"] == ours
 

@@ -51,7 +51,11 @@ RUNS = [
 
 def test_runs_that_differ_only_in_the_seed_form_a_group():
     groups = group_runs(RUNS)
-    assert [group.name for group in groups] == ["contextlora (delta 1.0)", "contextlora (delta 0.5)", "joint"]
+    assert [group.name for group in groups] == [
+        "contextlora (frozen ratio 1)",
+        "contextlora (frozen ratio 0.5)",
+        "joint",
+    ]
     assert [sorted(group.by_seed) for group in groups] == [[0, 1], [0], [0, 1]]
     assert groups[0].accuracies("u") == {0: 0.9, 1: 0.8}
     assert groups[0].accuracies("mean") == pytest.approx({0: 0.8, 1: 0.7})
@@ -63,10 +67,12 @@ def test_of_two_runs_with_one_seed_the_later_counts():
 
 
 def test_a_run_that_is_older_than_a_setting_counts_with_its_default(tmp_path):
-    made = RunFolder.create(tmp_path, "t", "joint", 0, "seed: 0\ntaskset: {name: t}\n")
+    made = RunFolder.create(tmp_path, "t", "joint", 0, "seed: 0\ntaskset: {name: t}\nmethod: {name: joint}\n")
     made.finish({"tasks": {}})
-    (found,) = collect_runs(tmp_path, {"seed": 7, "taskset.train_items": None})
-    assert found.settings == {"seed": 0, "taskset.name": "t", "taskset.train_items": None}
+    defaults = {"joint": {"seed": 7, "taskset.train_items": None, "method.rank": 2}}
+    (found,) = collect_runs(tmp_path, lambda method: defaults[method])
+    known = {"seed": 0, "taskset.name": "t", "method.name": "joint"}
+    assert found.settings == known | {"taskset.train_items": None, "method.rank": 2}
 
 
 def test_alike_looks_at_sections_and_not_at_what_changes_no_result():
@@ -85,7 +91,7 @@ def test_accuracies_have_intervals_over_seeds():
     header, rows = accuracy_rows(group_runs(RUNS), ["u", "v"])
     assert header == ("method", "seeds", "steps", "parameters", "u", "v", "mean")
     # mean of 0.9 and 0.8; half width 12.706 * 0.0707 / sqrt(2) = 0.635
-    assert rows[0] == ("contextlora (delta 1.0)", "2", "100 to 101", "1,000", *rows[0][4:])
+    assert rows[0] == ("contextlora (frozen ratio 1)", "2", "100 to 101", "1,000", *rows[0][4:])
     assert rows[0][4] == "85.0 ±63.5"
     assert rows[1][4] == "50.0"
 
@@ -93,12 +99,12 @@ def test_accuracies_have_intervals_over_seeds():
 def test_differences_are_ours_minus_theirs():
     groups = ours_first(group_runs([RUNS[3], RUNS[4], RUNS[2], *RUNS[:2]]))
     names = [group.name for group in groups]
-    assert names == ["contextlora (delta 1.0)", "joint", "contextlora (delta 0.5)"]
+    assert names == ["contextlora (frozen ratio 1)", "joint", "contextlora (frozen ratio 0.5)"]
     header, rows = difference_rows(groups, ["u"])
     assert header == ("paired difference", "pairs", "u", "mean")
-    assert rows[0][:2] == ("contextlora (delta 1.0) - joint", "2")
+    assert rows[0][:2] == ("contextlora (frozen ratio 1) - joint", "2")
     assert rows[0][2] == "+15.0 ±63.5"
-    assert rows[1][:3] == ("contextlora (delta 1.0) - contextlora (delta 0.5)", "1", "+40.0")
+    assert rows[1][:3] == ("contextlora (frozen ratio 1) - contextlora (frozen ratio 0.5)", "1", "+40.0")
 
 
 def test_references_show_the_best_single_prerequisite_where_there_is_one():

@@ -5,6 +5,7 @@ import math
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from PIL import Image
 
 from contextlora.evaluation.plots import (
     STATUS_COLOURS,
@@ -16,8 +17,7 @@ from contextlora.evaluation.plots import (
     save_figure,
 )
 from contextlora.graph import TaskGraph
-from contextlora.methods import build_plan
-from contextlora.settings import MethodConfig
+from contextlora.methods.contextlora import ContextLora, ContextLoraSettings
 
 GRAPH = TaskGraph({"a": [], "b": [], "c": ["a", "b"], "d": ["a", "c"]})
 
@@ -27,7 +27,7 @@ def texts(axes):
 
 
 def test_the_plan_shows_every_task_edge_and_rank():
-    plan = build_plan(GRAPH, MethodConfig(rank=2, delta=0.5))
+    plan = ContextLora(ContextLoraSettings(rank=2, delta=0.5)).plan(GRAPH)
     left, right = plan_figure(GRAPH, plan).axes
     assert {"a", "b", "c", "d"} < texts(left)
     assert sum(isinstance(patch, FancyBboxPatch) for patch in left.patches) == 4
@@ -53,7 +53,7 @@ def test_delta_curves_are_in_percent_and_in_order(tmp_path):
     assert list(line.get_xdata()) == [0.0, 1.0]
     assert list(line.get_ydata()) == pytest.approx([50.0, 90.0])
     path = save_figure(figure, tmp_path / "figures" / "delta.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
+    assert Image.open(path).convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)  # no page shows through
 
 
 def test_methods_stand_side_by_side_with_their_intervals_and_chance():
@@ -68,6 +68,17 @@ def test_methods_stand_side_by_side_with_their_intervals_and_chance():
     assert [y for _, y in interval] == pytest.approx([80.0, 100.0])
     chance = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in chance] == [25.0, 50.0]
+
+
+def test_no_interval_is_drawn_beyond_0_and_100_percent():
+    wide = {"v": (0.95, 0.8, 1.1), "u": (0.05, -0.1, 0.2)}
+    (axes,) = accuracy_figure({"ours": wide}, {"v": 0.25, "u": 0.25}).axes
+    drawn = [y for segment in axes.containers[0].lines[2][0].get_segments() for _, y in segment]
+    assert drawn == pytest.approx([80.0, 100.0, 0.0, 20.0])
+    (axes,) = delta_figure({"ours": {0.0: wide["v"], 1.0: wide["u"]}}, "accuracy").axes
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0.0, 100.0)
 
 
 def test_learning_curves_are_by_task_with_a_line_where_a_stage_ends():

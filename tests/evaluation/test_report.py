@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from contextlora.commands import evaluate as command
 from contextlora.evaluation.report import (
     as_rich,
     graph_table,
@@ -18,8 +19,7 @@ from contextlora.evaluation.report import (
     stages_table,
 )
 from contextlora.graph import TaskGraph
-from contextlora.methods import build_plan
-from contextlora.settings import MethodConfig
+from contextlora.methods.contextlora import ContextLora, ContextLoraSettings
 
 GRAPH = TaskGraph({"hazard": [], "grip": [], "manoeuvre": ["hazard", "grip"]})
 ROW = {"chance": 0.25, "zero_shot": 0.2, "own_stage": 0.95, "final": 0.94, "end_to_end": 0.931, "n": 500}
@@ -60,7 +60,7 @@ def test_the_references_table_takes_the_best_prerequisite():
 
 
 def test_the_dry_run_s_tables_show_graph_partition_and_statuses():
-    plan = build_plan(GRAPH, MethodConfig(rank=4, delta=0.5))
+    plan = ContextLora(ContextLoraSettings(rank=4, delta=0.5)).plan(GRAPH)
     assert ["2", "manoeuvre", "hazard,", "grip"] in shown(graph_table(GRAPH))
     assert ["grip", "4-7", "grip,", "manoeuvre"] in shown(partition_table(plan))
     lines = shown(stages_table(plan, steps=[800, 400], trainable=[1000, 12345]))
@@ -100,3 +100,13 @@ def test_a_table_that_is_wider_than_the_terminal_keeps_every_figure():
     print_in_full(console, as_rich("title", ["a long name", *"abcdefghij"], [["joint (context none)", *figures]]))
     (row,) = [line for line in console.file.getvalue().splitlines() if "joint" in line]
     assert " ".join(row.split()) == " ".join(["joint (context none)", *figures])
+
+
+def test_a_run_s_results_keep_every_figure_on_a_pipe_of_80_columns(monkeypatch):
+    console, name = Console(file=io.StringIO(), width=80), "a_task_with_a_very_long_name_of_forty_letters"
+    monkeypatch.setattr(command, "CONSOLE", console)
+    tables = {key: {name: RESULTS[key]["manoeuvre"]} for key in ("tasks", "intervals", "references")}
+    command.print_results(RESULTS | tables)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [name, "25.0", "20.0", "95.0", "94.0", "93.1", "90.5-95.0", "500"] in lines
+    assert [name, "30.0", "40.0", "90.0", "93.1"] in lines

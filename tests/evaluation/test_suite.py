@@ -25,6 +25,10 @@ class Stub:
     stage: int = -1
     loads: list = field(default_factory=list)
 
+    @property
+    def uses(self):
+        return self.plan.uses
+
     def items(self, task, split):
         return self.taskset.items(task, split)
 
@@ -72,7 +76,7 @@ def stub():
 
 
 def test_accuracies_stand_where_they_belong(stub):
-    found = evaluate_suite(stub, stub.load, context="gold", split="test")
+    found = evaluate_suite(stub, stub.plan.stages, stub.load, context="gold", split="test")
     assert stub.loads == [0, 1]
     assert found["tasks"]["a"] == {
         "chance": 0.5,

@@ -5,26 +5,22 @@ import pytest
 from contextlora.errors import ConfigError
 from contextlora.graph import TaskGraph
 from contextlora.methods import METHODS, build_method
+from contextlora.methods.contextlora import ContextLoraSettings
 from contextlora.settings import MethodSettings
-
-
-def plan_of(name="contextlora", scope="direct", **settings):
-    return build_method(METHODS[name].Settings(name=name, **settings)).plan(GRAPH, scope)
-
 
 GRAPH = TaskGraph({"a": [], "b": [], "c": ["a", "b"], "d": ["c"]})
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_methods_have_the_same_ranks_and_train_every_task_once(name):
-    plan = plan_of(name=name, rank=3)
+    plan = METHODS[name](METHODS[name].Settings(name=name, rank=3)).plan(GRAPH)
     assert plan.partition.total_rank == 12
     assert sorted(task for stage in plan.stages for task in stage) == ["a", "b", "c", "d"]
     assert set(plan.uses) == {"a", "b", "c", "d"}
 
 
 def test_contextlora_trains_generations_with_direct_prerequisites_in_the_forward():
-    plan = plan_of(delta=0.5, edge_delta={"b->c": 0.25})
+    plan = build_method(ContextLoraSettings(delta=0.5, edge_delta={"b->c": 0.25})).plan(GRAPH)
     assert plan.stages == (("a", "b"), ("c",), ("d",))
     assert plan.uses["c"].own == ("c",)
     assert dict(plan.uses["c"].prerequisites) == {"a": 0.5, "b": 0.25}
@@ -32,17 +28,19 @@ def test_contextlora_trains_generations_with_direct_prerequisites_in_the_forward
 
 
 def test_contextlora_takes_all_ancestors_when_asked():
-    plan = plan_of(scope="ancestors")
+    plan = build_method(ContextLoraSettings()).plan(GRAPH, "ancestors")
     assert set(plan.uses["d"].prerequisites) == {"a", "b", "c"}
 
 
 def test_an_edge_delta_must_name_an_edge():
     with pytest.raises(ConfigError, match=r"edge_delta.*'a->d'.*a->c, b->c, c->d"):
-        plan_of(edge_delta={"a->d": 0.5})
+        build_method(ContextLoraSettings(edge_delta={"a->d": 0.5})).plan(GRAPH)
 
 
 def test_joint_trains_all_tasks_at_once_and_sequential_one_after_the_other_on_one_slice():
-    joint, sequential = (plan_of(name=name, rank=2) for name in ("joint", "sequential"))
+    joint, sequential = (
+        build_method(MethodSettings(name=name, rank=2)).plan(GRAPH) for name in ("joint", "sequential")
+    )
     assert joint.stages == (("a", "b", "c", "d"),)
     assert sequential.stages == (("a",), ("b",), ("c",), ("d",))
     for plan in (joint, sequential):
@@ -50,7 +48,7 @@ def test_joint_trains_all_tasks_at_once_and_sequential_one_after_the_other_on_on
 
 
 def test_per_task_shares_nothing():
-    plan = plan_of(name="per_task")
+    plan = build_method(MethodSettings(name="per_task")).plan(GRAPH)
     assert all(use.active == (task,) for task, use in plan.uses.items())
 
 
@@ -59,6 +57,6 @@ def test_an_unknown_method_is_refused():
         build_method(MethodSettings(name="magic"))
 
 
-def test_settings_of_another_method_are_refused():
-    with pytest.raises(ConfigError, match="method contextlora takes ContextLoraSettings: got MethodSettings"):
-        build_method(MethodSettings(name="contextlora"))
+def test_a_method_takes_its_own_settings_only():
+    with pytest.raises(ConfigError, match="method joint takes MethodSettings: got ContextLoraSettings"):
+        build_method(ContextLoraSettings(name="joint"))

@@ -2,29 +2,29 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from contextlora.assembly.build import build_data, build_module
+from contextlora.assembly.build import build_data, build_module, trainer_settings
 from contextlora.assembly.stage_files import StageFiles
 from contextlora.config import RunConfig
-from contextlora.training.fit import TrainerSettings, fit
+from contextlora.training.fit import fit
 from contextlora.training.module import ContextLoraModule
 
 
 @pytest.fixture
-def train() -> Callable[[RunConfig, Path], ContextLoraModule]:
-    """(configuration, folder with checkpoints or none yet) -> the module after training."""
+def train() -> Callable[..., ContextLoraModule]:
+    """(configuration, folder with checkpoints or none yet, further arguments of fit) -> the module after training."""
 
-    def run(config: RunConfig, folder: Path) -> ContextLoraModule:
+    def run(config: RunConfig, folder: Path, **settings: Any) -> ContextLoraModule:
         module = build_module(config, build_data(config))
         fit(
             module,
-            TrainerSettings(accelerator="cpu"),
+            trainer_settings(config),
             checkpoints=folder,
             metrics_file=folder / "metrics.jsonl",
-            save_stage=StageFiles(folder, module).save,
-            console=None,
+            **{"save_stage": StageFiles(folder, module).save, "console": None, **settings},
         )
         return module
 

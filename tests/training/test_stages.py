@@ -3,23 +3,23 @@
 import pytest
 
 from contextlora.errors import ConfigError
-from contextlora.training.stages import Progress, Schedule
+from contextlora.training.stages import Progress, StageLength
 
 
 def test_every_task_gets_the_same_steps_between_validations():
-    schedule = Schedule(steps_per_task=5, validate_every_steps=2)
+    length = StageLength(steps_per_task=5, validate_every_steps=2)
     for tasks in (("a",), ("a", "b"), ("a", "b", "c")):
-        steps = [schedule.interval_steps(tasks, k) for k in range(schedule.num_intervals)]
+        steps = [length.interval_steps(tasks, k) for k in range(length.num_intervals)]
         assert steps == [2 * len(tasks), 2 * len(tasks), len(tasks)]
-        assert sum(steps) == schedule.budget(tasks) == 5 * len(tasks)
-        assert schedule.interval_steps(tasks, 3) == 0
+        assert sum(steps) == length.budget(tasks) == 5 * len(tasks)
+        assert length.interval_steps(tasks, 3) == 0
 
 
 @pytest.mark.parametrize("setting", [{"steps_per_task": 0}, {"validate_every_steps": 0}, {"patience": -1}])
 def test_a_setting_out_of_range_is_named(setting):
     (key,) = setting
     with pytest.raises(ConfigError, match=f"training.{key} must be at least"):
-        Schedule(**{"steps_per_task": 1, "validate_every_steps": 1, **setting})
+        StageLength(**{"steps_per_task": 1, "validate_every_steps": 1, **setting})
 
 
 def test_the_best_validation_has_the_highest_accuracy_then_the_lowest_loss():
@@ -31,12 +31,12 @@ def test_the_best_validation_has_the_highest_accuracy_then_the_lowest_loss():
 
 
 def test_patience_counts_validations_since_the_latest_improvement():
-    schedule = Schedule(steps_per_task=100, validate_every_steps=1, patience=2)
+    length = StageLength(steps_per_task=100, validate_every_steps=1, patience=2)
     progress = Progress()
     over = []
     for accuracy in (0.1, 0.3, 0.2, 0.3):
         progress.record(1, accuracy, 1.0)
-        over.append(progress.stage_is_over(schedule))
+        over.append(progress.stage_is_over(length))
     assert over == [False, False, False, True]
 
 
@@ -50,12 +50,12 @@ def test_a_loss_that_hardly_falls_is_no_improvement():
 
 
 def test_without_patience_a_stage_takes_its_whole_budget():
-    schedule = Schedule(steps_per_task=3, validate_every_steps=1)
+    length = StageLength(steps_per_task=3, validate_every_steps=1)
     progress = Progress()
     over = []
     for _ in range(3):
         progress.record(1, 0.0, 1.0)
-        over.append(progress.stage_is_over(schedule))
+        over.append(progress.stage_is_over(length))
     assert over == [False, False, True]
 
 

@@ -9,7 +9,7 @@ from contextlora.backbones.pretraining.build import SKILL_TARGETS, build_backbon
 from contextlora.backbones.pretraining.pretrain import PretrainConfig
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig
-from contextlora.evaluation.report import skills_table
+from contextlora.evaluation.report import print_in_full, skills_table
 
 LOG_LINES = 50  # of a long job whose output goes to a file
 
@@ -34,7 +34,7 @@ def backbone(config: RunConfig) -> None:
                 CONSOLE.print(f"step {step}/{settings.num_steps}, loss {loss:.3f}", highlight=False)
 
         card = build_backbone(folder, settings, show)
-    CONSOLE.print(skills_table(card["skills"]["test"], SKILL_TARGETS))
+    print_in_full(CONSOLE, skills_table(card["skills"]["test"], SKILL_TARGETS))
     shown = os.path.relpath(folder)
     text = f"backbone: {shown}, {card['train_seconds'] / 60:.0f} min; use it with MODEL={shown}"
     CONSOLE.print(text, soft_wrap=True)

@@ -20,7 +20,7 @@ from contextlora.evaluation.compare import (
     cost_rows,
     flatten,
 )
-from contextlora.evaluation.report import as_rich
+from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.settings import RunConfig
 
 BENCH_SEEDS = 3
@@ -29,7 +29,7 @@ BENCH_SEEDS = 3
 def bench(config: RunConfig) -> None:
     """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
     runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
-    CONSOLE.print(as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
+    print_in_full(CONSOLE, as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
 
 
 def run_missing(configs: Sequence[RunConfig], jobs: int = 1) -> list[FinishedRun]:

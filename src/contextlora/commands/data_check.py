@@ -3,6 +3,7 @@
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig
 from contextlora.errors import UserError
+from contextlora.evaluation.report import print_in_full
 from contextlora.tasks.checks import check_table, check_taskset
 from contextlora.tasks.tasksets import load_taskset
 
@@ -14,7 +15,7 @@ def data_check(config: RunConfig) -> None:
         UserError: a probe breaks its limit.
     """
     checks = check_taskset(load_taskset(config.taskset))
-    CONSOLE.print(check_table(checks))
+    print_in_full(CONSOLE, check_table(checks))
     broken = [check for check in checks if not check.ok]
     if broken:
         raise UserError(f"{len(broken)} of {len(checks)} probes break their limit, see the table; mend the task set")

@@ -8,7 +8,7 @@ from contextlora.assembly.build import build_data, build_module, compute_device
 from contextlora.assembly.stage_files import StageFiles
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig
-from contextlora.evaluation.report import references_table, results_table
+from contextlora.evaluation.report import print_in_full, references_table, results_table
 from contextlora.evaluation.suite import evaluate_suite
 from contextlora.gear.execution.peers import Peers
 from contextlora.gear.execution.process_groups import Groups, broadcast_tree
@@ -62,5 +62,5 @@ def measure(
 
 def print_results(results: dict[str, Any]) -> None:
     """The tables of a run's results.json."""
-    CONSOLE.print(results_table(results))
-    CONSOLE.print(references_table(results))
+    print_in_full(CONSOLE, results_table(results))
+    print_in_full(CONSOLE, references_table(results))

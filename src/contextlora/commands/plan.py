@@ -1,11 +1,13 @@
 """`contextlora plan`: plans a training and draws it. Nothing here or below imports torch: a plan answers at once."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from contextlora.assembly.workloads import stage_workloads
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig, read_devices
+from contextlora.evaluation.report import print_in_full
 from contextlora.files import write_atomically
 from contextlora.gear.planning.candidates import plan_task
 from contextlora.gear.planning.cost import StageCost
@@ -45,21 +47,29 @@ def plan(config: RunConfig) -> Plan:
     made = plan_training(fleet, workloads, config.gear.cache_answers, config.gear.layouts)
     shown = list(zip(made.stages, workloads, strict=True))[:SHOWN_STAGES]
     windows = [_simulate(fleet, workload, stage, config.gear.queue_batches) for stage, workload in shown]
-    CONSOLE.print(work_table(workloads[:SHOWN_STAGES]))
+    print_in_full(CONSOLE, work_table(workloads[:SHOWN_STAGES]))
     for note in notes:
         CONSOLE.print(note, highlight=False)
-    CONSOLE.print(devices_table(fleet, made.stages[:SHOWN_STAGES]))
+    print_in_full(CONSOLE, devices_table(fleet, made.stages[:SHOWN_STAGES]))
     for (stage, workload), simulations in zip(shown, windows, strict=True):
-        CONSOLE.print(candidates_table(stage, simulations, workload.tasks[_longest(workload)].task))
-        for table in stage_tables(stage, simulations[0]):
-            CONSOLE.print(table)
+        longest = workload.tasks[_longest(workload)].task
+        for table in (candidates_table(stage, simulations, longest), *stage_tables(stage, simulations[0])):
+            print_in_full(CONSOLE, table)
         _print_window(stage, simulations[0])
     if len(made.stages) > SHOWN_STAGES:
         CONSOLE.print(f"... and {len(made.stages) - SHOWN_STAGES} more stages, see the JSON file below")
     CONSOLE.print(f"predicted time of all stages: {made.seconds:.4g} s", highlight=False)
-    panels = [(stage, _simulate_best(fleet, workload, stage, config.gear.queue_batches)) for stage, workload in shown]
+    drawn = stages_to_draw(made, workloads)
+    panels = [(stage, _simulate_best(fleet, workload, stage, config.gear.queue_batches)) for stage, workload in drawn]
     _write(config, f"{taskset.name}-{fleet.name}", made, panels)
     return made
+
+
+def stages_to_draw(made: Plan, workloads: Sequence[Workload]) -> list[tuple[StagePlan, Workload]]:
+    """Stages with forward-only passes, those first where they run ahead of training; any where there are no passes."""
+    planned = list(zip(made.stages, workloads, strict=True))
+    with_chains = [(s, workload) for s, workload in planned if workload.tasks[_longest(workload)].num_prerequisites]
+    return sorted(with_chains or planned, key=lambda pair: pair[0].best.forward is None)[:SHOWN_STAGES]
 
 
 def _simulate(fleet: Fleet, workload: Workload, stage: StagePlan, queue_batches: int) -> list[Simulation]:
@@ -101,7 +111,9 @@ def _write(config: RunConfig, name: str, made: Plan, panels: list[tuple[StagePla
     from contextlora.evaluation.plots import save_figure
     from contextlora.gear.reports.timeline import timeline_figure
 
-    picture = save_figure(timeline_figure(panels), Path(config.runs_dir) / "plans" / f"{name}.png")
+    names = {stage.stage for stage, _ in panels}
+    figure = timeline_figure(panels, left_out=[stage for stage in made.stages if stage.stage not in names])
+    picture = save_figure(figure, Path(config.runs_dir) / "plans" / f"{name}.png")
     write_atomically(picture.with_suffix(".json"), made.to_json() + "\n")
     for path in (picture, picture.with_suffix(".json")):
         CONSOLE.print(f"written: {os.path.relpath(path)}", soft_wrap=True)

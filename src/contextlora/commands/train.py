@@ -24,6 +24,7 @@ from contextlora.evaluation.report import (
     graph_table,
     log_results,
     partition_table,
+    print_in_full,
     stages_table,
 )
 from contextlora.files import write_atomically
@@ -102,7 +103,7 @@ def show_plan(config: RunConfig) -> None:
     steps = [training.steps_per_task * len(stage) for stage in plan.stages]
     CONSOLE.print(to_yaml(config), highlight=False)
     for table in (graph_table(graph), partition_table(plan), stages_table(plan, steps, trainable)):
-        CONSOLE.print(table)
+        print_in_full(CONSOLE, table)
     num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")

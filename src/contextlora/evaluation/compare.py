@@ -1,7 +1,7 @@
 """Compares finished runs over methods, settings and seeds.
 
-Runs that differ in nothing but their seed form a group. A group is called by its method and by those settings in which
-the groups of the comparison differ.
+Runs that differ in nothing but their seed form a group. A group is called by its method and, in words, by those
+settings in which the groups of the comparison differ.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from contextlora.evaluation.labels import group_label
 from contextlora.evaluation.metrics import mean_interval, paired_difference
 from contextlora.evaluation.report import markdown_table
 from contextlora.runs import find_runs
@@ -35,9 +36,10 @@ class FinishedRun:
 
 @dataclass
 class Group:
-    """Runs that differ only in their seed."""
+    """Runs that differ only in their seed; `name` says in words which."""
 
     name: str
+    method: str
     by_seed: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def accuracies(self, task: str, key: str = "end_to_end") -> dict[int, float]:
@@ -97,10 +99,9 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
     named = []
     for own, members in zip(settings, groups.values(), strict=True):
         rivals = [other for other in settings if other["method.name"] == own["method.name"]]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in rivals)]
-        details = ", ".join(f"{key.split('.')[-1]} {own[key]}" for key in differing)
-        name = own["method.name"] + (f" ({details})" if details else "")
-        named.append(Group(name, {run.settings["seed"]: run.results for run in members}))
+        differing = {key: own[key] for key in own if any(other.get(key) != own[key] for other in rivals)}
+        method, by_seed = own["method.name"], {run.settings["seed"]: run.results for run in members}
+        named.append(Group(group_label(method, differing), method, by_seed))
     return named
 
 
@@ -191,7 +192,7 @@ def cost_rows(runs: Sequence[FinishedRun]) -> tuple[Row, list[Row]]:
 
 def ours_first(groups: Sequence[Group]) -> list[Group]:
     """The group that the others are compared to in front: the ContextLoRA one with most seeds, else the first."""
-    candidates = [group for group in groups if group.name.split(" ")[0] == "contextlora"] or list(groups)
+    candidates = [group for group in groups if group.method == "contextlora"] or list(groups)
     ours = max(candidates, key=lambda group: len(group.by_seed))
     return [ours, *(group for group in groups if group is not ours)]
 

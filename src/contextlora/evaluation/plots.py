@@ -28,7 +28,7 @@ def plan_figure(graph: TaskGraph, plan: TrainingPlan) -> Figure:
     height = max(3.0, 1.3 + 0.8 * max(widest, len(plan.stages)))
     num_columns = len(graph.generations)
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(1.9 * num_columns + 6.4, height), width_ratios=(1.9 * num_columns, 6.0), layout="constrained"
+        1, 2, figsize=(1.7 * num_columns + 5.0, height), width_ratios=(1.7 * num_columns, 4.8), layout="constrained"
     )
     _draw_graph(left, graph)
     _draw_stages(right, plan)
@@ -132,17 +132,20 @@ def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence
 
 
 def delta_figure(curves: Mapping[str, Mapping[float, tuple[float, float, float]]], ylabel: str) -> Figure:
-    """Curves over delta: name -> delta -> (mean, low, high) accuracy; the band is the 95 % interval over seeds."""
-    figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    """Curves over delta: name -> delta -> (mean, low, high) accuracy; the band is the 95 % interval over seeds.
+
+    The band ends at 0 and 100 %, where Student's interval may not.
+    """
+    figure, axes = plt.subplots(figsize=(5.2, 3.2 + 0.2 * len(curves)), layout="constrained")
     for name, points in curves.items():
         deltas = sorted(points)
         (line,) = axes.plot(deltas, [100 * points[delta][0] for delta in deltas], marker="o", label=name)
-        low, high = ([100 * points[delta][k] for delta in deltas] for k in (1, 2))
+        low, high = ([_percent(points[delta][k]) for delta in deltas] for k in (1, 2))
         axes.fill_between(deltas, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="delta (frozen share of the prerequisites' ranks)", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -150,6 +153,8 @@ def accuracy_figure(
     accuracies: Mapping[str, Mapping[str, tuple[float, float, float]]], chance: Mapping[str, float]
 ) -> Figure:
     """Accuracy of methods side by side, in percent: a point with its interval over seeds, and a line at chance.
+
+    Intervals end at 0 and 100 %, where Student's may not.
 
     Args:
         accuracies: name -> task -> (mean, low, high), such as `mean_interval` gives.
@@ -160,7 +165,7 @@ def accuracy_figure(
     figure, axes = plt.subplots(figsize=(2.0 + 1.5 * len(tasks), height), layout="constrained")
     for number, (name, by_task) in enumerate(accuracies.items()):
         places = [column + (number - (len(accuracies) - 1) / 2) * width for column in range(len(tasks))]
-        means, lows, highs = ([100 * by_task[task][k] for task in tasks] for k in range(3))
+        means, lows, highs = ([_percent(by_task[task][k]) for task in tasks] for k in range(3))
         bars = [
             [m - low for m, low in zip(means, lows, strict=True)],
             [h - m for h, m in zip(highs, means, strict=True)],
@@ -176,6 +181,11 @@ def accuracy_figure(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
+
+
+def _percent(share: float) -> float:
+    """As far as an accuracy can go; NaN, as of the interval of one seed, stays."""
+    return share if share != share else min(100.0, max(0.0, 100 * share))
 
 
 def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
@@ -208,7 +218,7 @@ def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
 def png(figure: Figure) -> bytes:
     """The figure as PNG, and frees it."""
     image = io.BytesIO()
-    figure.savefig(image, dpi=DPI, format="png")
+    figure.savefig(image, dpi=DPI, format="png", facecolor="white")  # solid: the ink is dark on a dark page too
     plt.close(figure)
     return image.getvalue()
 

@@ -12,8 +12,9 @@ lie in S_1 .. S_{k-1}, so the tasks of one generation may be trained together. P
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
 from typing import Literal
+
+import networkx as nx
 
 from contextlora.errors import UserError
 
@@ -42,11 +43,16 @@ class TaskGraph:
     """
 
     def __init__(self, prerequisites: Mapping[str, Sequence[str]] | Iterable[tuple[str, Sequence[str]]]):
-        self._direct = _checked(prerequisites)
-        self.generations = _generations(self._direct)
+        declared = _checked(prerequisites)
+        graph = nx.DiGraph()
+        graph.add_nodes_from(declared)
+        graph.add_edges_from((needed, task) for task, direct in declared.items() for needed in direct)
+        self.generations = _generations(graph)
         self.tasks = tuple(task for generation in self.generations for task in generation)
+        self._graph = graph
         self._position = {task: position for position, task in enumerate(self.tasks)}
-        self._direct = {task: self._sorted(self._direct[task]) for task in self.tasks}
+        self._direct = {task: self._sorted(declared[task]) for task in self.tasks}
+        self._ancestors: dict[str, tuple[str, ...]] = {}  # once asked for: all those of a long chain are many
         self.edges = tuple((needed, task) for task, direct in self._direct.items() for needed in direct)
 
     def prerequisites(self, task: str, scope: Literal["direct", "ancestors"] = "direct") -> tuple[str, ...]:
@@ -61,13 +67,9 @@ class TaskGraph:
             return self._direct[task]
         if scope != "ancestors":
             raise GraphError(f"scope is 'direct' or 'ancestors', got {scope!r}")
-        found, to_visit = set(), list(self._direct[task])
-        while to_visit:
-            ancestor = to_visit.pop()
-            if ancestor not in found:
-                found.add(ancestor)
-                to_visit.extend(self._direct[ancestor])
-        return self._sorted(found)
+        if task not in self._ancestors:
+            self._ancestors[task] = self._sorted(nx.ancestors(self._graph, task))
+        return self._ancestors[task]
 
     def _sorted(self, tasks: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(tasks, key=self._position.__getitem__))
@@ -106,21 +108,15 @@ def _check_prerequisites(task: str, needed: tuple[str, ...], known: Mapping) -> 
         raise GraphError(f"task {task!r} lists prerequisite {twice!r} twice: keep one")
 
 
-def _generations(direct: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    """Eq. (2)-(4): take away the tasks that need nothing any more, again and again."""
-    declared = {task: position for position, task in enumerate(direct)}
-    sorter = TopologicalSorter(direct)
+def _generations(graph: nx.DiGraph) -> tuple[tuple[str, ...], ...]:
+    """Eq. (2)-(4), each generation in the order of declaration, which is that of the graph's nodes."""
+    declared = {task: position for position, task in enumerate(graph)}
     try:
-        sorter.prepare()
-    except CycleError as error:
-        cycle = " -> ".join(error.args[1])  # each needs the one before it, the first closes the circle
-        raise GraphError(f"the task graph has a cycle, {cycle}: remove one of these edges") from None
-    generations = []
-    while sorter.is_active():
-        ready = sorter.get_ready()
-        sorter.done(*ready)
-        generations.append(tuple(sorted(ready, key=declared.__getitem__)))
-    return tuple(generations)
+        return tuple(tuple(sorted(g, key=declared.__getitem__)) for g in nx.topological_generations(graph))
+    except nx.NetworkXUnfeasible:
+        edges = nx.find_cycle(graph)
+    cycle = " -> ".join([edges[0][0], *(task for _, task in edges)])  # each needs the one before it
+    raise GraphError(f"the task graph has a cycle, {cycle}: remove one of these edges")
 
 
 def _suggestion(name: object, known: Iterable[str]) -> str:

@@ -14,7 +14,8 @@ from contextlora.errors import ConfigError
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
-from contextlora.methods.method import Method
+from contextlora.methods.adaptive_delta import AUTO, POLICIES, choose_uses
+from contextlora.methods.method import Method, StageView
 from contextlora.settings import MethodSettings, setting
 
 
@@ -23,8 +24,11 @@ class ContextLoraSettings(MethodSettings):
     """How the slices of prerequisites enter the forward and train."""
 
     name: str = setting("contextlora", "training method, a file of configs/method")
-    delta: float = setting(
-        1.0, "share of each prerequisite's ranks that stays frozen while a task trains", minimum=0, maximum=1
+    delta: float | int | str = setting(  # int, too: OmegaConf would refuse 1 without it
+        1.0, "share of each prerequisite's ranks that stays frozen while a task trains, or auto: chosen in training"
+    )
+    delta_policy: Literal["gradient", "validation", "sensitivity"] = setting(
+        "gradient", "what chooses delta=auto, see methods/adaptive_delta.py"
     )
     edge_delta: dict[str, float] = setting(  # noqa: RUF009 - it makes a field
         {}, "delta of single edges, as {'u->v': 0.5}", minimum=0, maximum=1
@@ -38,6 +42,16 @@ class ContextLoraSettings(MethodSettings):
     open_learning_rate_scale: float = setting(
         0.1, "times the learning rate, for open ranks of prerequisites; a full rate harms the prerequisites", minimum=0
     )
+
+    def __post_init__(self) -> None:
+        if self.delta_policy not in POLICIES:
+            raise ConfigError(f"method.delta_policy must be one of {', '.join(POLICIES)}: got {self.delta_policy!r}.")
+        if self.delta == AUTO:
+            return
+        is_number = isinstance(self.delta, int | float) and not isinstance(self.delta, bool)
+        if not is_number or not 0 <= self.delta <= 1:  # nan is refused, too
+            raise ConfigError(f"method.delta must be between 0 and 1, or {AUTO}: got {self.delta!r}.")
+        self.delta = float(self.delta)
 
 
 class ContextLora(Method):
@@ -61,7 +75,8 @@ class ContextLora(Method):
             raise ConfigError(
                 f"method.edge_delta must name edges of the task graph: got {unknown[0]!r}; it has {', '.join(edges)}."
             )
-        return dict.fromkeys(edges, self.settings.delta) | dict(self.settings.edge_delta)
+        delta = 1.0 if self.settings.delta == AUTO else self.settings.delta
+        return dict.fromkeys(edges, delta) | dict(self.settings.edge_delta)
 
     @property
     def adapter_settings(self) -> dict[str, Any]:  # noqa: D102
@@ -77,3 +92,10 @@ class ContextLora(Method):
             "gate": self.settings.gate_learning_rate,
         }
         return rates.get(group, learning_rate)
+
+    @property
+    def changes_uses(self) -> bool:  # noqa: D102
+        return self.settings.delta == AUTO
+
+    def next_uses(self, view: StageView) -> Mapping[str, SliceUse]:  # noqa: D102
+        return choose_uses(view, self.settings.delta_policy, self.settings.edge_delta) if self.changes_uses else {}

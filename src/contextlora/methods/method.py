@@ -34,7 +34,9 @@ class StageView:
         history: all validations so far, as in metrics.jsonl.
         validate: task -> (accuracy, loss in nats) on its validation items by the weights of now.
         gradient: (task, slice) -> gradient of the task's training loss by the slice's A and B, flat, float32, over a
-            few training batches with the uses of now.
+            few training batches, whatever its use leaves open now.
+        importance: (task, slice) -> (layers, ranks) sums of |gradient * value| over the numbers of a rank of the slice.
+        notes: what the method wants to remember until the stage ends, plain values; a part of every checkpoint.
     """
 
     plan: TrainingPlan
@@ -44,6 +46,8 @@ class StageView:
     history: Sequence[Mapping[str, Any]]
     validate: Callable[[str], tuple[float, float]]
     gradient: Callable[[str, str], Tensor]
+    importance: Callable[[str, str], Tensor]
+    notes: dict[str, Any]
 
 
 class Method(ABC):
@@ -92,6 +96,11 @@ class Method(ABC):
     def penalty(self, adapted: AdaptedModel, task: str) -> Tensor | None:
         """What is added to the loss of a training step of a task, after its forward; None for nothing."""
         return None
+
+    @property
+    def changes_uses(self) -> bool:
+        """Whether `next_uses` may change anything."""
+        return type(self).next_uses is not Method.next_uses
 
     def next_uses(self, view: StageView) -> Mapping[str, SliceUse]:
         """Uses that change now: asked when a stage begins and after each of its validations but the last.

@@ -1,6 +1,7 @@
 """Stages: what trains in each, which answers its prompts hold, and how far training has come."""
 
 from collections.abc import Collection, Mapping
+from functools import cache, partial
 
 import lightning
 import torch
@@ -11,7 +12,7 @@ from contextlora.graph.plan import SliceUse
 from contextlora.methods import Method, StageView
 from contextlora.methods.contextlora import ContextLora
 from contextlora.tasks.datamodule import TaskSetDataModule
-from contextlora.training.gradients import slice_gradient
+from contextlora.training.gradients import slice_gradients
 from contextlora.training.stages import Progress, StageLength
 
 Answers = dict[tuple[str, str], str]  # (task, scene) -> word
@@ -82,6 +83,7 @@ class StagedModule(lightning.LightningModule):
 
     def _update_uses(self) -> None:
         """Asks the method for changes; the model must be between stages."""
+        gradients = cache(partial(slice_gradients, self))  # of each task once, by all its slices
         changed = self.method.next_uses(
             StageView(
                 plan=self.plan,
@@ -90,7 +92,9 @@ class StagedModule(lightning.LightningModule):
                 uses=dict(self.uses),
                 history=self.progress.history,
                 validate=self._validate_task,
-                gradient=lambda task, name: slice_gradient(self, task, name),
+                gradient=lambda task, name: gradients(task)[name].flat,
+                importance=lambda task, name: gradients(task)[name].importance,
+                notes=self.progress.notes,
             )
         )
         self.set_uses(self._agree_on(changed))
@@ -98,6 +102,14 @@ class StagedModule(lightning.LightningModule):
     def _agree_on(self, uses: Mapping[str, SliceUse]) -> Mapping[str, SliceUse]:
         """The uses that every process takes."""
         return uses
+
+    @property
+    def stage_owners(self) -> set[str]:
+        """Owners of all that the stage trains, or may have trained before its uses changed."""
+        owners = self.adapted.trained_owners
+        if self.method.changes_uses:
+            owners = owners.union(*(use.active for use in self._stage_uses().values()))
+        return owners
 
     def set_uses(self, uses: Mapping[str, SliceUse]) -> None:
         """Changes how tasks use the slices from now on."""
@@ -109,19 +121,25 @@ class StagedModule(lightning.LightningModule):
         return prediction.accuracy, prediction.loss
 
     def change_uses(self) -> None:
-        """Between two intervals of a stage; what trains on keeps its values and, where no use changes, its moments."""
-        if type(self.method).next_uses is Method.next_uses:
+        """Between two intervals of a stage; what trains on keeps its values and moments."""
+        if not self.method.changes_uses:
             return
-        before, orders = self._stage_uses(), self.adapted.stage_state()
-        moments = self.optimizers(use_pl_optimizer=False).state_dict()["state"]
+        orders, moments = self.adapted.stage_state(), self._moments()
         self.adapted.end_stage()
         self._update_uses()
         self.adapted.begin_stage(self._stage_uses(), orders)
         self.progress.optimizer_step = self._steps_done()
         self.trainer.strategy.setup_optimizers(self.trainer)
-        if self._stage_uses() == before:
-            optimizer = self.optimizers(use_pl_optimizer=False)
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        # Leaves of one name and length hold the same ranks, because the stage keeps its orders.
+        state = self.optimizers(use_pl_optimizer=False).state
+        for name, parameter in self.adapted.named_parameters():
+            if name in moments and moments[name]["exp_avg"].shape == parameter.shape:
+                state[parameter] = moments[name]
+
+    def _moments(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Parameter name -> AdamW's state of it, where it has any."""
+        state = self.optimizers(use_pl_optimizer=False).state
+        return {name: state[one] for name, one in self.adapted.named_parameters() if one in state}
 
     def _steps_done(self) -> int:
         """Gradient steps of this stage so far."""
@@ -163,11 +181,15 @@ class StagedModule(lightning.LightningModule):
         progress, stage = self.progress, self.progress.stage
         steps = self.length.interval_steps(self.stage_tasks, progress.interval)
         if progress.record(steps, accuracy, loss):
-            self.best_state = self.adapted.adapter_state(self.adapted.trained_owners)
+            self.best_state = self.adapted.adapter_state(self.stage_owners)
         row = {"stage": stage, "interval": progress.interval, "step": progress.total_steps}
         row |= {"train_loss": self._mean_train_loss(), "accuracy": accuracy, "loss": loss}
         row |= {f"accuracy/{task}": value[0] for task, value in rows.items()}
         row |= {f"loss/{task}": value[1] for task, value in rows.items()}
+        if self.method.changes_uses:
+            row |= {
+                f"delta/{name}->{task}": delta for task in rows for name, delta in self.uses[task].prerequisites.items()
+            }
         progress.history.append(row)
         self.log_dict({key if "/" in key else f"stage/{key}": float(value) for key, value in row.items()})
 
@@ -176,7 +198,7 @@ class StagedModule(lightning.LightningModule):
 
     def _end_stage(self) -> None:
         self.adapted.load_adapter_state(self.best_state)
-        self.ended_stage = self.progress.stage, self.adapted.trained_owners
+        self.ended_stage = self.progress.stage, self.stage_owners
         self.adapted.end_stage()
         self.progress.next_stage()
         self.best_state, self.answers = {}, {}

@@ -64,6 +64,7 @@ class Progress:
         history: one row per validation of the whole run.
         optimizer_step: steps of this stage that were done when its optimizer was made.
         uses: task -> [own slices, {prerequisite's slice: delta}], as the tasks use the slices now.
+        notes: what the method remembers of this stage, see `StageView`.
     """
 
     stage: int = 0
@@ -77,6 +78,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     optimizer_step: int = 0
     uses: dict[str, list[Any]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def record(self, steps: int, accuracy: float, loss: float) -> bool:
         """Enters one validation; True if it is the stage's best: higher accuracy, or the same with a lower loss.
@@ -104,6 +106,7 @@ class Progress:
         self.stage += 1
         self.interval, self.improved_interval, self.optimizer_step = 0, 0, 0
         self.best_accuracy, self.best_loss = -1.0, math.inf
+        self.notes = {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""

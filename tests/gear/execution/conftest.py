@@ -19,7 +19,6 @@ from contextlora.tasks.task import Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 from contextlora.training.fit import fit
 
-
 Training = tuple[RunConfig, Path, StageRoles | TaskRoles]  # with its checkpoints, and the roles in every stage
 
 

@@ -35,7 +35,7 @@ ONE_PIPELINE = pipelines(Pipeline((0, 1), "1f1b", (1,)))
 BACKWARDS = pipelines(Pipeline((1, 0), "gpipe", (1,)), size=3)  # the first stage is rank 1; 3 and 1 rows at a time
 TWO_PIPELINES = pipelines(Pipeline((0, 2), "1f1b", (1,)), Pipeline((1, 3), "gpipe", (1,)))
 PIPELINE_THEN_ROWS = pipelines(Pipeline((1, 0), "1f1b", (1,)), Pipeline((3, 2), "1f1b", (1,)), (0, 1, 2, 3, 4))
-# (model, delta, roles); a task of the graph's start takes part in every chain: delta = 0 lets it change while it answers
+# (model, delta, roles); a first task takes part in every chain: delta = 0 lets it change while it answers
 LENGTH = ("training.steps_per_task=7", "training.validate_every_steps=4")
 CASES = {
     2: [
@@ -54,8 +54,6 @@ CASES = {
     3: [("llama", 0.5, THREE)],
     4: [("qwen2", 0, TWO_PIPELINES), ("llava", 0.5, PIPELINE_THEN_ROWS)],
 }
-
-
 
 
 @pytest.fixture(scope="module")

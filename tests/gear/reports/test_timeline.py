@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from contextlora.evaluation.plots import save_figure
@@ -5,7 +7,15 @@ from contextlora.gear.planning.candidates import is_reassigned
 from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.plan import plan_stage
 from contextlora.gear.planning.workload import TaskWork, Workload
-from contextlora.gear.reports.tables import MOST_BATCHES, NUM_BATCHES, batches_for_step, seconds, size, step_s
+from contextlora.gear.reports.tables import (
+    MOST_BATCHES,
+    NUM_BATCHES,
+    batches_for_step,
+    seconds,
+    size,
+    stage_tables,
+    step_s,
+)
 from contextlora.gear.reports.timeline import timeline_figure
 from contextlora.gear.simulation.replay import schedule_and_costs
 from contextlora.gear.simulation.simulate import simulate
@@ -28,6 +38,20 @@ def test_the_time_line_names_devices_steps_and_actions(tmp_path):
     assert [label.get_text().split()[0] for label in axes.get_yticklabels()] == ["a", "b"]
     assert {text.get_text() for text in axes.texts} >= {"F0", "B0", "R0", "P1", "F5", "B5"}
     assert save_figure(figure, tmp_path / "new" / "line.png").stat().st_size > 1000
+
+
+def test_stages_that_are_not_drawn_are_named():
+    stage, simulation = planned()
+    roots = replace(stage, stage="stage 0", tasks=tuple(replace(plan, num_prerequisites=0) for plan in stage.tasks))
+    (axes,) = timeline_figure([(stage, simulation)], left_out=[roots, stage, stage, stage]).axes
+    note = axes.get_xlabel().splitlines()[1]
+    assert note.startswith("not drawn: stage 0 (no prerequisites to answer, contextgear, ")
+    assert note.count("stage 1 (contextgear, ") == 2 and note.endswith(", 1 more")
+
+
+def test_tables_say_what_the_bound_is_of():
+    table, _ = stage_tables(*planned())  # ten steps of n f + t = 16 s, shared by two devices
+    assert "lower bound 80 s: every device busy all the time, nothing to send" in table.title
 
 
 def test_the_step_is_that_of_the_filled_pipeline():

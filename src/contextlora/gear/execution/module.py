@@ -68,7 +68,7 @@ class GearedContextLoraModule(ContextLoraModule):
         graph, names = self.data.taskset.graph, self.chains[task]
         asked = {*names, *(above for name in names for above in graph.prerequisites(name, "ancestors"))}
         slices = {name for one in asked for name in self.uses[one].active}
-        if not slices & self.adapted.trained_slices:
+        if not slices & self.stage_owners:
             return self.evaluator.chain_choices(task, numbers, names, self._score)
         with self.adapted.state.replaced(self.snapshot):
             return self.evaluator.chain_choices(task, numbers, names, self._score)

@@ -98,7 +98,8 @@ def stage_tables(stage: StagePlan, simulation: Simulation) -> list[Table]:
         ]
         for plan in stage.tasks[:MOST_DEVICES]
     ]
-    title = f"{stage.stage}, {stage.best.strategy}; bound {seconds(stage.bound_s)}"
+    bound = f"lower bound {seconds(stage.bound_s)}: every device busy all the time, nothing to send"
+    title = f"{stage.stage}, {stage.best.strategy}; {bound}"
     names = simulation.schedule.devices[:MOST_DEVICES]
     devices = [
         [name, f"{100 * idle:.0f} %", size(peak), _sent(simulation, rank)]
