@@ -46,6 +46,7 @@ CASES = {
         ("llama", 1, LAST_TRAINS),
         ("llama", 0.5, HALVES),
         ("llama", 0, HALVES),
+        ("llama", "auto", HALVES),
         ("llama", 0, REASSIGNED),
         ("llama", 0.5, SMALL_PARTS),
         ("qwen2", 0.5, ONE_PIPELINE),
