@@ -65,7 +65,7 @@ bench: setup ## measure time, memory and accuracy of the default command
 bench-gear: setup ## measure ContextGear and its rivals on emulated devices and links (links need root); ARGS=cells=...
 	@TORCH_CPP_LOG_LEVEL=ERROR $(PY) bench/gear.py $(SETTINGS)
 
-test-kills: setup ## kill a rank at KILLS=50 random instants: reports and restarts
+test-kills: setup ## kill a process at KILLS=50 random instants: reports and restarts
 	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/execution/test_kills.py -s $(ARGS)
 
 test: setup ## run the test suite

@@ -1,4 +1,4 @@
-"""Emulated devices: what one rank does in a variant. Processes and messages are real, only the model is a sleep.
+"""Emulated devices: what one process does in a variant. Processes and messages are real, only the model is a sleep.
 
 Groups that are data-parallel run `StageExecutor`: its roles, queue, answers, all-reduce of gradients of the LoRA's true
 size and an AdamW step. The model's forward and backward are sleeps within a `torch.autograd.Function`, its chains are
@@ -6,7 +6,7 @@ sleeps in `answer_chains`; their lengths are `StageCost.call_s` with the calibra
 
 Layer pipelines run the actions of `gear.builders.build_schedule`, one after the other: F, B and P sleep, SEND_F, SEND_B
 and SEND_A send tensors of the true size by `isend`, and what an action waits for is what `gear.dependencies` says.
-Receives are posted when the variant begins, so that messages travel while a rank computes.
+Receives are posted when the variant begins, so that messages travel while a process computes.
 """
 
 import time
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from contextlora.gear.execution.executor import Shard, StageExecutor
-from contextlora.gear.execution.process_groups import Groups
+from contextlora.gear.execution.process_groups import ProcessGroups
 from contextlora.gear.planning.candidates import Candidate, TaskPlan
 from contextlora.gear.planning.cost import StageCost
 from contextlora.gear.planning.devices import Fleet
@@ -39,7 +39,7 @@ class Variant:
     """One way to train a task's batches.
 
     Attributes:
-        fleet: calibrated devices, rank by rank, and measured links.
+        fleet: calibrated devices, process by process, and measured links.
         workload: a stage of this one task.
         candidate: groups of devices.
         plan: of the task under it.
@@ -56,17 +56,17 @@ class Variant:
         return self.workload.tasks[0]
 
     @property
-    def timed_rank(self) -> int:
-        """A rank that trains in every step."""
+    def timed_process(self) -> int:
+        """A process that trains in every step."""
         return [device.name for device in self.fleet.devices].index(self.candidate.train.devices[0])
 
 
 def run(variant: Variant, num_first: int, num_later: int) -> list[float]:
-    """Runs steps with chains, then steps with the answers kept, on this rank.
+    """Runs steps with chains, then steps with the answers kept, on this process.
 
     Returns:
-        When each step was over, in seconds of this rank's clock; the first number is the beginning. Empty on a rank
-        that a pipeline does not use.
+        When each step was over, in seconds of this process's clock; the first number is the beginning. Empty on a
+        process that a pipeline does not use.
     """
     dist.barrier()
     began = time.perf_counter()
@@ -77,7 +77,7 @@ def run(variant: Variant, num_first: int, num_later: int) -> list[float]:
 
 
 class Mark(NamedTuple):
-    """Clocks of a rank after a step: wall time, CPU time, and time in which it did not wait for answers."""
+    """Clocks of a process after a step: wall time, CPU time, and time in which it did not wait for answers."""
 
     wall_s: float
     cpu_s: float
@@ -90,7 +90,7 @@ def emulate(variant: Variant, num_first: int, num_later: int) -> list[Mark]:
 
 
 class Model(Protocol):
-    """What a rank trains, and what it answers chains by."""
+    """What a process trains, and what it answers chains by."""
 
     weights: Sequence[nn.Parameter]
     num_answers: int
@@ -103,11 +103,11 @@ class Model(Protocol):
 
 
 def train(variant: Variant, model: Model, num_first: int, num_later: int) -> list[Mark]:
-    """The executor's loop on this rank, with AdamW.
+    """The executor's loop on this process, with AdamW.
 
     Args:
         variant: of data-parallel groups.
-        model: this rank's.
+        model: this process's.
         num_first: steps until every answer is known, where answers are kept.
         num_later: steps after them.
 
@@ -155,8 +155,8 @@ def train(variant: Variant, model: Model, num_first: int, num_later: int) -> lis
 
 
 @cache
-def _groups() -> Groups:
-    return Groups()
+def _groups() -> ProcessGroups:
+    return ProcessGroups()
 
 
 class _Emulated:
@@ -212,10 +212,10 @@ class _Sleep(torch.autograd.Function):
 def _run_schedule(variant: Variant, num_batches: int) -> list[float]:
     names = [device.name for device in variant.fleet.devices]
     schedule, costs = schedule_and_costs(variant.fleet, variant.workload, variant.candidate, variant.task, num_batches)
-    ranks = [names.index(name) for name in schedule.devices]
-    if dist.get_rank() not in ranks:
+    processes = [names.index(name) for name in schedule.devices]
+    if dist.get_rank() not in processes:
         return []
-    here, needs = ranks.index(dist.get_rank()), Dependencies(schedule).nodes
+    here, needs = processes.index(dist.get_rank()), Dependencies(schedule).nodes
     action_of = {(row, place): schedule.actions[row][place] for row, place in needs}
     tags = {node: tag for tag, node in enumerate(n for n in needs if action_of[n].kind in SENDS)}
 
@@ -223,14 +223,14 @@ def _run_schedule(variant: Variant, num_batches: int) -> list[float]:
         return torch.zeros(int(costs.send_bytes(action_of[node])), dtype=torch.uint8)
 
     ours = [node for node in tags if action_of[node].to == here]
-    inbox = {node: dist.irecv(message(node), ranks[node[0]], tag=tags[node]) for node in ours}
+    inbox = {node: dist.irecv(message(node), processes[node[0]], tag=tags[node]) for node in ours}
     outbox, ends = [], [0.0] * num_batches
     for place, action in enumerate(schedule.actions[here]):
         for needed in needs[here, place]:
             if needed in inbox:
                 inbox.pop(needed).wait()
         if action.kind in SENDS:
-            outbox.append(dist.isend(message((here, place)), ranks[action.to], tag=tags[here, place]))
+            outbox.append(dist.isend(message((here, place)), processes[action.to], tag=tags[here, place]))
             continue
         _compute(costs.action_s(here, action))
         if action.kind == "B":

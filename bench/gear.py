@@ -7,8 +7,8 @@ mode=emulated  calibrated emulated compute, real messages: see bench/emulation.p
 mode=real      the bundled model itself on 2 processes over loopback: see bench/real.py. CPU time and wall time.
 
 Cells are n = 1, 2, 3 prerequisites x fleets two, half, four x links loopback, 100mbit, 20mbit; `cells` picks some by
-their parts. Links are network namespaces, which need root; without, only loopback is measured. As root, emulated ranks
-have real-time priority: they sleep and send only, and must not wait for other programs' time slices.
+their parts. Links are network namespaces, which need root; without, only loopback is measured. As root, emulated
+processes have real-time priority: they sleep and send only, and must not wait for other programs' time slices.
 
 Prints tables, and writes <runs_dir>/bench/gear-<mode>.json and .md, emulated also .png. All cells and 3 rounds take
 about an hour.
@@ -62,7 +62,7 @@ MODES = ("emulated", "real")
 
 
 def calibrate(config: RunConfig, catalogue: str) -> Device:
-    """The bundled model's profile on this machine; in a process of its own, as the ranks are forked from this one."""
+    """The bundled model's profile on this machine; in a process of its own, as this one will be forked."""
     folder = Path(config.runs_dir) / "bench"
     if not catalogue:
         settings = [f"taskset={config.taskset.name}", f"taskset.data_dir={config.taskset.data_dir}"]
@@ -79,17 +79,17 @@ def stages(config: RunConfig) -> tuple[Workload, ...]:
     return stage_workloads(config, load_taskset(config.taskset))[0]
 
 
-def rank_links() -> dict[tuple[int, int], Link]:
-    """What a rank measures of its links."""
+def process_links() -> dict[tuple[int, int], Link]:
+    """What a process measures of its links."""
     return measure_links(dist.get_rank(), dist.get_world_size(), LINK_TEST_BYTES)
 
 
-def measure(ranks: Processes, variant: Variant) -> float:
+def measure(processes: Processes, variant: Variant) -> float:
     """C of a variant in seconds: of a filled pipeline's step, or with answers kept the mean over the stage."""
     keeps = variant.candidate.later is not None
     least, later = KEPT_STEPS if keeps else (TIMED_STEPS, 0)
     warm, first = timed_window(variant, WARM_STEPS, least)
-    ends = ranks.call(run, variant, first, later)[variant.timed_rank]
+    ends = processes.call(run, variant, first, later)[variant.timed_process]
     first_s = (ends[first] - ends[warm]) / (first - warm)
     if not keeps:
         return first_s
@@ -97,7 +97,9 @@ def measure(ranks: Processes, variant: Variant) -> float:
     return stage_mean_s(variant, first_s, later_s, ends[first + 1] - ends[first] - later_s)
 
 
-def measure_cell(ranks: Processes, variants: dict[str, Variant], rounds: int, order: random.Random) -> dict[str, list]:
+def measure_cell(
+    processes: Processes, variants: dict[str, Variant], rounds: int, order: random.Random
+) -> dict[str, list]:
     """Seconds of every variant in every round; plans that are equal run once a round."""
     found: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
@@ -108,7 +110,7 @@ def measure_cell(ranks: Processes, variants: dict[str, Variant], rounds: int, or
             groups, plan = variants[name].candidate, variants[name].plan
             key = (groups.train, groups.forward, groups.later, plan.train, plan.chains, plan.reassigned_share)
             if key not in seen:
-                seen[key] = measure(ranks, variants[name])
+                seen[key] = measure(processes, variants[name])
             found[name].append(seen[key])
     return found
 
@@ -142,15 +144,15 @@ def emulated(config: RunConfig, cells: list[Cell], rounds: int, seed: int, catal
     number = 0
     for link, fleet_name in networks:
         speeds = FLEETS[fleet_name]
-        with Network(LINKS[link], len(speeds), realtime) as network, Processes(network) as ranks:
-            links = {pair: found for row in ranks.call(rank_links) for pair, found in row.items()}
+        with Network(LINKS[link], len(speeds), realtime) as network, Processes(network) as processes:
+            links = {pair: found for row in processes.call(process_links) for pair, found in row.items()}
             yield {"network": [link, fleet_name], "links": {f"{a}-{b}": asdict(x) for (a, b), x in links.items()}}
             fleet = make_fleet(calibrated, speeds, links)
             for cell in (cell for cell in cells if (cell.link, cell.fleet) == (link, fleet_name)):
                 number += 1
                 print(f"{number}/{len(cells)}: n={cell.n}, {cell.fleet}, {cell.link}", file=sys.stderr, flush=True)
                 variants = plan_variants(fleet, with_prerequisites(workload, cell.n))
-                yield cell_row(cell, variants, measure_cell(ranks, variants, rounds, order))
+                yield cell_row(cell, variants, measure_cell(processes, variants, rounds, order))
 
 
 def main(arguments: list[str]) -> None:

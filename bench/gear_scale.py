@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from transformers import Qwen2Config
 
+from contextlora.backbones.size import model_size
 from contextlora.evaluation.plots import plt, save_figure
 from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.gear.planning.devices import Device, Fleet, Link
-from contextlora.gear.planning.model_size import ModelSize
 from contextlora.gear.planning.plan import Plan, plan_training
 from contextlora.gear.planning.workload import Workload, estimate_workloads
 from contextlora.gear.reports.tables import batches_for_step, step_s
@@ -30,16 +31,15 @@ DEVICES = (10, 30, 100, 300, 1000)
 TASKS = (4, 12, 100, 1000)
 LINKS = {"Wi-Fi, 20 Mbit/s": Link(2e7, 0.005), "Ethernet, 1 Gbit/s": Link(1e9, 0.0005)}
 # Qwen2-0.5B's dimensions; a batch of 32 items of 200 tokens, 10 epochs of 512 items.
-MODEL = {
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-}
+MODEL = Qwen2Config(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+)
 TOKENS, BATCH_SIZE, ITEMS, STEPS, RANK = 200, 32, 512, 160, 4
 COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 
@@ -66,7 +66,7 @@ def make_workloads(count: int, seed: int = 0) -> tuple[Workload, ...]:
     uses = {task: SliceUse((task,), dict.fromkeys(tasks.prerequisites(task), 1.0)) for task in tasks.tasks}
     plan = TrainingPlan(RankPartition(dict.fromkeys(tasks.tasks, RANK)), uses, tasks.generations)
     return estimate_workloads(
-        ModelSize.from_config(MODEL),
+        model_size(MODEL),
         tasks,
         plan,
         tokens=dict.fromkeys(graph, TOKENS),

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emulation import Variant, emulate
-from gear import WARM_STEPS, calibrate, measure, rank_links, stages
+from gear import WARM_STEPS, calibrate, measure, process_links, stages
 from links import LINKS, Network, why_not
 from processes import Processes
 from variants import RIVALS, describe, make_fleet, plan_variants, predicted_s, timed_window, with_prerequisites
@@ -47,17 +47,17 @@ def with_micro_batch(fleet: Fleet, workload: Workload, k: int) -> Variant:
     return Variant(fleet, workload, best, plan_task(cost, best, workload.tasks[0]))
 
 
-def gear_row(ranks: Processes, variant: Variant, k: int) -> dict:
+def gear_row(processes: Processes, variant: Variant, k: int) -> dict:
     """C_T, C_F and C of one plan in seconds, predicted and measured."""
     first, last = timed_window(variant, WARM_STEPS, TIMED_STEPS)
-    marks = ranks.call(emulate, variant, last, 0)
+    marks = processes.call(emulate, variant, last, 0)
     names, plan = [device.name for device in variant.fleet.devices], variant.plan
 
     def busy_s(devices: Sequence[str]) -> float:
         rows = [marks[names.index(name)] for name in devices]
         return max(row[-1].busy_s - row[first].busy_s for row in rows) / (last - first)
 
-    timed = marks[variant.timed_rank]
+    timed = marks[variant.timed_process]
     return {
         "k": k,
         "how": describe(variant),
@@ -70,15 +70,15 @@ def gear_row(ranks: Processes, variant: Variant, k: int) -> dict:
     }
 
 
-def case_row(ranks: Processes, fleet: Fleet, workload: Workload, ks: Sequence[int], order: random.Random) -> dict:
+def case_row(processes: Processes, fleet: Fleet, workload: Workload, ks: Sequence[int], order: random.Random) -> dict:
     """Every k and every rival on one fleet, in random order."""
     planned, rows = plan_variants(fleet, workload), []
     rivals = {name: {"predicted_s": predicted_s(planned[name]), "how": describe(planned[name])} for name in RIVALS}
     for what in order.sample([*ks, *RIVALS], len(ks) + len(RIVALS)):
         if isinstance(what, int):
-            rows.append(gear_row(ranks, with_micro_batch(fleet, workload, what), what))
+            rows.append(gear_row(processes, with_micro_batch(fleet, workload, what), what))
         else:
-            rivals[what]["measured_s"] = measure(ranks, planned[what])
+            rivals[what]["measured_s"] = measure(processes, planned[what])
     return {"rows": sorted(rows, key=lambda row: -row["k"]), "rivals": rivals}
 
 
@@ -118,13 +118,13 @@ def main(arguments: list[str]) -> None:
         print(f"loopback only: {why_not()}", file=sys.stderr)
     for link in (link for link in links.split(",") if link == "loopback" or not why_not()):
         for count in DEVICES:
-            with Network(LINKS[link], count, realtime) as network, Processes(network) as ranks:
-                found = {pair: one for row in ranks.call(rank_links) for pair, one in row.items()}
+            with Network(LINKS[link], count, realtime) as network, Processes(network) as processes:
+                found = {pair: one for row in processes.call(process_links) for pair, one in row.items()}
                 fleet = make_fleet(calibrated, (1.0,) * count, found)
                 for n in PREREQUISITES:
                     print(f"{count} devices, n={n}, {link}", file=sys.stderr, flush=True)
                     sizes = [int(k) for k in ks.split(",")]
-                    case = case_row(ranks, fleet, with_prerequisites(workload, n), sizes, order)
+                    case = case_row(processes, fleet, with_prerequisites(workload, n), sizes, order)
                     cases.append({"devices": count, "n": n, "link": link} | case)
                     write_atomically(folder / "gear-scaling.json", json.dumps(cases, indent=1) + "\n")
     text = tables(cases)

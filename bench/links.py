@@ -1,7 +1,7 @@
-"""Emulated links between processes of one Linux machine, with root: a network namespace for each rank.
+"""Emulated links between processes of one Linux machine, with root: a network namespace for each process.
 
-    100 Mbit/s          rank namespace -- veth (tc tbf) -- bridge in a namespace of its own -- veth -- rank namespace
-    20 Mbit/s, 5 ms     rank namespace: TUN device (tc tbf) -> relay process, which keeps each packet 5 ms -> TUN device
+    100 Mbit/s          process namespace -- veth (tc tbf) -- bridge in its own namespace -- veth -- process namespace
+    20 Mbit/s, 5 ms     process namespace: TUN device (tc tbf) -> relay, which keeps each packet 5 ms -> TUN device
 
 Nothing of the machine's own network is touched. Names begin with PREFIX and this process's id; what a killed run has
 left is removed by the next one.
@@ -34,11 +34,11 @@ _DESTINATION = slice(16, 20)  # of an IPv4 packet
 
 @dataclass(frozen=True)
 class LinkKind:
-    """What joins the ranks.
+    """What joins the processes.
 
     Attributes:
         name: for tables.
-        mbit_per_s: bandwidth of each rank's connection, each way; 0 for loopback as it is.
+        mbit_per_s: bandwidth of each process's connection, each way; 0 for loopback as it is.
         delay_s: one way.
     """
 
@@ -65,11 +65,11 @@ def why_not() -> str:
 
 
 class Network:
-    """Joins ranks by links of one kind while it is entered.
+    """Joins processes by links of one kind while it is entered.
 
     Args:
         kind: of the links.
-        size: number of ranks.
+        size: number of processes.
         realtime: whether what sleeps and sends only goes before all ordinary processes.
     """
 
@@ -95,25 +95,25 @@ class Network:
             _remove(os.getpid())
 
     def variables(self) -> dict[str, str]:
-        """Environment of every rank: where rank 0 listens, and gloo's interface."""
+        """Environment of every process: where process 0 listens, and gloo's interface."""
         if not self.kind.mbit_per_s:
             return {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
         return {"MASTER_ADDR": _address(0), "GLOO_SOCKET_IFNAME": INTERFACE}
 
-    def enter_rank(self, rank: int) -> None:
-        """Moves the calling thread, and what it starts from now on, to a rank's end of the network."""
+    def enter_process(self, process: int) -> None:
+        """Moves the calling thread, and what it starts from now on, to a process's end of the network."""
         _prioritize(self.realtime)
         if self.kind.mbit_per_s:
-            _enter(_namespace(os.getppid(), rank))
+            _enter(_namespace(os.getppid(), process))
 
     def _build(self) -> None:
-        names = [_namespace(os.getpid(), rank) for rank in range(self.size)]
+        names = [_namespace(os.getpid(), process) for process in range(self.size)]
         for name in names:
             _run(f"ip netns add {name}")
             _run(f"ip -n {name} link set lo up")
         (self._join_by_relay if self.kind.delay_s else self._join_by_bridge)(names)
-        for rank, name in enumerate(names):
-            _run(f"ip -n {name} address add {_address(rank)}/24 dev {INTERFACE}")
+        for process, name in enumerate(names):
+            _run(f"ip -n {name} address add {_address(process)}/24 dev {INTERFACE}")
             _run(f"ip -n {name} link set {INTERFACE} up")
             shaped = f"rate {self.kind.mbit_per_s}mbit burst {BURST_BYTES} latency {1000 * QUEUE_S:.0f}ms"
             _run(f"tc -n {name} qdisc add dev {INTERFACE} root tbf {shaped}")
@@ -123,9 +123,9 @@ class Network:
         _run(f"ip netns add {hub}")
         _run(f"ip -n {hub} link add bridge type bridge")
         _run(f"ip -n {hub} link set bridge up")
-        for rank, name in enumerate(names):
-            _run(f"ip -n {hub} link add port{rank} type veth peer name {INTERFACE} netns {name}")
-            _run(f"ip -n {hub} link set port{rank} master bridge up")
+        for process, name in enumerate(names):
+            _run(f"ip -n {hub} link add port{process} type veth peer name {INTERFACE} netns {name}")
+            _run(f"ip -n {hub} link set port{process} master bridge up")
 
     def _join_by_relay(self, names: list[str]) -> None:
         ready, said = multiprocessing.Pipe(duplex=False)
@@ -141,7 +141,7 @@ def _relay(names: list[str], delay_s: float, realtime: bool, said: Connection) -
     _prioritize(realtime)
     files = [_open_tun(name) for name in names]
     said.send(True)
-    target = {bytes(map(int, _address(rank).split("."))): file for rank, file in enumerate(files)}
+    target = {bytes(map(int, _address(process).split("."))): file for process, file in enumerate(files)}
     waiting: deque[tuple[float, int, bytes]] = deque()
     while True:
         timeout_s = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
@@ -183,8 +183,8 @@ def _namespace(pid: int, end: object) -> str:
     return f"{PREFIX}-{pid}-{end}"
 
 
-def _address(rank: int) -> str:
-    return f"10.77.0.{rank + 1}"
+def _address(process: int) -> str:
+    return f"10.77.0.{process + 1}"
 
 
 def _remove(pid: int) -> None:

@@ -16,7 +16,7 @@ from contextlora.gear.execution.peers import Peers
 
 
 class Processes:
-    """One process for each rank of a network, joined by gloo; each has the watch of a real training's processes.
+    """One process for each end of a network, joined by gloo; each has the watch of a real training's processes.
 
     Args:
         network: entered already.
@@ -28,9 +28,9 @@ class Processes:
             port = probe.getsockname()[1]  # free on this machine, and in new namespaces all are
         context = multiprocessing.get_context("fork")  # what has been imported is there at once
         self.connections, self.processes = [], []
-        for rank in range(network.size):
+        for number in range(network.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(network, rank, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(network, number, port, theirs), daemon=True)
             process.start()
             theirs.close()
             self.connections.append(ours)
@@ -50,34 +50,34 @@ class Processes:
             process.join()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What a function returns on every rank; all ranks call it at the same time.
+        """What a function returns on every process; all processes call it at the same time.
 
         Raises:
-            RuntimeError: a rank has ended or raised.
+            RuntimeError: a process has ended or raised.
         """
         for connection in self.connections:
             connection.send((function, arguments))
-        values, errors = zip(*(self._receive(rank) for rank in range(len(self.processes))), strict=True)
+        values, errors = zip(*(self._receive(number) for number in range(len(self.processes))), strict=True)
         if any(errors):
             raise RuntimeError("\n".join(error for error in errors if error))
         return list(values)
 
-    def _receive(self, rank: int) -> tuple[Any, str]:
-        """What the function returned, and why it did not; one rank's end breaks the others' connections, so all say."""
-        connection, process = self.connections[rank], self.processes[rank]
+    def _receive(self, number: int) -> tuple[Any, str]:
+        """What the function returned, and why not; one process's end breaks the others' connections, so all say."""
+        connection, process = self.connections[number], self.processes[number]
         wait([connection, process.sentinel])
         with suppress(EOFError, ConnectionError):
             if connection.poll():
                 value, error = connection.recv()
-                return value, error and f"rank {rank} failed:\n{error}"
-        return None, f"rank {rank} ended with exit code {process.exitcode}"
+                return value, error and f"process {number} failed:\n{error}"
+        return None, f"process {number} ended with exit code {process.exitcode}"
 
 
-def _serve(network: Network, rank: int, port: int, connection: Connection) -> None:
+def _serve(network: Network, number: int, port: int, connection: Connection) -> None:
     torch.set_num_threads(1)  # the thread pool of a forked process is dead
-    network.enter_rank(rank)
+    network.enter_process(number)
     os.environ |= network.variables()
-    os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(network.size), "RANK": str(rank)}
+    os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(network.size), "RANK": str(number)}
     peers = Peers(torch.device("cpu"))
     while (work := connection.recv()) is not None:
         function, arguments = work

@@ -1,6 +1,6 @@
-"""The bundled model itself on two processes over loopback: CPU time of each rank, and wall time.
+"""The bundled model itself on two processes over loopback: CPU time of each process, and wall time.
 
-One thread a process. On a busy machine wall times say little; CPU time of the busier rank is what two devices would
+One thread a process. On a busy machine wall times say little; CPU time of the busier process is what two devices would
 need, without what they wait for.
 """
 
@@ -37,7 +37,7 @@ def measure_real(
 ) -> Iterator[dict]:
     """CPU and wall seconds of a step, for every task that needs answers; yields a row for each task."""
     fleet, order = make_fleet(calibrated, (1.0, 1.0), {(0, 1): LOOPBACK}), random.Random(seed)
-    with Network(LINKS["loopback"], 2) as network, Processes(network) as ranks:
+    with Network(LINKS["loopback"], 2) as network, Processes(network) as processes:
         for workload in workloads:
             for task in (task for task in workload.tasks if task.num_prerequisites):
                 print(f"{task.task}, n={task.num_prerequisites}", file=sys.stderr, flush=True)
@@ -46,13 +46,13 @@ def measure_real(
                 seconds: dict[str, list] = {name: [] for name in names}
                 for _ in range(rounds):
                     for name in order.sample(names, len(names)):
-                        seconds[name].append(ranks.call(step_seconds, config, planned[name]))
+                        seconds[name].append(processes.call(step_seconds, config, planned[name]))
                 how = {name: describe(planned[name]) for name in names}
                 yield {"task": task.task, "n": task.num_prerequisites, "how": how, "wall_cpu_s": seconds}
 
 
 def step_seconds(config: RunConfig, variant: Variant) -> tuple[float, float]:
-    """Wall and CPU seconds of a step on this rank."""
+    """Wall and CPU seconds of a step on this process."""
     module = _module(config)
     warm, num_steps = timed_window(variant, WARM_STEPS, TIMED_STEPS)
     marks = train(variant, _Real(module, variant.task.task), num_steps, 0)[warm:]
@@ -106,16 +106,16 @@ class _Real:
 
 
 def real_table(rows: Sequence[dict]) -> str:
-    """CPU seconds a step of both ranks, the busier one's share of one device's, and wall time's."""
-    header = ["task", "n", "variant", "plan", "CPU s, ranks 0 and 1", "busier / one device", "wall / one device"]
+    """CPU seconds a step of both processes, the busier one's share of one device's, and wall time's."""
+    header = ["task", "n", "variant", "plan", "CPU s, processes 0 and 1", "busier / one device", "wall / one device"]
     lines = []
     for row in rows:
         one = row["wall_cpu_s"][ONE]
         for name, rounds in row["wall_cpu_s"].items():
-            cpu = [median(r[rank][1] for r in rounds) for rank in (0, 1)]
+            cpu = [median(r[process][1] for r in rounds) for process in (0, 1)]
             ratios = []
             for part in (1, 0):
-                busier = (max(rank[part] for rank in r) for r in rounds)
+                busier = (max(process[part] for process in r) for r in rounds)
                 ratios.append(median(a / max(b[0][part], b[1][part]) for a, b in zip(busier, one, strict=True)))
             figures = (f"{cpu[0]:.3f}, {cpu[1]:.3f}", f"{ratios[0]:.2f}", f"{ratios[1]:.2f}")
             lines.append([row["task"], str(row["n"]), name, row["how"][name], *figures])

@@ -43,12 +43,12 @@ class Cell:
 
 
 def make_fleet(calibrated: Device, speeds: Sequence[float], links: dict[tuple[int, int], Link]) -> Fleet:
-    """Devices of these speeds, as shares of the calibrated one's; links by pairs of ranks."""
+    """Devices of these speeds, as shares of the calibrated one's; links by pairs of processes."""
     devices = []
-    for rank, speed in enumerate(speeds):
+    for process, speed in enumerate(speeds):
         seconds = {key: getattr(calibrated.measured, key) / speed for key in ("forward_s", "train_s")}
         measured = replace(calibrated.measured, **seconds)
-        devices.append(Device(f"d{rank}", PLENTY_BYTES, calibrated.overhead_s / speed, measured=measured))
+        devices.append(Device(f"d{process}", PLENTY_BYTES, calibrated.overhead_s / speed, measured=measured))
     named = {(f"d{first}", f"d{second}"): link for (first, second), link in links.items()}
     return Fleet("emulated", tuple(devices), next(iter(named.values())), named)
 

@@ -1,4 +1,4 @@
-"""A whole `train` on one process and on two: processor time of each rank, wall time, and whether the tables agree.
+"""A whole `train` on one process and on two: processor time of each process, wall time, and whether the tables agree.
 
     .venv/bin/python bench/whole_run.py [rounds=1] [key=value ...]
 
@@ -34,8 +34,8 @@ def cpu_s(pid: int) -> float | None:
     return None if fields[0] == "Z" else (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
-def ranks_of(pid: int) -> list[int]:
-    """The process and those of its children that are ranks."""
+def processes_of(pid: int) -> list[int]:
+    """The process and those that it started to train with it."""
     try:
         children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return [pid, *(child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())]
@@ -44,13 +44,13 @@ def ranks_of(pid: int) -> list[int]:
 
 
 def run(arguments: list[str]) -> tuple[float, list[float]]:
-    """Wall seconds of a run, and processor seconds of each of its ranks."""
+    """Wall seconds of a run, and processor seconds of each of its processes."""
     environment, began = os.environ | {"OMP_NUM_THREADS": "1"}, time.monotonic()
     command = [sys.executable, "-m", "contextlora", "train", "training.progress=false", *arguments]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     seconds: dict[int, float] = {}
     while process.poll() is None:
-        for pid in ranks_of(process.pid):
+        for pid in processes_of(process.pid):
             seconds[pid] = max(cpu_s(pid) or 0.0, seconds.get(pid, 0.0))
         time.sleep(POLL_S)
     if process.returncode:
@@ -64,13 +64,13 @@ if __name__ == "__main__":
     rows, busiest, tables = [], {size: [] for size in SETTINGS}, {}
     for number in range(num_rounds):
         for size, settings in SETTINGS.items():
-            wall_s, ranks_s = run([*arguments, *settings])
-            busiest[size].append(max(ranks_s))
+            wall_s, processes_s = run([*arguments, *settings])
+            busiest[size].append(max(processes_s))
             found = latest_run(config.runs_dir).results
             tables[size] = {task: percent(row["end_to_end"]) for task, row in found["tasks"].items()}
-            shown = ", ".join(f"{seconds:.1f}" for seconds in ranks_s)
+            shown = ", ".join(f"{seconds:.1f}" for seconds in processes_s)
             rows.append((str(number + 1), str(size), shown, f"{wall_s:.1f}", json.dumps(tables[size])))
-    header = ("round", "processes", "CPU s of each rank", "wall s", "end to end, %")
+    header = ("round", "processes", "CPU s of each process", "wall s", "end to end, %")
     print_in_full(CONSOLE, as_rich(f"{config.taskset.name}, one thread a process", header, rows))
     ratio = median(two / one for one, two in zip(busiest[1], busiest[2], strict=True))
-    CONSOLE.print(f"busier rank of two / one process: {ratio:.3f}; same tables: {tables[1] == tables[2]}")
+    CONSOLE.print(f"busier process of two / one process: {ratio:.3f}; same tables: {tables[1] == tables[2]}")

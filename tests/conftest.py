@@ -201,7 +201,7 @@ def make_config(tiny_settings: list[str]) -> Callable[..., RunConfig]:
 LONGEST_S = 240.0  # of all that processes do in one test; several of them may share a core
 
 
-def _rank(function: Callable[..., Any], arguments: tuple, variables: dict[str, str], results: Any) -> None:
+def _process(function: Callable[..., Any], arguments: tuple, variables: dict[str, str], results: Any) -> None:
     os.environ.update(variables)
     faulthandler.dump_traceback_later(0.9 * LONGEST_S, file=sys.__stderr__)  # pytest may have put another one there
     torch.set_num_threads(1)  # the thread pool of a forked process is dead
@@ -223,8 +223,8 @@ def free_port() -> Callable[[], int]:
 
 
 @pytest.fixture
-def run_ranks(free_port: Callable[[], int]) -> Callable[..., list[Any]]:
-    """(number, function, arguments ...) -> what the function returned on each rank, None where the process ended.
+def run_processes(free_port: Callable[[], int]) -> Callable[..., list[Any]]:
+    """(number, function, arguments ...) -> what the function returned in each process, None where the process ended.
 
     Processes are forked: what the test's process has imported and made is there at once.
     """
@@ -234,8 +234,8 @@ def run_ranks(free_port: Callable[[], int]) -> Callable[..., list[Any]]:
         results, found = context.Queue(), {}
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "tests"}
         shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0"}
-        own = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
-        processes = [context.Process(target=_rank, args=(function, arguments, row, results)) for row in own]
+        own = [shared | {"RANK": str(index), "LOCAL_RANK": str(index)} for index in range(number)]
+        processes = [context.Process(target=_process, args=(function, arguments, row, results)) for row in own]
         for process in processes:
             process.start()
         ends = time.monotonic() + LONGEST_S
@@ -243,8 +243,8 @@ def run_ranks(free_port: Callable[[], int]) -> Callable[..., list[Any]]:
             while len(found) < number and time.monotonic() < ends:
                 alive = any(process.is_alive() for process in processes)
                 try:
-                    rank, value = results.get(timeout=0.2)
-                    found[rank] = value
+                    index, value = results.get(timeout=0.2)
+                    found[index] = value
                 except queue.Empty:
                     if not alive:
                         break
@@ -253,6 +253,6 @@ def run_ranks(free_port: Callable[[], int]) -> Callable[..., list[Any]]:
         finally:
             for process in processes:
                 process.kill()
-        return [found.get(rank) for rank in range(number)]
+        return [found.get(index) for index in range(number)]
 
     return run

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,10 @@ import pytest
 from contextlora.cli import COMMANDS, main
 from contextlora.config import RunConfig, describe_settings, load_config, to_yaml
 from contextlora.errors import UserError
+from contextlora.methods import METHODS
+from contextlora.methods.joint import Joint
 from contextlora.runs import RunFolder
+from contextlora.settings import MethodSettings, setting
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,9 +151,32 @@ def run_help(*arguments):
 def test_help_lists_every_command_and_every_setting_in_under_a_second():
     general, train = run_help("--help"), run_help("train", "--help")
     assert all(re.search(rf"^    {command}\b", general, re.MULTILINE) for command in COMMANDS)
-    assert all(key in train for key, _, _ in describe_settings(RunConfig))
+    lines = [" ".join(line.split()) for line in train.splitlines()]
+    for key, default, _ in describe_settings(RunConfig):
+        start = f"{key[:-1]}: " if key.endswith(".") else f"{key} {default} "
+        assert any(line.startswith(start) for line in lines), start
+    for method in METHODS.values():  # with its own defaults
+        for entry in fields(method.Settings):
+            default = getattr(method.Settings(), entry.name)
+            if entry.name != "name" and isinstance(default, int | float | str):
+                assert any(line.startswith(f"method.{entry.name} {default} ") for line in lines), entry.name
     # CPU time, since wall time on a busy machine says nothing.
     assert max(float(text.split()[-1]) for text in (general, train)) < 1
+
+
+def test_a_method_that_changes_a_default_of_all_shows_its_own(monkeypatch):
+    @dataclass
+    class Settings(MethodSettings):
+        """Drops a lot."""
+
+        name: str = setting("wet", "training method")
+        dropout: float = setting(0.5, "dropout probability on the LoRA input")
+
+    monkeypatch.setitem(METHODS, "wet", type("Wet", (Joint,), {"Settings": Settings}))
+    rows = list(describe_settings(RunConfig))
+    start = rows.index(("method (wet).", "Drops a lot.", ""))
+    assert rows[start + 1][:2] == ("method.dropout", "0.5")
+    assert rows[start + 2][0] == "model."  # rank and alpha are as in every method
 
 
 def make(*arguments):

@@ -32,11 +32,11 @@ def test_two_processes_leave_the_run_of_one(make_config):
     # In a process of its own: this one will be forked by other tests, which it cannot after talking to peers.
     command = [sys.executable, "-m", "contextlora", "train", *command_line(config)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    (folder,) = set(alone.path.parent.iterdir()) - {alone.path}  # one, so none of the other rank
+    (folder,) = set(alone.path.parent.iterdir()) - {alone.path}  # one, so none of the other process
     run = RunFolder.open(folder)
     assert run.state == "finished"
     assert shown.stderr == ""
-    assert shown.stdout.count("accuracy in %") == 2  # the tables of rank 0 only
+    assert shown.stdout.count("accuracy in %") == 2  # the tables of process 0 only
     assert "stage 2: contextgear, device-0 train, device-1 run the chains" in shown.stdout
     stages = json.loads((run.path / "plan.json").read_text())["stages"]
     assert [stage["candidates"][0]["strategy"] for stage in stages] == ["one device", "contextgear", "contextgear"]

@@ -140,19 +140,6 @@ def test_how_the_work_ends_is_recorded_and_the_error_says_how_to_resume(tmp_path
     assert find_runs(tmp_path, finished=False)[0].path == run.path
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "file", "old")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(tmp_path / "file", "new")
-    assert (tmp_path / "file").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         RunFolder.open(tmp_path)

@@ -11,8 +11,8 @@ file spells keys from the root, so that a model's file can also set the learning
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from contextlora.errors import ConfigError, first_line, suggestion
+from contextlora.files import write_atomically
 from contextlora.methods import METHODS
 from contextlora.settings import MethodSettings, RunConfig
 
@@ -87,8 +88,7 @@ def read_devices(name_or_path: str) -> tuple[Any, Path]:
 def write_devices(tree: dict[str, Any], path: Path, header: str) -> None:
     """Writes a device catalogue that `read_devices` reads back; `header` says where its figures come from."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(comment + OmegaConf.to_yaml(OmegaConf.create(tree)), encoding="utf-8")
+    write_atomically(path, comment + OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -108,12 +108,17 @@ def describe_settings(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple
             if hint is MethodSettings:
                 yield from _describe_methods()
             continue
-        if prefix == "method." and cls is not MethodSettings and entry.name in MethodSettings.__dataclass_fields__:
-            continue  # of every method
+        if prefix == "method." and cls is not MethodSettings and _is_as_in_every_method(entry):
+            continue
         default = entry.default if isinstance(entry.default, int | float | str | None) else entry.default_factory()
         choices = f" [{' | '.join(get_args(hint))}]" if get_origin(hint) is Literal else ""
         shown = f"[{', '.join(default)}]" if isinstance(default, list) else OmegaConf.to_yaml({"": default})[4:].strip()
         yield prefix + entry.name, shown, entry.metadata["text"] + choices
+
+
+def _is_as_in_every_method(entry: Field) -> bool:
+    of_all = MethodSettings.__dataclass_fields__.get(entry.name)
+    return of_all is not None and (entry.name == "name" or entry.default == of_all.default)
 
 
 def _describe_methods() -> Iterator[tuple[str, str, str]]:
@@ -175,7 +180,7 @@ def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str
     for key, value in tree.items():
         if key not in hints:
             known = _other_methods(key) if prefix == "method." else ""
-            raise ConfigError(f"unknown key {prefix}{key}{source}{known or suggestion(str(key), hints, prefix)}")
+            raise ConfigError(f"unknown key {prefix}{key}{source}{known or _known(str(key), hints, prefix)}")
         if is_dataclass(getattr(section, key)):
             value = _checked(value, source, getattr(section, key), f"{prefix}{key}.")
         elif isinstance(value, bool) and get_origin(hints[key]) is Literal:
@@ -196,6 +201,11 @@ def _method_of(tree: dict[str, Any]) -> str | None:
     return method.get("name") if isinstance(method, dict) else None
 
 
+def _known(value: str, names: Iterable[str], prefix: str = "") -> str:
+    """The end of an error message: the nearest known name and all of them."""
+    return f"{suggestion(value, names, prefix) or ';'} Known: {', '.join(names) or 'none'}"
+
+
 def _pop_choices(tree: dict[str, Any]) -> dict[str, str]:
     return {group: tree.pop(group) for group in GROUPS if isinstance(tree.get(group), str)}
 
@@ -205,7 +215,7 @@ def _choose(config_dir: Path, group: str, choice: str) -> Path:
     files = {path.stem: path for path in sorted((config_dir / group).glob("*.yaml"))}
     if choice not in files:
         rule = f"; a {group} may also be a folder or contain a '/'" if group in ("taskset", "model") else ""
-        raise ConfigError(f"unknown {group} {choice!r}{suggestion(choice, files)}{rule}")
+        raise ConfigError(f"unknown {group} {choice!r}{_known(choice, files)}{rule}")
     return files[choice]
 
 

@@ -18,8 +18,6 @@ def first_line(error: BaseException) -> str:
 
 
 def suggestion(value: object, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about an unknown name: the nearest known one and all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {prefix}{near[0]}?" if near else ";"
-    return f"{hint} Known: {', '.join(names[:40]) or 'none'}"
+    """The end of a message about an unknown name: `; did you mean X?` with the nearest known one, or nothing."""
+    near = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

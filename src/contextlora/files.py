@@ -1,23 +1,77 @@
-"""Files that appear whole or not at all, also through a kill, a full disk or a power cut."""
+"""Files and folders that are replaced whole or not at all, also through a kill, a full disk or a power cut."""
 
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
-    """Replaces a file by new content as one step; on an error the old content stays and nothing is left beside it."""
+    """Gives a file new content in one step, and makes the folders above it; text is written as UTF-8.
+
+    Raises:
+        OSError: the disk is full, or the like; the old content is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "new")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)  # the rename itself
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty scratch folder that takes the place of `path` where the block ends well, and goes otherwise."""
+    with scratch_folder(path) as scratch:
+        yield scratch
+        put_in_place(scratch, path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, which goes with the block unless `put_in_place` has moved it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _beside(path, "new")
+    scratch.mkdir()
     try:
-        os.fsync(folder)  # the rename itself
+        yield scratch
     finally:
-        os.close(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def put_in_place(scratch: Path, path: Path) -> None:
+    """Makes a folder that is whole the one at `path`; a folder that lies there goes last, when nothing can fail."""
+    for file in scratch.rglob("*"):
+        _sync(file)
+    old = _beside(path, "old")
+    with suppress(FileNotFoundError):  # nothing to replace
+        os.replace(path, old)
+    try:
+        os.replace(scratch, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A name that is free: other processes, also on other machines, may replace the same file."""
+    return path.with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

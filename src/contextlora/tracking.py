@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from contextlora.errors import UserError, first_line
+from contextlora.files import write_atomically
 
 
 class Tracker:
@@ -122,5 +123,5 @@ def _run_id(home: Path) -> str:
     """The W&B id of this run folder: a sweep's agent gives one, otherwise it is made on first use."""
     file = home / "run-id"
     if not file.exists():
-        file.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        write_atomically(file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return file.read_text()

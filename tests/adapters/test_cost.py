@@ -29,13 +29,8 @@ class Operations(TorchDispatchMode):
     @property
     def matmul_flops(self):
         """2 N K M of each matrix product; the result's shape comes last, the operands' before it."""
-        products = {
-            "aten.mm.default": 0,
-            "aten.addmm.default": 1,
-            "aten.addmm_.default": 1,
-            "aten.bmm.default": 0,
-            "aten.baddbmm_.default": 1,
-        }
+        of = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0, "baddbmm_": 1}  # place of the first operand
+        products = {f"aten.{name}.default": place for name, place in of.items()}
         return sum(2 * prod(s[products[f]]) * s[-1][-1] for f, s in self.seen if f in products)
 
 

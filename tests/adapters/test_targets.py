@@ -1,11 +1,13 @@
 import re
 
 import pytest
+import transformers as hf
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from contextlora.adapters import AdapterError
+from contextlora.adapters import AdaptedModel, AdapterConfig, AdapterError
 from contextlora.adapters.targets import resolve_targets
+from contextlora.graph import RankPartition
 
 ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
 MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -69,3 +71,22 @@ def test_a_model_without_blocks_needs_a_pattern():
 
     with pytest.raises(AdapterError, match="Blockless has no list of transformer blocks"):
         resolve_targets(Blockless(), "language-linear")
+
+
+@pytest.mark.parametrize("pattern", ["language-linear", r"model\.layers\.0\.self_attn\.q_proj"])
+def test_a_pattern_that_peft_reads_otherwise_is_refused(pattern):
+    """Of a Qwen3-MoE whose first block has no experts, PEFT adapts other layers than those that match."""
+    config = hf.Qwen3MoeConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        moe_intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=2,
+        num_experts_per_tok=1,
+        mlp_only_layers=[0],
+    )
+    with pytest.raises(AdapterError, match=r"PEFT reads model\.target_modules=.* otherwise in Qwen3MoeForCausalLM"):
+        AdaptedModel(hf.Qwen3MoeForCausalLM(config), RankPartition({"v": 2}), AdapterConfig(target_modules=pattern))

@@ -114,7 +114,7 @@ def test_a_stage_on_some_rows_drops_what_the_whole_batch_would(num_tokens, backb
 
 def test_check_takes_what_fits_and_refuses_what_does_not(backbone):
     adapted = adapted_by(backbone("qwen2"), dropout=0.5)
-    cut, masks = CutModel(adapted.model), share_masks(adapted, 0)
+    cut, masks = CutModel(adapted.model), share_masks(adapted, seed=0)
     masks.rows, masks.batch_size = range(BATCH), BATCH
     with adapted.active(USE, "v"):
         cut.check(text_batch(), STAGES)

@@ -143,16 +143,17 @@ def test_chat_template_with_an_image(backbone, tmp_path):
     path = tmp_path / "image.png"
     Image.new("RGB", (16, 16)).save(path)
     ids = loaded.encode(prompts(path)[:1]).inputs["input_ids"][0]
-    assert len(ids) == 32 and loaded.tokenizer.decode(ids[12:]) == f"{'<image> ' * 4}, {TEXTS[0]} camera"
+    assert loaded.tokenizer.decode(ids) == f"{'<image> ' * 4}, {TEXTS[0]} camera"
 
 
-def test_a_batch_is_as_wide_as_its_longest_prompt_and_refuses_more_tokens_than_positions(backbone):
-    """The model has 64 positions, one of which an option of two tokens takes behind the prompt."""
+def test_prompts_are_padded_in_front_to_the_longest(backbone):
     loaded = backbone("gemma")
-    for num_words, options, num_columns in ((14, "ab", 16), (15, "ab", 16), (16, "ab", 32), (50, ("a a", "b"), 63)):
-        batch = loaded.encode([Prompt("grip", "lane " * (num_words - 1) + "lane", None, tuple(options), 0)])
-        tokens = num_words + 1  # and <s>
-        assert batch.inputs["attention_mask"].tolist() == [[0] * (num_columns - tokens) + [1] * tokens]
+    asked = [Prompt("grip", ("lane " * words).strip(), None, ("a", "b"), 0) for words in (3, 7)]
+    batch = loaded.encode(asked)
+    assert batch.inputs["attention_mask"].tolist() == [[0] * 4 + [1] * 4, [1] * 8]  # <s> and the words
+    first = loaded.encode(asked, range(1))  # a device's rows are as wide as the whole batch
+    assert torch.equal(first.inputs["input_ids"], batch.inputs["input_ids"][:1])
+    assert (first.rows, first.batch_size) == (range(1), 2)
 
 
 def test_batch_moves_to_a_device(backbone):

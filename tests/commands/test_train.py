@@ -47,14 +47,10 @@ def test_a_run_leaves_everything_that_is_promised(make_config):
     assert run.state == "finished"
     assert latest_run(config.runs_dir).path == run.path
     results = json.loads(run.results_file.read_text())
-    expected = "taskset method seed delta context trainable_parameters train_seconds tasks".split()
+    expected = "taskset method seed deltas context trainable_parameters train_seconds tasks".split()
     assert set(expected) < set(results)
-    assert (results["taskset"], results["method"], results["delta"], results["context"]) == (
-        "tiny",
-        "contextlora",
-        0.5,
-        "predicted",
-    )
+    assert (results["taskset"], results["method"], results["context"]) == ("tiny", "contextlora", "predicted")
+    assert results["deltas"] == dict.fromkeys(("a->c", "b->c", "a->d", "c->d"), 0.5)
     assert list(results["tasks"]) == ["a", "b", "c", "d"]
     assert all(list(row) == TASK_KEYS for row in results["tasks"].values())
     assert results["gradient_steps"] == {"total": 20, "stages": [10, 5, 5]}

@@ -119,3 +119,32 @@ def test_the_mode_of_training_comes_back(module):
     module.adapted.train()
     module.evaluator.predict("a", "test", "none")
     assert module.adapted.training
+
+
+def test_training_a_task_leaves_the_answers_of_those_it_does_not_change(make_config, monkeypatch):
+    module, asked = build(make_config("method.delta=1.0")), []
+    shake(module.adapted, lambda name: True)
+    answer = module.evaluator._answer
+    monkeypatch.setattr(module.evaluator, "_answer", lambda task, *rest: asked.append(task) or answer(task, *rest))
+
+    def asked_by_predicting_all():
+        asked.clear()
+        for task in "abcd":
+            module.evaluator.predict(task, "test", "predicted")
+        return set(asked)
+
+    module.progress.stage = 2  # of d
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert asked_by_predicting_all() == set("abcd")
+    batch = module.data.encode_items("d", module.data.taskset.items("d", "train")[:4], [{"a": "red", "c": "red"}] * 4)
+    module.step_loss(batch).backward()
+    assert asked_by_predicting_all() == set()
+    optimizer.step()
+    assert asked_by_predicting_all() == {"d"}
+    module.adapted.load_adapter_state(module.adapted.adapter_state())  # equal values
+    assert asked_by_predicting_all() == set()
+    with module.adapted.state.replaced({n: 2 * v for n, v in module.adapted.adapter_state({"d"}).items()}):
+        assert asked_by_predicting_all() == {"d"}
+    assert asked_by_predicting_all() == {"d"}  # one answer is held per question
+    shake(module.adapted, lambda name: name.endswith(".b"))
+    assert asked_by_predicting_all() == set("bcd")

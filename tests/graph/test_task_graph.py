@@ -63,7 +63,7 @@ def test_accepts_pairs_as_dict_does():
         ({}, "empty"),
         ([("a", []), ("a", [])], "'a' is declared twice"),
         ({"a": ["a"]}, "its own prerequisite"),
-        ({"hazard": [], "b": ["hazrad"]}, "'b' needs unknown task 'hazrad': did you mean 'hazard'"),
+        ({"hazard": [], "b": ["hazrad"]}, "'b' needs unknown task 'hazrad'; did you mean hazard"),
         ({"a": [], "b": ["a", "a"]}, "lists prerequisite 'a' twice"),
         ({"a": [], "b": "a"}, r"write \[a\]"),
         ({"a.b": []}, "letters, digits"),
@@ -86,7 +86,7 @@ def test_names_the_cycle():
 
 
 def test_unknown_task_or_scope():
-    with pytest.raises(GraphError, match="did you mean 'route'"):
+    with pytest.raises(GraphError, match="did you mean route"):
         TaskGraph(IOV).prerequisites("rout")
     with pytest.raises(GraphError, match="'direct' or 'ancestors'"):
         TaskGraph(IOV).prerequisites("route", "all")

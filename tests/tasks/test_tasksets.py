@@ -51,7 +51,7 @@ def test_a_folder_of_the_users_own(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name_or_folder": "iow"}, r"one of iov.* or a folder .*, got 'iow' \(did you mean iov\?\)"),
+        ({"name_or_folder": "iow"}, r"one of iov.* or a folder .*, got 'iow'; did you mean iov\?"),
         ({"name_or_folder": "iov", "regime": "huge"}, "regime must be one of low, full, got 'huge'"),
         ({"name_or_folder": "iov", "seed": -1}, "seed must be 0 or more, got -1"),
     ],

@@ -73,11 +73,11 @@ def test_the_tracker_gets_every_validation_and_the_statuses_of_every_stage(make_
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == module.progress.history
     validations = {step: metrics for step, metrics in logged if "stage/accuracy" in metrics}
-    assert list(validations) == [row["step"] for row in rows]
+    assert [step + 1 for step in validations] == [row["step"] for row in rows]  # Lightning counts from 0
     for row in rows:
-        assert validations[row["step"]]["stage/accuracy"] == pytest.approx(row["accuracy"])
+        assert validations[row["step"] - 1]["stage/accuracy"] == pytest.approx(row["accuracy"])
         tasks = module.plan.stages[row["stage"]]
-        assert all(f"accuracy/{task}" in validations[row["step"]] for task in tasks)
+        assert all(f"accuracy/{task}" in validations[row["step"] - 1] for task in tasks)
     statuses = [metrics for _, metrics in logged if "ranks/a/train" in metrics]
     assert [(s["ranks/a/train"], s["ranks/a/freeze"], s["ranks/a/mask"]) for s in statuses] == [
         (2, 0, 0),

@@ -10,7 +10,7 @@ from contextlora.training.fit import TrainerSettings
 def test_what_lightning_does_not_know_is_refused_in_one_line(settings):
     ((key, value),) = settings.items()
     with pytest.raises(ConfigError, match=rf"{key}={value}.*invalid {key} name") as error:
-        TrainerSettings(**settings)
+        TrainerSettings(**settings).trainer([], [])
     assert len(str(error.value).splitlines()) == 1
 
 

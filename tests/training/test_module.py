@@ -77,11 +77,11 @@ class Scripted(ContextLoraModule):
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self._sums[batch.task] = [1.0, 0.0, 1.0]
 
-    def on_train_epoch_end(self):
+    def on_validation_epoch_end(self):
         for sums in self._sums.values():
             sums[1] = next(self.scripted)
         self.at_validation[self.progress.stage, self.progress.interval] = self.adapted.adapter_state()
-        super().on_train_epoch_end()
+        super().on_validation_epoch_end()
 
 
 def test_a_stage_ends_with_the_weights_of_its_best_validation(make_config, tmp_path):

@@ -10,13 +10,14 @@ from contextlora.methods.contextlora import ContextLora, ContextLoraSettings
 from contextlora.training.optimizer import OptimizerSettings, build_optimizer, rate_factor
 
 
-def test_groups_have_their_own_rates_and_gates_no_decay():
-    groups = {name: [torch.nn.Parameter(torch.ones(1))] for name in ("own", "open", "gate")}
+def test_groups_have_their_own_rates_and_only_ranks_decay():
+    groups = {name: [torch.nn.Parameter(torch.ones(1))] for name in ("own", "open", "gate", "router")}
     method = ContextLora(ContextLoraSettings(open_learning_rate_scale=0.1, gate_learning_rate=5e-2))
-    optimizer, _ = build_optimizer(groups, OptimizerSettings(2e-3, weight_decay=0.3), method.peak_rate, 0, 10)
+    settings = OptimizerSettings(2e-3, weight_decay=0.3)
+    optimizer, _ = build_optimizer(groups, settings, method.peak_rate, first_step=0, num_steps=10)
     rates = [group["initial_lr"] for group in optimizer.param_groups]
-    assert rates == pytest.approx([2e-3, 2e-4, 5e-2])
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3, 0.0]
+    assert rates == pytest.approx([2e-3, 2e-4, 5e-2, 2e-3])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3, 0.0, 0.0]
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine():
@@ -29,16 +30,26 @@ def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine():
 
 def test_the_schedule_is_applied_to_every_group():
     groups = {"own": [torch.nn.Parameter(torch.ones(1))], "open": [torch.nn.Parameter(torch.ones(1))]}
-    settings, peak_rate = OptimizerSettings(1.0, warmup_share=0.5), ContextLora(ContextLoraSettings()).peak_rate
-    expected = [0.5, 0.05, 1.0, 0.1, 1.0, 0.1, 0.5, 0.05]
-    for first_step in (0, 2):  # one that is made in mid-stage goes on along the same course
-        optimizer, rates = build_optimizer(groups, settings, peak_rate, first_step, 4)
-        seen = []
-        for _ in range(4 - first_step):
-            seen += [group["lr"] for group in optimizer.param_groups]
+    peaks, settings = {"own": 1.0, "open": 0.5}, OptimizerSettings(2.0, warmup_share=0.5)
+    optimizer, rates = build_optimizer(groups, settings, lambda name, rate: rate / 2 * peaks[name], 0, num_steps=4)
+    seen = []
+    for _ in range(4):
+        seen += [group["lr"] for group in optimizer.param_groups]
+        optimizer.step()
+        rates.step()
+    assert seen == pytest.approx([0.5, 0.25, 1.0, 0.5, 1.0, 0.5, 0.5, 0.25])
+
+
+def test_a_new_optimizer_in_mid_stage_goes_on_along_the_schedule():
+    seen = []
+    for first_step in (0, 3):
+        groups = {"own": [torch.nn.Parameter(torch.ones(1))]}
+        optimizer, rates = build_optimizer(groups, OptimizerSettings(1.0), lambda _, rate: rate, first_step, 6)
+        for _ in range(first_step, 6):
+            seen.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             rates.step()
-        assert seen == pytest.approx(expected[2 * first_step :])
+    assert seen[6:] == seen[3:6]
 
 
 @pytest.mark.parametrize("settings", [{"learning_rate": 0.0}, {"learning_rate": 1.0, "warmup_share": 1.0}])

@@ -38,8 +38,18 @@ def assert_same_weights(found, expected):
         ("method=contextlora",),
         ("method=contextlora", "taskset.context=gold", "training.patience=1", "method.variant=paper"),
         ("method=joint",),
+        ("method.delta=auto", "method.delta_policy=gradient"),
+        ("method.delta=auto", "method.delta_policy=validation", "training.steps_per_task=7"),
+        ("method.delta=auto", "method.delta_policy=sensitivity", "method.edge_delta={a->c: 0.5}"),
     ],
-    ids=["predicted", "gold with early stopping", "joint, whose snapshots change within the stage"],
+    ids=[
+        "predicted",
+        "gold with early stopping",
+        "joint, whose snapshots change within the stage",
+        "delta by gradients",
+        "delta by validation losses, with notes",
+        "delta by sensitivity",
+    ],
 )
 def test_resumes_bit_identically_from_every_checkpoint(settings, make_config, train, tmp_path, kept_checkpoints):
     config = make_config(*settings)

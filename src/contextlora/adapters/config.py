@@ -1,6 +1,7 @@
 """Adapter settings, and the one place that touches the part of PEFT's API that is still experimental."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -73,12 +74,25 @@ def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable
     PEFT itself resolves the regular expression, so an exported adapter that carries the same one lands on exactly the
     same modules. `_register_custom_module` and the keyword arguments that PEFT hands to the layer are experimental,
     which is why pyproject.toml pins the range of PEFT.
+
+    Raises:
+        AdapterError: PEFT adapts other layers. In some mixtures of experts it reads gate_proj, up_proj and down_proj as
+            the experts' own weights, and takes of a pattern the last part of each name only.
     """
+    expected = {name for name, _ in model.named_modules() if re.fullmatch(target_modules, name)}
+    built = set()
 
     def build_layer(base_layer: nn.Module, _adapter_name: str, *, target_name: str, **_peft_settings) -> nn.Module:
+        built.add(target_name)
         return build(base_layer, target_name)
 
     config = LoraConfig(target_modules=target_modules, r=1)
     config._register_custom_module({nn.Linear: build_layer, Conv1D: build_layer})
     inject_adapter_in_model(config, model)
     config._custom_modules = None  # the model keeps `config`; without the closure it can still be pickled
+    if built != expected:
+        raise AdapterError(
+            f"PEFT reads model.target_modules={target_modules!r} otherwise in {type(model).__name__}: it adapts "
+            f"{len(built)} linear layers, not {len(expected)}, {min(built ^ expected)} among those that differ; match "
+            "the attention layers of all blocks, as in '.*self_attn.*_proj'"
+        )

@@ -66,15 +66,16 @@ class AdaptedModel(nn.Module):
         slices.gates.fill_(self.config.gate_init)
         for slice_name in self.partition.ranks:
             A, _ = slices.values(slice_name)  # PEFT's own start: A uniform in +-1/sqrt(d_in), B zero
-            fresh = torch.empty(A.shape).uniform_(
-                -(d_in**-0.5), d_in**-0.5, generator=self._generator(name, slice_name)
-            )
+            fresh = torch.empty(A.shape).uniform_(-(d_in**-0.5), d_in**-0.5, generator=self.generator(name, slice_name))
             A.copy_(fresh)
         self._slices[name] = slices
         return RankSliceLinear(base_layer, slices, self.config.dropout)
 
-    def _generator(self, module: str, slice_name: str) -> torch.Generator:
-        """One random stream per module and slice: another task in the graph does not change a slice's start."""
+    def generator(self, module: str, slice_name: str) -> torch.Generator:
+        """One random stream per module and slice: another task in the graph does not change a slice's start.
+
+        `slice_name` may also be the name of an owner of parts, see `adapters.state`.
+        """
         digest = hashlib.sha256(f"{self.config.seed}/{module}/{slice_name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -183,7 +184,7 @@ class AdaptedModel(nn.Module):
         policy = self.config.frozen_policy
         return {
             module: {
-                name: freezing_order(policy, *slices.values(name), self._generator(module, name))
+                name: freezing_order(policy, *slices.values(name), self.generator(module, name))
                 for name in prerequisites
             }
             for module, slices in self._slices.items()

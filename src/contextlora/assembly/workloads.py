@@ -1,10 +1,11 @@
-"""The work of every stage of a configured training, as the planner wants it. Nothing here or below imports torch."""
+"""The work of every stage of a configured training, as the planner wants it.
 
-import json
+torch is loaded for one thing, to count the model's size from its config.json; that takes a few seconds.
+"""
+
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from contextlora.config import RunConfig
 from contextlora.errors import UserError
@@ -20,9 +21,10 @@ TOKENS_PER_WORD = 4 / 3  # English prose under a byte-pair vocabulary, where the
 
 def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload, ...], list[str]]:
     """The work of every stage, and what to know about its figures."""
+    from contextlora.backbones.size import model_size  # imports torch
+
     folder = _model_folder(config.model.name)
-    description = _read_json(folder / "config.json")
-    size = ModelSize.from_config(description, str(folder / "config.json"))
+    size = model_size(folder, config.model.target_modules)
     image = resolve_image_view(config.taskset.image, size.vision is not None)
     method_plan = build_method(config.method).plan(taskset.graph, config.taskset.scope)
     mode = "gold" if config.gear.context == "predicted" or config.taskset.context != "none" else "none"
@@ -41,8 +43,7 @@ def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload
         answers_needed=answers_needed,
         bytes_per_number=4 if config.model.dtype == "float32" else 2,
     )
-    parameters = size.num_text_parameters + (size.vision.num_parameters if size.vision else 0)
-    notes = [f"model: {config.model.name}, {parameters / 1e6:,.1f} M parameters; tokens: {counted}"]
+    notes = [f"model: {config.model.name}, {size.num_parameters / 1e6:,.1f} M parameters; tokens: {counted}"]
     if answers_needed and config.taskset.context != "predicted":
         notes.append(
             f"planned with the model's own answers in the prompts; your training uses taskset.context="
@@ -106,13 +107,3 @@ def _model_folder(name: str) -> Path:
     raise UserError(
         f"plan needs the config.json of model {name}; give its folder, or load the model once to download it"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(tree).__name__}")
-    return tree

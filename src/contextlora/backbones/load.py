@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from contextlora.backbones.encoding import OptionBatch
 
 BUNDLED = Path(__file__).parent / "bundled"
+_AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -105,11 +106,12 @@ def load_backbone(
         raise BackboneError(f"model chat_template must be auto or off, got {chat_template!r}")
     source = _source(path_or_name)
     with _errors_of(path_or_name):
-        is_multimodal = _takes_images(AutoConfig.from_pretrained(source))
+        config = AutoConfig.from_pretrained(source)
+        is_multimodal = takes_images(config)
         processor = AutoProcessor.from_pretrained(source) if is_multimodal else None
         tokenizer = processor.tokenizer if is_multimodal else AutoTokenizer.from_pretrained(source)
         chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
-        model = _load_model(source, is_multimodal, chosen, attn_implementation)
+        model = _load_model(source, auto_class(config), chosen, attn_implementation)
     return Backbone(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -122,9 +124,8 @@ def load_backbone(
     )
 
 
-def _load_model(source: str, is_multimodal: bool, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
-    auto_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
-    model, loaded = auto_class.from_pretrained(
+def _load_model(source: str, model_class: _AutoClass, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+    model, loaded = model_class.from_pretrained(
         source,
         dtype=dtype,
         attn_implementation=attn_implementation,
@@ -194,7 +195,13 @@ def _errors_of(name: str) -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _takes_images(config: PretrainedConfig) -> bool:
+def auto_class(config: PretrainedConfig) -> _AutoClass:
+    """What builds the model of a configuration, with the head that scores tokens."""
+    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+
+
+def takes_images(config: PretrainedConfig) -> bool:
+    """Whether the model of a configuration takes images next to text."""
     return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and hasattr(config, "vision_config")
 
 

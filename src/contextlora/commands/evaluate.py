@@ -11,8 +11,9 @@ from contextlora.config import RunConfig
 from contextlora.evaluation.report import print_in_full, references_table, results_table
 from contextlora.evaluation.suite import evaluate_suite
 from contextlora.gear.execution.peers import Peers
-from contextlora.gear.execution.process_groups import Groups, broadcast_tree
+from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.graph.plan import SliceUse
+from contextlora.methods.adaptive_delta import AUTO
 from contextlora.runs import RunFolder
 from contextlora.training.module import ContextLoraModule
 
@@ -45,7 +46,7 @@ def measure(
             files.load(stage)
         if peers is not None:
             ours = (module.adapted.adapter_state(), module.progress.uses) if files else None
-            state, uses = broadcast_tree(ours, 0, Groups())
+            state, uses = broadcast_tree(ours, 0, ProcessGroups())
             module.adapted.load_adapter_state(state)
             module.set_uses({task: SliceUse(tuple(own), rest) for task, (own, rest) in uses.items()})
 
@@ -64,3 +65,6 @@ def print_results(results: dict[str, Any]) -> None:
     """The tables of a run's results.json."""
     print_in_full(CONSOLE, results_table(results))
     print_in_full(CONSOLE, references_table(results))
+    if results["method_settings"].get("delta") == AUTO:
+        deltas = ", ".join(f"{edge} {delta:g}" for edge, delta in results["deltas"].items())
+        CONSOLE.print(f"delta, chosen by {results['method_settings']['delta_policy']}: {deltas}", soft_wrap=True)

@@ -1,4 +1,8 @@
-"""`contextlora plan`: plans a training and draws it. Nothing here or below imports torch: a plan answers at once."""
+"""`contextlora plan`: plans a training and draws it.
+
+torch is loaded to count the model's size, after the devices and the task set have been read: mistakes in those show at
+once, a plan takes a few seconds.
+"""
 
 import os
 from collections.abc import Sequence
@@ -29,7 +33,7 @@ from contextlora.tasks.tasksets import load_taskset
 
 DEFAULT_FLEET = "jetson4"
 SHOWN_STAGES = 4
-SHOWN_PROCESSES = 8
+SHOWN_DEVICES = 8
 FILLED_BATCHES = 3
 LATER_BATCHES = 2  # with the answers kept, of the chosen plan
 
@@ -100,7 +104,7 @@ def _print_window(stage: StagePlan, simulation: Simulation) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    names = simulation.schedule.devices[:SHOWN_PROCESSES]
+    names = simulation.schedule.devices[:SHOWN_DEVICES]
     shown = [row[: len(names)] for row in slots if any(row[: len(names)])]
     CONSOLE.print(grid(shown, names), highlight=False, soft_wrap=True, markup=False)
     hidden = len(simulation.schedule.devices) - len(names)

@@ -35,7 +35,7 @@ def profile(config: RunConfig) -> None:
         name = socket.gethostname() if peers is None else f"{socket.gethostname()}-{peers.size}"
         devices = [device for device, _ in found]
         links = {pair: link for _, row in found for pair, link in row.items()}
-        named = {tuple(sorted(devices[rank].name for rank in pair)): link for pair, link in links.items()}
+        named = {tuple(sorted(devices[process].name for process in pair)): link for pair, link in links.items()}
         fleet = Fleet(name, tuple(devices), next(iter(links.values()), LOOPBACK), named)
         path = Path(config.runs_dir) / "devices" / f"{name}.yaml"
         header = f"Measured by `contextlora profile` with model {config.model.name} on task set {config.taskset.name}."
@@ -76,13 +76,13 @@ def _measure(
             torch.cuda.synchronize(device)
 
     calls = {"forward": lambda size: run(size, False), "train": lambda size: run(size, True)}
-    host, rank = socket.gethostname(), peers.rank if peers else 0
+    host, process = socket.gethostname(), peers.process if peers else 0
     workload = f"{config.model.name}, task {work.task} of {config.taskset.name}"
-    measured = measure_device(f"{host}-{rank}", calls, sizes, workload, work.forward_flops, _memory_bytes(device))
+    measured = measure_device(f"{host}-{process}", calls, sizes, workload, work.forward_flops, _memory_bytes(device))
     if peers is None:
         return [(measured, {})]
     found: list = [None] * peers.size
-    dist.all_gather_object(found, (measured, measure_links(peers.rank, peers.size)))
+    dist.all_gather_object(found, (measured, measure_links(peers.process, peers.size)))
     dist.barrier()
     return found
 

@@ -39,7 +39,7 @@ from contextlora.training.fit import fit
 from contextlora.training.loggers import TrackerLogger
 from contextlora.training.memory import estimate_memory
 from contextlora.training.module import ContextLoraModule
-from contextlora.training.plugins import build_plugins, find_class
+from contextlora.training.plugins import build_plugins, check_plugins
 
 
 def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
@@ -78,9 +78,8 @@ def train_alongside(config: RunConfig) -> None:
 
 def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLoraModule, Plan | None]:
     """The module that trains, with the plan that it follows among peers."""
-    for key in ("callbacks", "loggers"):
-        for entry in getattr(config.training, key):
-            find_class(entry, f"training.{key}")
+    check_plugins(config.training.callbacks, Callback, "training.callbacks")
+    check_plugins(config.training.loggers, Logger, "training.loggers", Path())
     settings, data = trainer_settings(config), build_data(config)
     settings.check()
     if peers is None:
@@ -185,7 +184,7 @@ def _train_and_evaluate(
             callbacks=build_plugins(training.callbacks, Callback, "training.callbacks"),
             loggers=[
                 TrackerLogger(tracker),
-                *build_plugins(training.loggers, Logger, "training.loggers", run.path if run else None),
+                *(build_plugins(training.loggers, Logger, "training.loggers", run.path) if run else ()),
             ],
             agree=partial(peers.share, "state") if peers else str,
         )

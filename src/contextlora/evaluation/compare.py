@@ -35,7 +35,7 @@ class FinishedRun:
 
 
 @dataclass
-class Group:
+class RunGroup:
     """Runs that differ only in their seed; `name` says in words which."""
 
     name: str
@@ -90,7 +90,7 @@ def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not key.startswith(NEUTRAL)}
 
 
-def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
+def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     """Groups in the order of their first run; of two runs with one seed the later one counts."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -101,11 +101,11 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
         rivals = [other for other in settings if other["method.name"] == own["method.name"]]
         differing = {key: own[key] for key in own if any(other.get(key) != own[key] for other in rivals)}
         method, by_seed = own["method.name"], {run.settings["seed"]: run.results for run in members}
-        named.append(Group(group_label(method, differing), method, by_seed))
+        named.append(RunGroup(group_label(method, differing), method, by_seed))
     return named
 
 
-def accuracy_rows(groups: Sequence[Group], tasks: Sequence[str], key: str = "end_to_end") -> tuple[Row, list[Row]]:
+def accuracy_rows(groups: Sequence[RunGroup], tasks: Sequence[str], key: str = "end_to_end") -> tuple[Row, list[Row]]:
     """Mean accuracy over seeds with its 95 % interval, per group and task, and over the tasks' mean."""
     rows = []
     for group in groups:
@@ -117,15 +117,15 @@ def accuracy_rows(groups: Sequence[Group], tasks: Sequence[str], key: str = "end
 
 
 def accuracy_intervals(
-    groups: Sequence[Group], tasks: Sequence[str]
+    groups: Sequence[RunGroup], tasks: Sequence[str]
 ) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Group's name -> task -> (mean, low, high) of the accuracy end to end over seeds, for `accuracy_figure`."""
+    """RunGroup's name -> task -> (mean, low, high) of the accuracy end to end over seeds, for `accuracy_figure`."""
     return {
         group.name: {task: mean_interval(list(group.accuracies(task).values())) for task in tasks} for group in groups
     }
 
 
-def difference_rows(groups: Sequence[Group], tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+def difference_rows(groups: Sequence[RunGroup], tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     """The first group minus each other, paired by seed, with the 95 % interval of the mean difference, in points."""
     ours, *others = groups
     rows = []
@@ -138,7 +138,7 @@ def difference_rows(groups: Sequence[Group], tasks: Sequence[str]) -> tuple[Row,
     return ("paired difference", "pairs", *tasks, "mean"), rows
 
 
-def reference_rows(ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
+def reference_rows(ours: RunGroup, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     """Majority, best single prerequisite and symbolic composition, averaged over our group's seeds."""
     held = [results["references"] for results in ours.by_seed.values()]
     rows = []
@@ -155,7 +155,7 @@ def reference_rows(ours: Group, tasks: Sequence[str]) -> tuple[Row, list[Row]]:
     return ("reference", *tasks), rows
 
 
-def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
+def comparison(groups: Sequence[RunGroup], tasks: Sequence[str]) -> list[tuple[str, Row, list[Row]]]:
     """(title, header, rows) of the tables that compare the first group with the others: accuracy in percent, paired
     differences, references.
     """
@@ -190,7 +190,7 @@ def cost_rows(runs: Sequence[FinishedRun]) -> tuple[Row, list[Row]]:
     return ("figure", "median", "range"), rows
 
 
-def ours_first(groups: Sequence[Group]) -> list[Group]:
+def ours_first(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """The group that the others are compared to in front: the ContextLoRA one with most seeds, else the first."""
     candidates = [group for group in groups if group.method == "contextlora"] or list(groups)
     ours = max(candidates, key=lambda group: len(group.by_seed))

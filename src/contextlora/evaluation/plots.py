@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from contextlora.files import write_atomically
 from contextlora.graph.plan import TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
 
@@ -225,6 +226,5 @@ def png(figure: Figure) -> bytes:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a PNG and frees the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure))
+    write_atomically(path, png(figure))
     return path

@@ -9,14 +9,13 @@ An edge u -> v says that v needs u: u is a prerequisite of v. A generation S_k h
 lie in S_1 .. S_{k-1}, so the tasks of one generation may be trained together. Paper: arXiv 2507.21199, Eq. (2)-(4).
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import networkx as nx
 
-from contextlora.errors import UserError
+from contextlora.errors import UserError, suggestion
 
 # A task names folders, tensors and configuration keys: no separator of any of these may occur in it.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -62,7 +61,7 @@ class TaskGraph:
             GraphError: for a task that is not in the graph, or another scope.
         """
         if task not in self._direct:
-            raise GraphError(f"unknown task {task!r}{_suggestion(task, self.tasks)}")
+            raise GraphError(f"unknown task {task!r}{_known(task, self.tasks)}")
         if scope == "direct":
             return self._direct[task]
         if scope != "ancestors":
@@ -102,7 +101,7 @@ def _check_prerequisites(task: str, needed: tuple[str, ...], known: Mapping) -> 
         raise GraphError(f"task {task!r} is its own prerequisite: remove it from its list")
     for name in needed:
         if name not in known:
-            raise GraphError(f"task {task!r} needs unknown task {name!r}{_suggestion(name, known)}")
+            raise GraphError(f"task {task!r} needs unknown task {name!r}{_known(name, known)}")
     if len(set(needed)) != len(needed):
         twice = next(name for name in needed if needed.count(name) > 1)
         raise GraphError(f"task {task!r} lists prerequisite {twice!r} twice: keep one")
@@ -119,6 +118,5 @@ def _generations(graph: nx.DiGraph) -> tuple[tuple[str, ...], ...]:
     raise GraphError(f"the task graph has a cycle, {cycle}: remove one of these edges")
 
 
-def _suggestion(name: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f": did you mean {close[0]!r}?" if close else f": the tasks are {', '.join(list(known)[:20])}"
+def _known(name: object, known: Iterable[str]) -> str:
+    return suggestion(name, known) or f"; the tasks are {', '.join(list(known)[:20])}"

@@ -4,6 +4,9 @@ from contextlora.errors import ConfigError
 from contextlora.methods.contextlora import ContextLora
 from contextlora.methods.joint import Joint
 from contextlora.methods.method import Method, StageView
+from contextlora.methods.mixlora import MixLora
+from contextlora.methods.mole import Mole
+from contextlora.methods.o_lora import OLora
 from contextlora.methods.per_task import PerTask
 from contextlora.methods.sequential import Sequential
 from contextlora.settings import MethodSettings
@@ -11,6 +14,9 @@ from contextlora.settings import MethodSettings
 METHODS: dict[str, type[Method]] = {
     "contextlora": ContextLora,
     "joint": Joint,
+    "mixlora": MixLora,
+    "mole": Mole,
+    "o_lora": OLora,
     "per_task": PerTask,
     "sequential": Sequential,
 }

@@ -28,7 +28,7 @@ class StageView:
 
     Attributes:
         plan: of the training.
-        tasks: that train in the stage.
+        tasks: that train in the stage; none once training is over.
         interval: validations of this stage so far; 0 when it begins.
         uses: task -> use, as they are now.
         history: all validations so far, as in metrics.jsonl.
@@ -103,8 +103,9 @@ class Method(ABC):
         return type(self).next_uses is not Method.next_uses
 
     def next_uses(self, view: StageView) -> Mapping[str, SliceUse]:
-        """Uses that change now: asked when a stage begins and after each of its validations but the last.
+        """Uses that change now.
 
-        They hold until they are changed again, and are part of checkpoint and stage files.
+        Asked when a stage begins, after each of its validations but the last, and once more, with no tasks in the view,
+        when training is over. They hold until they are changed again, and are part of checkpoint and stage files.
         """
         return {}

@@ -21,14 +21,14 @@ class Router(nn.Module):
         num_slices: E.
         device: where the layer is.
         top_k: how many slices a token uses; None for all.
-        records: whether forwards in training mode leave what a penalty needs, see `take_seen`.
+        records: whether forwards that train leave what a penalty needs, see `take_seen`.
     """
 
     def __init__(self, d_in: int, num_slices: int, device: torch.device, top_k: int | None, records: bool):
         super().__init__()
         self.top_k, self.records = top_k, records
         self.gate = nn.Linear(d_in, num_slices, bias=False, device=device, dtype=torch.float32)
-        nn.init.zeros_(self.gate.weight)  # all slices alike at the start, whatever the seed
+        nn.init.zeros_(self.gate.weight)  # all slices alike at the start
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Router(nn.Module):
         if self.top_k is not None:
             kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, logits.topk(self.top_k).indices, True)
             weights = logits.masked_fill(~kept, -torch.inf).softmax(dim=-1)
-        if self.training and self.records:
+        if self.training and self.records and torch.is_grad_enabled():
             self._seen.append((probabilities, weights))
         return weights
 
@@ -48,11 +48,22 @@ class Router(nn.Module):
         return seen
 
 
-def add_routers(adapted: AdaptedModel, top_k: int | None = None, records: bool = False) -> None:
-    """Gives every adapted layer a `Router` over all slices of the partition."""
+def add_routers(adapted: AdaptedModel, top_k: int | None = None, records: bool = False, std: float = 0.0) -> None:
+    """Gives every adapted layer a `Router` over all slices of the partition.
+
+    Args:
+        adapted: the model.
+        top_k, records: as for `Router`.
+        std: of G's normal start. With top-k it must not be 0: of equal logits every token would take the same k slices,
+            and the others would not train.
+    """
     routers = {}
     for name, layer in adapted.layers().items():
         A = layer.lora_slices.A
         layer.lora_router = Router(A.shape[1], len(adapted.partition.ranks), A.device, top_k, records)
+        if std:
+            start = torch.randn(layer.lora_router.gate.weight.shape, generator=adapted.generator(name, "+router"))
+            with torch.no_grad():
+                layer.lora_router.gate.weight.copy_(start * std)
         routers[name] = layer.lora_router
     adapted.add_parts(TrainableParts("router", routers))

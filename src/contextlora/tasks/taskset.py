@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from contextlora.files import write_atomically
 from contextlora.graph.task_graph import TaskGraph
 from contextlora.tasks.prompts import DEFAULT_TEMPLATE, check_template
 from contextlora.tasks.task import SPLITS, Item, Task, TaskSetError
@@ -131,14 +132,12 @@ def write_taskset(
     """Writes `taskset.yaml` and one JSONL a task and split; the images are the caller's."""
     description = {"name": name} | ({"template": template} if template else {})
     description["tasks"] = {task.name: task.to_config() for task in tasks}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DESCRIPTION_FILE).write_text(
-        yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8"
-    )
     for (task, split), rows in items.items():
-        path = folder / split / f"{task}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(_record(item)) + "\n" for item in rows), encoding="utf-8")
+        lines = "".join(json.dumps(_record(item)) + "\n" for item in rows)
+        write_atomically(folder / split / f"{task}.jsonl", lines)
+    # Last, since a folder with it counts as a task set.
+    text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None)
+    write_atomically(folder / DESCRIPTION_FILE, text)
 
 
 def _record(item: Item) -> dict[str, object]:

@@ -1,13 +1,11 @@
 """The shipped task sets, generated on first use, and the way from a configured name to a `TaskSet`."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from tempfile import mkdtemp
 
+from contextlora.errors import suggestion
+from contextlora.files import put_in_place, scratch_folder, write_atomically
 from contextlora.settings import TasksetConfig
 from contextlora.tasks.generators import iov
 from contextlora.tasks.task import TaskSetError
@@ -47,11 +45,9 @@ def resolve_taskset(name_or_folder: str, data_dir: str | Path = "data", seed: in
         return TaskSet.load(name_or_folder)
     if Path(name_or_folder).is_dir():
         raise TaskSetError(f"task set folder {name_or_folder} holds no {DESCRIPTION_FILE}")
-    close = get_close_matches(name_or_folder, TASKSETS, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
     raise TaskSetError(
         f"taskset must be one of {', '.join(TASKSETS)} or a folder with a {DESCRIPTION_FILE}, "
-        f"got {name_or_folder!r}{hint}"
+        f"got {name_or_folder!r}{suggestion(name_or_folder, TASKSETS)}"
     )
 
 
@@ -65,15 +61,11 @@ def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
     if _is_current(folder, manifest):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with scratch_folder(folder) as unfinished:
             TASKSETS[name](unfinished, seed, REGIMES[regime])
-            (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            unfinished.chmod(0o755)  # mkdtemp keeps it private
-            _put_in_place(unfinished, folder, manifest)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            write_atomically(unfinished / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            if not _is_current(folder, manifest):  # or another process was faster, and may be reading it
+                put_in_place(unfinished, folder)
     except OSError as error:
         raise TaskSetError(f"cannot write task set {name} to {folder}: {error.strerror or error}") from error
     return folder
@@ -84,14 +76,3 @@ def _is_current(folder: Path, manifest: Mapping[str, object]) -> bool:
         return json.loads((folder / _MANIFEST).read_text(encoding="utf-8")) == manifest
     except (OSError, ValueError):
         return False
-
-
-def _put_in_place(unfinished: Path, folder: Path, manifest: Mapping[str, object]) -> None:
-    """Renames the finished folder, so that a half-written set is never taken for a whole one."""
-    if _is_current(folder, manifest):  # another process was faster
-        return
-    if folder.exists():
-        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old)
-        shutil.rmtree(old, ignore_errors=True)
-    os.replace(unfinished, folder)

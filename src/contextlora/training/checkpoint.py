@@ -21,7 +21,7 @@ class CheckpointError(UserError):
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes to a temporary file, forces it to disk, then renames: the old checkpoint or the new one, never half."""
+    """After a kill or a power cut there is the old checkpoint or the new one, never half of it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)

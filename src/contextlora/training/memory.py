@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from contextlora.gear.planning.model_size import activation_bytes
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -43,20 +45,15 @@ def estimate_memory(
         model: the base, in its own dtype; its buffers are not counted.
         num_adapter, num_trainable: numbers in all slices, and in the leaves of the largest stage; float32 each.
         batch_size, num_tokens: of a batch, num_tokens with padding and image patches.
-
-    Activations per layer are s b h (34 + 5 a s / h) bytes for 2-byte numbers: Korthikanti et al. 2022, arXiv
-    2205.05198, Eq. (2); s tokens, b items, h hidden size, a heads. The low-rank path adds little to that.
     """
     text = model.config.get_text_config()
-    hidden, heads = text.hidden_size, text.num_attention_heads
-    per_layer = num_tokens * batch_size * hidden * (34 + 5 * heads * num_tokens / hidden)
-    activations = per_layer * text.num_hidden_layers * model.dtype.itemsize / 2
+    kept = activation_bytes(num_tokens, text.hidden_size, text.num_attention_heads, model.dtype.itemsize)
     return MemoryEstimate(
         # PEFT's layers hold the base's weights too, so each is counted once by its storage.
         weights_bytes=sum({p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}.values()),
         adapter_bytes=2 * 4 * num_adapter,
         optimizer_bytes=3 * 4 * num_trainable,
-        activations_bytes=int(activations),
+        activations_bytes=int(kept * text.num_hidden_layers * batch_size),
     )
 
 

@@ -180,11 +180,16 @@ class ContextLoraModule(StagedModule):
         # in float64: the same sum however the items are cut into batches
         sums[2] += float(F.cross_entropy(scores.double(), batch.answer, reduction="sum"))
 
+    def on_validation_epoch_end(self) -> None:
+        # Not at the end of the epoch: Lightning calls the callbacks' hooks there first, without these figures.
+        if not self.trainer.sanity_checking:
+            self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in self._sums.items()})
+
     def on_train_epoch_end(self) -> None:
-        self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in self._sums.items()})
         if self.progress.stage_is_over(self.length):
             self._end_stage()
             if self.finished:
+                self._update_uses()
                 self.trainer.should_stop = True
             else:
                 self.begin_stage()

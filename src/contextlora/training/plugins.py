@@ -21,33 +21,43 @@ def build_plugins(entries: Sequence[Any], kind: type, key: str, folder: Path | N
     Raises:
         ConfigError: names the entry that cannot be built.
     """
-    return [_build(entry, kind, key, folder) for entry in entries]
+    made = []
+    for found, arguments in check_plugins(entries, kind, key, folder):
+        try:
+            made.append(found(**arguments))
+        except Exception as error:  # whatever a user's class may raise
+            path, reason = f"{found.__module__}.{found.__qualname__}", f"{type(error).__name__}: {first_line(error)}"
+            raise ConfigError(f"{key}: {path} cannot be built ({reason})") from error
+    return made
 
 
-def find_class(entry: Any, key: str) -> tuple[type, dict[str, Any]]:
-    """The class that an entry names and its arguments; raises `ConfigError` as `build_plugins`."""
+def check_plugins(
+    entries: Sequence[Any], kind: type, key: str, folder: Path | None = None
+) -> list[tuple[type, dict[str, Any]]]:
+    """Classes with their arguments, as `build_plugins` builds them, and the same errors as far as they show by then."""
+    return [_checked(entry, kind, key, folder) for entry in entries]
+
+
+def _checked(entry: Any, kind: type, key: str, folder: Path | None) -> tuple[type, dict[str, Any]]:
     if isinstance(entry, str):
         entry = {"class_path": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
         raise ConfigError(f"{key}: each entry is an import path or {{class_path: ..., init_args: ...}}, got {entry!r}")
     if unknown := set(entry) - {"class_path", "init_args"}:
         raise ConfigError(f"{key}: an entry has the keys class_path and init_args, got {sorted(unknown)[0]!r}")
-    module, _, name = entry["class_path"].rpartition(".")
+    path, arguments = entry["class_path"], dict(entry.get("init_args") or {})
+    module, _, name = path.rpartition(".")
     try:
-        return getattr(import_module(module), name), dict(entry.get("init_args") or {})
+        found = getattr(import_module(module), name)
     except (ImportError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{key}: there is no {entry['class_path']} ({first_line(error)})") from error
-
-
-def _build(entry: Any, kind: type, key: str, folder: Path | None) -> Any:
-    found, arguments = find_class(entry, key)
-    path = f"{found.__module__}.{found.__qualname__}"
+        raise ConfigError(f"{key}: there is no {path} ({first_line(error)})") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ConfigError(f"{key}: {path} must be a class of Lightning {kind.__name__}s, got {found!r}")
+    signature = inspect.signature(found)
+    if folder is not None and "save_dir" in signature.parameters:
+        arguments.setdefault("save_dir", str(folder))
     try:
-        if folder is not None and "save_dir" in inspect.signature(found).parameters:
-            arguments.setdefault("save_dir", str(folder))
-        made = found(**arguments)
-    except Exception as error:  # whatever a user's class may raise
-        raise ConfigError(f"{key}: {path} cannot be built ({type(error).__name__}: {first_line(error)})") from error
-    if not isinstance(made, kind):
-        raise ConfigError(f"{key}: {path} must be a Lightning {kind.__name__}, got {type(made).__name__}")
-    return made
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{key}: {path} cannot be built ({first_line(error)})") from error
+    return found, arguments

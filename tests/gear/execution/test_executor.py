@@ -10,7 +10,7 @@ from torch import nn
 
 from contextlora.errors import UserError
 from contextlora.gear.execution.executor import StageExecutor
-from contextlora.gear.execution.process_groups import Groups
+from contextlora.gear.execution.process_groups import ProcessGroups
 from contextlora.gear.planning.roles import StageRoles, TaskRoles
 
 NUM_ITEMS, BATCH, STEPS = 12, 4, 7  # a round takes three steps: the later ones have all answers
@@ -18,14 +18,14 @@ INPUTS = torch.randn(NUM_ITEMS, 5, generator=torch.Generator().manual_seed(1))
 BATCHES = [[(BATCH * step + row) * 5 % NUM_ITEMS for row in range(BATCH)] for step in range(STEPS)]
 ROLES = {
     "forward only": TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1)),
-    "rank 0 forward only, every other batch reassigned": TaskRoles(
+    "process 0 forward only, every other batch reassigned": TaskRoles(
         (0, 0, 4), (0, 0, 4), (0, 0, 0, 0), own_owners=(1, 1, 1, 1), reassigned_share=0.5
     ),
     "joins later": TaskRoles((0, 4, 4), (0, 2, 4), (0, 1, 1, 1)),
     "data parallel": TaskRoles((0, 1, 4), (0, 1, 4), (0, 1, 1, 1)),
-    "idle rank": TaskRoles((0, 4, 4), (0, 4, 4), (0, 0, 0, 0)),
+    "idle process": TaskRoles((0, 4, 4), (0, 4, 4), (0, 0, 0, 0)),
 }
-EXACT = ("forward only", "rank 0 forward only, every other batch reassigned", "idle rank")
+EXACT = ("forward only", "process 0 forward only, every other batch reassigned", "idle process")
 
 
 def make():
@@ -57,7 +57,7 @@ def reference():
 
 
 def train(roles, keeps, known_steps=0):
-    """One rank's loop; returns the weights and the items that it answered."""
+    """One process's loop; returns the weights and the items that it answered."""
     dist.init_process_group("gloo")
     model, optimizer = make()
     weights, answered = model[0].weight.detach().clone(), []
@@ -77,7 +77,7 @@ def train(roles, keeps, known_steps=0):
 
     known = {("v", n): chain(weights, [n])[0] for numbers in BATCHES[:known_steps] for n in numbers}
     stage = StageRoles({"v": roles}, keeps, "")
-    executor = StageExecutor(stage, Groups(), {"v": NUM_ITEMS}, {"v": 2}, answer, get, put, known)
+    executor = StageExecutor(stage, ProcessGroups(), {"v": NUM_ITEMS}, {"v": 2}, answer, get, put, known)
     for numbers in BATCHES:
         shard = executor.shard("v", numbers)
         optimizer.zero_grad()
@@ -96,9 +96,9 @@ def train(roles, keeps, known_steps=0):
 
 
 @pytest.mark.parametrize("name", ROLES)
-def test_every_rank_ends_with_the_weights_of_one_process(name, run_ranks):
+def test_every_process_ends_with_the_weights_of_one_process(name, run_processes):
     expected = reference()
-    for found, _ in run_ranks(2, train, ROLES[name], True):
+    for found, _ in run_processes(2, train, ROLES[name], True):
         for ours, theirs in zip(found, expected, strict=True):
             if name in EXACT:
                 assert torch.equal(torch.tensor(ours), theirs)
@@ -107,21 +107,21 @@ def test_every_rank_ends_with_the_weights_of_one_process(name, run_ranks):
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_each_chain_runs_where_the_plan_says_once_or_every_time(keeps, run_ranks):
+def test_each_chain_runs_where_the_plan_says_once_or_every_time(keeps, run_processes):
     roles = ROLES["joins later"]
-    answered = [items for _, items in run_ranks(2, train, roles, keeps)]
+    answered = [items for _, items in run_processes(2, train, roles, keeps)]
     batches = BATCHES[:3] if keeps else BATCHES
     assert answered[0] == [numbers[0] for numbers in batches]
     assert answered[1] == [number for numbers in batches for number in numbers[1:]]
 
 
-def test_known_answers_of_a_resumed_stage_are_not_made_again(run_ranks):
-    answered = [items for _, items in run_ranks(2, train, ROLES["forward only"], True, 2)]
+def test_known_answers_of_a_resumed_stage_are_not_made_again(run_processes):
+    answered = [items for _, items in run_processes(2, train, ROLES["forward only"], True, 2)]
     assert answered == [[], BATCHES[2]]
 
 
 def run_ahead():
-    """Rank 1 answers as fast as it may, rank 0 takes its time: when each batch was answered, or taken to train."""
+    """Process 1 answers as fast as it may, process 0 takes its time: when each batch was answered, or taken."""
     dist.init_process_group("gloo")
     made, taken = [], []
 
@@ -130,7 +130,7 @@ def run_ahead():
         return torch.zeros(len(numbers), 2, dtype=torch.long)
 
     stage = StageRoles({"v": ROLES["forward only"]}, False, "")
-    executor = StageExecutor(stage, Groups(), {"v": NUM_ITEMS}, {"v": 2}, answer, dict, print, queue_batches=2)
+    executor = StageExecutor(stage, ProcessGroups(), {"v": NUM_ITEMS}, {"v": 2}, answer, dict, print, queue_batches=2)
     for numbers in BATCHES:
         if executor.shard("v", numbers) is not None:
             taken.append(time.monotonic())
@@ -139,15 +139,15 @@ def run_ahead():
     return made or taken
 
 
-def test_forward_only_ranks_run_ahead_but_not_further_than_the_queue(run_ranks):
-    taken, made = run_ranks(2, run_ahead)
+def test_forward_only_processes_run_ahead_but_not_further_than_the_queue(run_processes):
+    taken, made = run_processes(2, run_ahead)
     assert made[1] < taken[1], "the second batch is answered while the first trains"
     # Batch 2 waits until batch 0 was taken, and so on.
     assert all(made[step] > taken[step - 2] - 0.05 for step in range(3, STEPS))
 
 
 def uneven():
-    """Two tasks in turn with 1 and 2 answers, and batches of 4 and 3: rank 1 answers, rank 0 trains."""
+    """Two tasks in turn with 1 and 2 answers, and batches of 4 and 3: process 1 answers, process 0 trains."""
     dist.init_process_group("gloo")
     widths, role, got = {"u": 1, "v": 2}, TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 0)), []
 
@@ -155,7 +155,7 @@ def uneven():
         return torch.tensor([[10 * number + place for place in range(widths[task])] for number in numbers])
 
     stage = StageRoles({"u": role, "v": role}, False, "")
-    executor = StageExecutor(stage, Groups(), {"u": 8, "v": 8}, widths, answer, dict, print)
+    executor = StageExecutor(stage, ProcessGroups(), {"u": 8, "v": 8}, widths, answer, dict, print)
     for task, numbers in (("u", [0, 1, 2, 3]), ("v", [4, 5, 6]), ("u", [7, 6, 5]), ("v", [3, 2, 1, 0])):
         executor.shard(task, numbers)
         got.append(executor.answers(task, numbers).tolist())
@@ -168,20 +168,20 @@ def uneven():
     return got
 
 
-def test_tasks_and_batches_may_differ_in_size_but_not_exceed_the_plan(run_ranks):
+def test_tasks_and_batches_may_differ_in_size_but_not_exceed_the_plan(run_processes):
     expected = [[[0], [10], [20], [30]], [[40, 41], [50, 51], [60, 61]], [[70], [60], [50]]]
     expected += [[[30, 31], [20, 21], [10, 11], [0, 1]], "v: a batch may have the planned 4 items, got 5"]
-    assert run_ranks(2, uneven) == [expected] * 2
+    assert run_processes(2, uneven) == [expected] * 2
 
 
 @pytest.mark.parametrize("queue_batches", [1, 2, 3])
-def test_forward_only_ranks_run_ahead_as_far_as_the_queue_says(queue_batches, run_ranks):
-    _, made = run_ranks(2, count_ahead, queue_batches)
+def test_forward_only_processes_run_ahead_as_far_as_the_queue_says(queue_batches, run_processes):
+    _, made = run_processes(2, count_ahead, queue_batches)
     assert made == queue_batches
 
 
 def count_ahead(queue_batches):
-    """How many batches rank 1 answers while rank 0 takes none."""
+    """How many batches process 1 answers while process 0 takes none."""
     dist.init_process_group("gloo")
     made = []
 
@@ -190,7 +190,9 @@ def count_ahead(queue_batches):
         return torch.zeros(len(numbers), 2, dtype=torch.long)
 
     stage = StageRoles({"v": ROLES["forward only"]}, False, "")
-    executor = StageExecutor(stage, Groups(), {"v": NUM_ITEMS}, {"v": 2}, answer, dict, print, None, queue_batches)
+    executor = StageExecutor(
+        stage, ProcessGroups(), {"v": NUM_ITEMS}, {"v": 2}, answer, dict, print, None, queue_batches
+    )
     early = []
     threading.Timer(1.0, lambda: early.append(len(made))).start()
     if dist.get_rank() == 0:
@@ -203,9 +205,9 @@ def count_ahead(queue_batches):
 
 
 def reduce_in_turn():
-    """Stages whose trainers are ranks 0 and 1, then 0 and 2, then all: rank 0 has made one group more than rank 2."""
+    """Stages trained by processes 0 and 1, then 0 and 2, then all: process 0 has made one group more than process 2."""
     dist.init_process_group("gloo")
-    groups, weight, sums = Groups(), nn.Parameter(torch.zeros(1)), []
+    groups, weight, sums = ProcessGroups(), nn.Parameter(torch.zeros(1)), []
     for edges in ((0, 2, 4, 4), (0, 2, 2, 4), (0, 1, 2, 4)):
         stage = StageRoles({"v": TaskRoles(edges, edges, (0,) * 4)}, False, "")
         executor = StageExecutor(stage, groups, {"v": 4}, {"v": 0}, print, dict, print)
@@ -219,5 +221,5 @@ def reduce_in_turn():
     return sums
 
 
-def test_stages_may_train_on_different_groups_of_ranks(run_ranks):
-    assert run_ranks(3, reduce_in_turn) == [[2.0, 2.0, 3.0], [2.0, 3.0], [2.0, 3.0]]
+def test_stages_may_train_on_different_groups_of_processes(run_processes):
+    assert run_processes(3, reduce_in_turn) == [[2.0, 2.0, 3.0], [2.0, 3.0], [2.0, 3.0]]

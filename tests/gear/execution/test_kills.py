@@ -1,8 +1,9 @@
-"""Kills one rank of a real training at random instants: clean reports, and a restart that ends in the same weights.
+"""Kills one process of a real training at random instants: clean reports, and a restart that ends in the same weights.
 
 Instants are random within a phase, and the phases take turns: start-up, a training step, a validation, the writing of a
-checkpoint, the final evaluation. A rank arms its own end: after a random number of entries into the phase and some
-random milliseconds it gets SIGKILL, or (once the ranks watch each other) SIGSTOP, which looks like a cut connection.
+checkpoint, the final evaluation. A process arms its own end: after a random number of entries into the phase and some
+random milliseconds it gets SIGKILL, or (once the processes watch each other) SIGSTOP, which looks like a cut
+connection.
 
     make test-kills KILLS=50 [SEED=1]     about half a minute a kill, with the product's own time-outs
 """
@@ -31,15 +32,15 @@ from contextlora.runs import find_runs
 from contextlora.training.checkpoint import AtomicCheckpointIO
 
 KILLS, SEED = int(os.environ.get("KILLS") or 2), int(os.environ.get("SEED") or 0)
-SHORT = KILLS <= 4  # in the suite: a lost rank is missed sooner than in the product
+SHORT = KILLS <= 4  # in the suite: a lost process is missed sooner than in the product
 LONGEST_S = 30.0
 START_UP = "start-up"
 PHASES = {
     START_UP: None,
     "training": (ContextGearStrategy, "training_step"),
     "validation": (ContextGearStrategy, "on_validation_start"),
-    "checkpoint": (ContextGearStrategy, "lightning_module_state_dict"),  # on all ranks; rank 0 then writes
-    "writing": (AtomicCheckpointIO, "save_checkpoint"),  # rank 0 only
+    "checkpoint": (ContextGearStrategy, "lightning_module_state_dict"),  # on all processes; process 0 then writes
+    "writing": (AtomicCheckpointIO, "save_checkpoint"),  # process 0 only
     "evaluation": (peers.Peers, "run_in_turn"),
 }
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether a process has ended")
@@ -54,12 +55,12 @@ class Kill:
         self.victim = 0 if self.phase == "writing" else rng.randrange(self.size)
         self.entry, self.delay_s = rng.randint(1, 4), rng.uniform(0.0, 0.02)
         if self.phase == START_UP:
-            self.delay_s = rng.uniform(0.0, 0.3)  # forked ranks meet after about a tenth of a second
+            self.delay_s = rng.uniform(0.0, 0.3)  # forked processes meet after about a tenth of a second
         self.how = signal.SIGSTOP if self.phase != START_UP and rng.random() < 0.25 else signal.SIGKILL
         self.devices = rng.choice(range(1, self.size + 1))  # of the restart
 
     def __str__(self):
-        return f"{self.how.name} of rank {self.victim} of {self.size} in {self.phase}, restart on {self.devices}"
+        return f"{self.how.name} of process {self.victim} of {self.size} in {self.phase}, restart on {self.devices}"
 
     def arm(self, folder):
         """In the victim: makes it end as drawn."""
@@ -78,35 +79,35 @@ class Kill:
 
         def enter(*args, **kwargs):
             entries.append(1)
-            if len(entries) == self.entry and os.getpid() == armed:  # rank 0 hands this on to those that it forks
+            if len(entries) == self.entry and os.getpid() == armed:  # process 0 hands this on to those that it forks
                 timer.start()
             return wrapped(*args, **kwargs)
 
         setattr(owner, name, enter)
 
 
-def begin_rank(rank, folder, kill):
+def begin_process(number, folder, kill):
     """In each process of a run: where its errors go, who it is, and whether it will be killed."""
-    sys.stderr = (folder / f"errors-{rank}").open("w", buffering=1)
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    sys.stderr = (folder / f"errors-{number}").open("w", buffering=1)
+    (folder / f"pid-{number}").write_text(str(os.getpid()))
     torch.set_num_threads(1)  # the thread pool of a forked process is dead
     if SHORT:
         peers.LOST_S = 4.0
-    if kill is not None and rank == kill.victim:
+    if kill is not None and number == kill.victim:
         kill.arm(folder)
 
 
 def launch(work, folder, kill):
-    """Rank 0 of a run, which starts the others as the program does, but forks them: nothing is imported anew."""
+    """Process 0 of a run, which starts the others as the program does, but forks them: nothing is imported anew."""
     fork, enter = multiprocessing.get_context("fork"), processes._enter
 
     def enter_forked(work, arguments, variables):
-        begin_rank(int(variables["RANK"]), folder, kill)
+        begin_process(int(variables["RANK"]), folder, kill)
         enter(work, arguments, variables)
 
     multiprocessing.get_context = lambda _: fork
     processes._enter = enter_forked
-    begin_rank(0, folder, kill)
+    begin_process(0, folder, kill)
     work()
 
 
@@ -117,9 +118,9 @@ def run(work, folder, kill=None):
     return process
 
 
-def ended(folder, rank):
+def ended(folder, number):
     """Whether a process is gone or a zombie; one that has not begun has ended before it could."""
-    file = folder / f"pid-{rank}"
+    file = folder / f"pid-{number}"
     try:
         stat = Path(f"/proc/{int(file.read_text())}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError, ValueError):
@@ -128,9 +129,9 @@ def ended(folder, rank):
 
 
 def end_all(folder, size):
-    for rank in range(size):
-        if not ended(folder, rank):
-            os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGKILL)
+    for number in range(size):
+        if not ended(folder, number):
+            os.kill(int((folder / f"pid-{number}").read_text()), signal.SIGKILL)
 
 
 def final_weights(run_folder):
@@ -140,26 +141,26 @@ def final_weights(run_folder):
 
 def check_reports(kill, process, folder):
     """Every survivor ends within 30 s and says who is gone, and what there is to go on from."""
-    survivors = [rank for rank in range(kill.size) if rank != kill.victim]
+    survivors = [number for number in range(kill.size) if number != kill.victim]
     waits_until = time.monotonic() + 60
     while not (folder / "killed").exists():
         assert time.monotonic() < waits_until, f"{kill}: the run ended without it"
         time.sleep(0.02)
     began = float((folder / "killed").read_text() or time.monotonic())
-    while not all(ended(folder, rank) for rank in survivors):
+    while not all(ended(folder, survivor) for survivor in survivors):
         if kill.victim:
-            process.join(0)  # reaps rank 0
+            process.join(0)  # reaps process 0
         assert time.monotonic() - began < LONGEST_S, f"{kill}: somebody hangs"
         time.sleep(0.05)
-    for rank in survivors:
-        if not (folder / f"errors-{rank}").exists():
+    for survivor in survivors:
+        if not (folder / f"errors-{survivor}").exists():
             continue  # it had not begun
-        text = (folder / f"errors-{rank}").read_text()
+        text = (folder / f"errors-{survivor}").read_text()
         lines = [line for line in text.splitlines() if line.startswith("contextlora: ")]
         before = [line for line in lines if "ended before training began" in line]
-        assert lines, f"{kill}: rank {rank} says nothing, but\n{text[-500:]}"
+        assert lines, f"{kill}: process {survivor} says nothing, but\n{text[-500:]}"
         assert before or ("last checkpoint: " in lines[-1] and "Continue with: make resume" in lines[-1]), lines
-        assert f"rank {kill.victim} " in lines[-1] or kill.size > 2, lines  # of three, the second may name the first
+        assert f"process {kill.victim} " in lines[-1] or kill.size > 2, lines  # of three, the second may name the first
     return time.monotonic() - began
 
 
@@ -173,7 +174,7 @@ def restart(kill, config, folder):
     assert process.exitcode == 0, f"{kill}: the restart failed\n{errors}"
 
 
-def test_a_killed_rank_is_reported_and_the_run_goes_on_to_the_same_weights(make_config, tmp_path):
+def test_a_killed_process_is_reported_and_the_run_goes_on_to_the_same_weights(make_config, tmp_path):
     rng, seconds = random.Random(SEED), []
     expected = final_weights(train(make_config(f"runs_dir={tmp_path / 'alone'}")))
     for number in range(KILLS):
@@ -234,4 +235,4 @@ def test_torchrun_starts_again_after_a_kill_and_ends_in_the_same_weights(
         found = final_weights(done)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-        print(f"torchrun {number + 1}: SIGKILL of rank {victim}, started again, same weights", flush=True)
+        print(f"torchrun {number + 1}: SIGKILL of process {victim}, started again, same weights", flush=True)

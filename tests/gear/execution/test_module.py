@@ -18,21 +18,21 @@ HALVES = TaskRoles((0, 2, 4), (0, 2, 4), (0, 0, 1, 1))
 JOINS = TaskRoles((0, 4, 4), (0, 1, 4), (0, 1, 1, 1))
 REASSIGNED = TaskRoles((0, 0, 4), (0, 1, 4), (0, 0, 0, 0), own_owners=(1, 1, 1, 1), reassigned_share=0.5)
 THREE = TaskRoles((0, 2, 4, 4), (0, 2, 3, 4), (2, 0, 2, 2))
-# One row at a time on rank 0, two at a time on rank 1.
+# One row at a time on process 0, two at a time on process 1.
 SMALL_PARTS = TaskRoles((0, 2, 4), (0, 2, 4), (0, 0, 1, 1), (1, 2), (1, 1))
 
 
 def pipelines(train, forward=None, rows_later=None, size=1):
     """Roles of layer pipelines, micro-batches of one item; the chain of row 0 stays with those who train."""
-    last, num_ranks = train.ranks[-1], len(train.ranks) + (len(forward.ranks) if forward else 0)
-    edges = tuple(4 * (rank > last) for rank in range(num_ranks + 1))
-    owners = (last, *[(forward or train).ranks[-1]] * 3)
-    shares = TaskRoles(edges, rows_later or edges, owners, (size,) * num_ranks, (1,) * num_ranks)
+    last, num_processes = train.processes[-1], len(train.processes) + (len(forward.processes) if forward else 0)
+    edges = tuple(4 * (process > last) for process in range(num_processes + 1))
+    owners = (last, *[(forward or train).processes[-1]] * 3)
+    shares = TaskRoles(edges, rows_later or edges, owners, (size,) * num_processes, (1,) * num_processes)
     return StageRoles({"": shares}, True, "", train, forward, None if rows_later else train)
 
 
 ONE_PIPELINE = pipelines(Pipeline((0, 1), "1f1b", (1,)))
-BACKWARDS = pipelines(Pipeline((1, 0), "gpipe", (1,)), size=3)  # the first stage is rank 1; 3 and 1 rows at a time
+BACKWARDS = pipelines(Pipeline((1, 0), "gpipe", (1,)), size=3)  # the first stage is process 1; 3 and 1 rows at a time
 TWO_PIPELINES = pipelines(Pipeline((0, 2), "1f1b", (1,)), Pipeline((1, 3), "gpipe", (1,)))
 PIPELINE_THEN_ROWS = pipelines(Pipeline((1, 0), "1f1b", (1,)), Pipeline((3, 2), "1f1b", (1,)), (0, 1, 2, 3, 4))
 # (model, delta, roles); a first task takes part in every chain: delta = 0 lets it change while it answers

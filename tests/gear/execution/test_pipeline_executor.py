@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from contextlora.gear.execution.executor import Groups, StageExecutor
+from contextlora.gear.execution.executor import ProcessGroups, StageExecutor
 from contextlora.gear.planning.roles import Pipeline, StageRoles, TaskRoles
 
 NUM_ITEMS, BATCH, STEPS, WIDTH, MAX_NORM = 12, 4, 7, 5, 0.5
@@ -61,7 +61,7 @@ def reference(num_answers):
 
 
 def train(roles, num_answers):
-    """One rank's loop; returns the weights, the largest number of items it computed at once, and its layers."""
+    """One process's loop; returns the weights, the largest number of items it computed at once, and its layers."""
     dist.init_process_group("gloo")
     model, optimizer = make()
     start, calls, seen = make()[0], [], set()
@@ -101,7 +101,7 @@ def train(roles, num_answers):
             answers = torch.cat([answers, one_pass(numbers, answers, column)[:, None]], 1)
         return answers
 
-    executor = StageExecutor(roles, Groups(), {"v": NUM_ITEMS}, {"v": num_answers}, answer, get, put)
+    executor = StageExecutor(roles, ProcessGroups(), {"v": NUM_ITEMS}, {"v": num_answers}, answer, get, put)
     for numbers, length in zip(BATCHES, LENGTHS, strict=True):
 
         def run(part, layers, hidden, numbers=numbers, length=length):
@@ -124,12 +124,12 @@ def train(roles, num_answers):
     return [p.detach().numpy() for p in model.parameters()], max(calls, default=0), sorted(seen)
 
 
-def one_group(size, *ranks, layout="1f1b", cuts=(2,)):
+def one_group(size, *processes, layout="1f1b", cuts=(2,)):
     """A pipeline that trains and runs its own chains."""
-    last = ranks[-1]
-    edges = tuple(BATCH * (rank > last) for rank in range(len(ranks) + 1))
-    pipeline = Pipeline(ranks, layout, cuts)
-    tasks = {"v": TaskRoles(edges, edges, (last,) * BATCH, (size,) * len(ranks), (size,) * len(ranks))}
+    last = processes[-1]
+    edges = tuple(BATCH * (process > last) for process in range(len(processes) + 1))
+    pipeline = Pipeline(processes, layout, cuts)
+    tasks = {"v": TaskRoles(edges, edges, (last,) * BATCH, (size,) * len(processes), (size,) * len(processes))}
     return StageRoles(tasks, True, "", pipeline, None, pipeline)
 
 
@@ -137,8 +137,8 @@ def tasks(*shares):
     return {"v": TaskRoles(*shares)}
 
 
-# Ranks 2, 0 train and run the chain of row 0; ranks 1, 3 run the others. Rank 0 stands for the first pair, 3 for the
-# second.
+# Processes 2, 0 train and run the chain of row 0; processes 1, 3 run the others. Process 0 stands for the first pair, 3
+# for the second.
 TWO_GROUPS = StageRoles(
     tasks((0, 4, 4, 4, 4), (0, 4, 4, 4, 4), (0, 3, 3, 3), (1, 2, 1, 2), (2, 0, 2, 0)),
     True,
@@ -147,14 +147,15 @@ TWO_GROUPS = StageRoles(
     forward=Pipeline((1, 3), "1f1b", (3,)),
     later=Pipeline((2, 0), "gpipe", (1,)),
 )
-# Ranks 0, 1 train while rank 2 runs the chains; then all three share the rows.
+# Processes 0, 1 train while process 2 runs the chains; then all three share the rows.
 PIPELINE_THEN_ROWS = StageRoles(
     tasks((0, 0, 4, 4), (0, 1, 2, 4), (2, 2, 2, 2), (2, 2, 3), (1, 1, 1)),
     True,
     "",
     train=Pipeline((0, 1), "1f1b", (2,)),
 )
-# Ranks 0, 2 run the chains of rank 3, then share its rows; rank 1 takes part in nothing but must know of all groups.
+# Processes 0, 2 run the chains of process 3, then share its rows; process 1 takes part in nothing but must know of all
+# groups.
 AHEAD_THEN_ROWS = StageRoles(
     tasks((0, 0, 0, 0, 4), (0, 2, 2, 3, 4), (3, 2, 2, 2), (2, 0, 2, 4), (4, 0, 4, 4)),
     True,
@@ -166,7 +167,7 @@ ROWS = StageRoles(tasks((0, 3, 4), (0, 3, 4), (0, 0, 1, 1), (2, 1), (1, 1)), Tru
 
 
 @pytest.mark.parametrize(
-    "num_answers, roles, ranks",
+    "num_answers, roles, processes",
     [
         (0, one_group(1, 0, 1), 2),
         (1, one_group(2, 1, 0, layout="gpipe", cuts=(1,)), 2),
@@ -178,11 +179,11 @@ ROWS = StageRoles(tasks((0, 3, 4), (0, 3, 4), (0, 0, 1, 1), (2, 1), (1, 1)), Tru
         (2, ROWS, 2),
     ],
 )
-def test_a_pipeline_ends_with_the_weights_of_one_process(num_answers, roles, ranks, run_ranks):
+def test_a_pipeline_ends_with_the_weights_of_one_process(num_answers, roles, processes, run_processes):
     expected = reference(num_answers)
     shares = roles.tasks["v"]
-    for rank, (found, size, layers) in enumerate(run_ranks(ranks, train, roles, num_answers)):
+    for process, (found, size, layers) in enumerate(run_processes(processes, train, roles, num_answers)):
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.tensor(ours), theirs, rtol=1e-4, atol=1e-5)
-        assert size <= max(shares.sizes[rank], shares.later_sizes[rank])
+        assert size <= max(shares.sizes[process], shares.later_sizes[process])
         assert len(layers) < LAYERS or roles.later is None, "a stage runs its own layers only"

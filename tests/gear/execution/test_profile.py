@@ -23,7 +23,7 @@ def links():
     return measure_links(dist.get_rank(), dist.get_world_size())
 
 
-def test_every_pair_of_ranks_has_a_link(run_ranks):
-    found = run_ranks(3, links)
+def test_every_pair_of_processes_has_a_link(run_processes):
+    found = run_processes(3, links)
     assert [sorted(row) for row in found] == [[(0, 1), (0, 2)], [(1, 2)], []]
     assert all(0 < link.latency_s < 0.5 and link.bandwidth_bits_per_s > 1e6 for row in found for link in row.values())

@@ -15,7 +15,7 @@ from contextlora.gear.planning.roles import Pipeline, StageRoles, TaskRoles
 
 INPUTS = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
 BATCHES = [[(4 * step + row) * 5 % 12 for row in range(4)] for step in range(5)]
-# Rank 0 is forward-only at first; rank 1 computes three rows at a time, and one when all have answers.
+# Process 0 is forward-only at first; process 1 computes three rows at a time, and one when all have answers.
 JOINS = TaskRoles((0, 0, 4), (0, 2, 4), (0, 0, 1, 0), (3, 3), (2, 1))
 
 
@@ -43,7 +43,7 @@ class Own(lightning.LightningModule):
     def train_dataloader(self):
         return DataLoader(BATCHES, batch_size=None)
 
-    def gear_stage(self, num_ranks):
+    def gear_stage(self, num_processes):
         return GearStage(StageRoles({"v": JOINS}, True, ""), num_items={"v": 12}, num_answers={"v": 1})
 
     def gear_batch(self, batch):
@@ -65,8 +65,8 @@ class Own(lightning.LightningModule):
 class InPipeline(Own):
     """Has a plan that it cannot run."""
 
-    def gear_stage(self, num_ranks):
-        stage = super().gear_stage(num_ranks)
+    def gear_stage(self, num_processes):
+        stage = super().gear_stage(num_processes)
         return replace(stage, roles=replace(stage.roles, train=Pipeline((0, 1), "1f1b", (1,))))
 
 
@@ -80,10 +80,10 @@ class Plain(lightning.LightningModule):
         return None
 
 
-def fit(make, ranks, **settings):
+def fit(make, processes, **settings):
     module = make()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(accelerator="cpu", strategy="contextgear", devices=ranks, **quiet, **settings)
+    trainer = lightning.Trainer(accelerator="cpu", strategy="contextgear", devices=processes, **quiet, **settings)
     try:
         trainer.fit(module, train_dataloaders=DataLoader([1]) if make is Plain else None)
     except ConfigError as error:
@@ -92,14 +92,14 @@ def fit(make, ranks, **settings):
 
 
 @pytest.mark.parametrize("max_steps", [5, 2])
-def test_a_module_of_ones_own(max_steps, run_ranks):
+def test_a_module_of_ones_own(max_steps, run_processes):
     module = Own()
     optimizer = module.configure_optimizers()
     for numbers in BATCHES[:max_steps]:
         optimizer.zero_grad()
         loss_of(module.model, numbers, chain(module.snapshot, numbers)).backward()
         optimizer.step()
-    found = run_ranks(2, lambda: fit(Own, 2, max_steps=max_steps))
+    found = run_processes(2, lambda: fit(Own, 2, max_steps=max_steps))
     items = [row[2] for row in found]
     for weights, global_step, *_ in found:
         assert global_step == max_steps
@@ -113,11 +113,11 @@ def test_a_module_of_ones_own(max_steps, run_ranks):
     ]
 
 
-def test_what_cannot_run_is_said_before_anything_runs(run_ranks):
-    (text,) = run_ranks(1, fit, Plain, 1)
+def test_what_cannot_run_is_said_before_anything_runs(run_processes):
+    (text,) = run_processes(1, fit, Plain, 1)
     assert "Plain lacks gear_stage, gear_batch, answer_chains, make_shard" in text
-    for text in run_ranks(2, lambda: fit(InPipeline, 2)):
+    for text in run_processes(2, lambda: fit(InPipeline, 2)):
         assert "layer pipelines need a module with the methods hidden_item, run_layers, layer_parameters" in text
         assert "set gear.layouts=[data]" in text
-    (text,) = run_ranks(1, lambda: fit(Own, 1, accumulate_grad_batches=2))
+    (text,) = run_processes(1, lambda: fit(Own, 1, accumulate_grad_batches=2))
     assert "accumulate_grad_batches=2" in text

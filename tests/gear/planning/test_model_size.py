@@ -1,108 +1,47 @@
-"""Sizes from config.json: exact where a checkpoint or a published figure says so, else written out by hand."""
-
-import json
-import math
-import struct
-from pathlib import Path
+"""Costs of a model given by its numbers, written out by hand."""
 
 import pytest
 
-from contextlora.errors import ConfigError
-from contextlora.gear.planning.model_size import ModelSize
+from contextlora.gear.planning.model_size import BlockSize, ModelSize, VisionSize, activation_bytes
 
-BUNDLED = Path(__file__).parents[3] / "src/contextlora/backbones/bundled"
-
-
-def shapes(path):
-    """Tensor shapes from a safetensors file: 8 bytes of length, then a JSON header."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-
-
-def test_parameters_of_the_bundled_checkpoint_are_exact():
-    size = ModelSize.from_config(json.loads((BUNDLED / "config.json").read_text()))
-    counts = {name: math.prod(shape) for name, shape in shapes(BUNDLED / "model.safetensors").items()}
-    text = sum(count for name, count in counts.items() if name.startswith("language_model."))
-    assert size.num_text_parameters == text
-    assert size.vision.num_parameters == sum(counts.values()) - text
-    assert sum(size.layer_parameters()) == sum(counts.values())
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        # GPT-2 small has 124,439,808 parameters, its published 124 M.
-        ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}, 124_439_808),
-        # TinyLlama 1.1B: 1,100,048,384 (its model card's safetensors).
-        (
-            {
-                "model_type": "llama",
-                "hidden_size": 2048,
-                "intermediate_size": 5632,
-                "num_hidden_layers": 22,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 4,
-                "vocab_size": 32000,
-            },
-            1_100_048_384,
-        ),
-        # Qwen2-0.5B: 494,032,768 (its model card's safetensors); biases on query, key and value, tied embeddings.
-        (
-            {
-                "model_type": "qwen2",
-                "hidden_size": 896,
-                "intermediate_size": 4864,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 14,
-                "num_key_value_heads": 2,
-                "vocab_size": 151936,
-                "tie_word_embeddings": True,
-            },
-            494_032_768,
-        ),
-    ],
-)
-def test_parameters_of_public_models(config, expected):
-    assert ModelSize.from_config(config).num_text_parameters == expected
-
-
-TINY = {
-    "hidden_size": 4,
-    "intermediate_size": 6,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 10,
-}
+# h = 4, 2 heads of 2. Query 4x4, key and value 4x2, output 4x4, three matrices of 4x6, two norms; d_in + d_out of them
+# are 8, 6, 6, 8, 10, 10, 10. The second block leaves out the MLP.
+FULL = BlockSize(16 + 8 + 8 + 16 + 3 * 24 + 8, 120, 58, 58, 4)
+SHORT = BlockSize(16 + 8 + 8 + 16 + 4, 48, 28, 28, 4)
+SIZE = ModelSize(4, 2, (FULL, SHORT), parameters_before=40, parameters_behind=44, head_weights=40)
+SEEING = ModelSize(4, 2, (FULL, SHORT), 40, 44, 40, vision=VisionSize(1000, 5e4, 9))
 
 
 def test_flops_by_hand():
-    size = ModelSize.from_config(TINY)
-    # query 4x4, key and value 4x2, output 4x4, three of 4x6
-    weights = 16 + 8 + 8 + 16 + 3 * 24
     # 3 tokens, 2 FLOPs a weight and token; scores and their sum: 4 T^2 with 2 heads of 2; logits of one position
-    assert size.forward_flops(3, rank=0) == 2 * (2 * 3 * weights + 4 * 9 * 4) + 2 * 4 * 10
-    # a LoRA rank adds d_in + d_out to every matrix: 8, 6, 6, 8, 10, 10, 10
-    assert size.forward_flops(3, rank=2) - size.forward_flops(3, rank=0) == 2 * 2 * 3 * 2 * 58
-    assert size.lora_parameters(2) == 2 * 2 * 58
+    assert SIZE.forward_flops(3, rank=0) == 2 * 3 * (120 + 48) + 2 * 4 * 9 * 4 + 2 * 40
+    # a LoRA rank adds d_in + d_out to every matrix
+    assert SIZE.forward_flops(3, rank=2) - SIZE.forward_flops(3, rank=0) == 2 * 3 * 2 * (58 + 28)
+    assert SIZE.lora_parameters(2) == 2 * (58 + 28)
+    assert SEEING.forward_flops(3, 0, has_image=True) - SEEING.forward_flops(3, 0) == 5e4
 
 
-def test_shares_add_up_and_put_the_head_last():
-    size = ModelSize.from_config(TINY)
-    first, last = size.layer_flops_shares(3)
+def test_experts_that_a_token_does_not_use_cost_nothing():
+    # of 4 experts of 3 4x6 matrices, which LoRA adapts too, a token uses 1
+    mixture = BlockSize(48 + 4 * 72, 48 + 72, 28 + 4 * 30, 28 + 30, 4)
+    assert mixture.forward_flops(3, 2) == FULL.forward_flops(3, 2)
+
+
+def test_shares_and_parameters_of_layers_count_what_stands_around_the_blocks():
+    first, last = SIZE.layer_flops_shares(3)
     assert first + last == pytest.approx(1)
-    assert (last - first) * size.forward_flops(3, 0) == pytest.approx(2 * 4 * 10)
+    assert last * SIZE.forward_flops(3, 0) == pytest.approx(SHORT.forward_flops(3, 0) + 2 * 40)
+    assert SIZE.layer_parameters() == (FULL.num_parameters + 40, SHORT.num_parameters + 44)
+    assert SEEING.layer_parameters() == (FULL.num_parameters + 1040, SHORT.num_parameters + 44)
+    assert SEEING.num_parameters == sum(SEEING.layer_parameters()) == SEEING.num_text_parameters + 1000
+    assert SEEING.layer_flops_shares(3, has_image=True)[0] > first
+
+
+def test_layers_outside_of_the_blocks_may_have_lora_too():
+    assert ModelSize(4, 2, (FULL,), 40, 44, 40, outer_lora_width=14).lora_parameters(3) == 3 * (58 + 14)
 
 
 def test_activations_follow_korthikanti():
     # T h (34 + 5 a T / h) with T = 3, h = 4, a = 2; twice that with 4-byte numbers
-    assert ModelSize.from_config(TINY).activation_bytes(3) == 3 * 4 * (34 + 5 * 2 * 3 / 4)
-    assert ModelSize.from_config(TINY).activation_bytes(3, 4) == 2 * 3 * 4 * (34 + 5 * 2 * 3 / 4)
-
-
-@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "intermediate_size"])
-def test_a_missing_dimension_is_named(key):
-    config = {name: value for name, value in TINY.items() if name != key}
-    with pytest.raises(ConfigError, match=rf"here/config\.json: {key} must be .* got None"):
-        ModelSize.from_config(config, "here/config.json")
+    assert activation_bytes(3, 4, 2) == 3 * 4 * (34 + 5 * 2 * 3 / 4)
+    assert activation_bytes(3, 4, 2, 4) == 2 * 3 * 4 * (34 + 5 * 2 * 3 / 4)

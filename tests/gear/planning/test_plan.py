@@ -10,7 +10,7 @@ import pytest
 from contextlora.errors import UserError
 from contextlora.gear.planning.candidates import Candidate, is_reassigned, plan_task, weigh, weighted_tasks
 from contextlora.gear.planning.cost import StageCost
-from contextlora.gear.planning.device_groups import Group
+from contextlora.gear.planning.device_groups import DeviceGroup
 from contextlora.gear.planning.devices import Fleet, Link
 from contextlora.gear.planning.plan import plan_stage, plan_training
 from contextlora.gear.planning.search import EXHAUSTIVE_DEVICES, Search
@@ -28,11 +28,11 @@ def seconds(fleet, workload, **settings):
 
 def groups_of(names, num_layers):
     """Every layout of a set of devices in the catalogue's order, with every cutting."""
-    yield Group(names)
+    yield DeviceGroup(names)
     if 1 < len(names) <= num_layers:
         for cuts in itertools.combinations(range(1, num_layers), len(names) - 1):
-            yield Group(names, "1f1b", cuts)
-            yield Group(names, "gpipe", cuts)
+            yield DeviceGroup(names, "1f1b", cuts)
+            yield DeviceGroup(names, "gpipe", cuts)
 
 
 def every_candidate(fleet, workload, cache_answers):
@@ -46,7 +46,7 @@ def every_candidate(fleet, workload, cache_answers):
                 yield Candidate("", group, ahead)
                 if cache_answers:
                     yield Candidate("", group, ahead, later=group)
-                    yield Candidate("", group, ahead, later=Group((*train, *forward)))
+                    yield Candidate("", group, ahead, later=DeviceGroup((*train, *forward)))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -63,7 +63,7 @@ def test_equal_to_brute_force_over_every_split_layout_and_cut(random_case, seed,
 def test_reassignment_is_no_worse_than_any_share_of_the_batches(random_case, seed):
     fleet, workload = random_case(random.Random(seed), num_devices=2)
     cost = StageCost(fleet, replace(workload, layer_bytes=(0.0,) * 3, adapter_bytes=0.0, optimizer_bytes=0.0))
-    candidate = Candidate("", Group(("a",)), Group(("b",)))
+    candidate = Candidate("", DeviceGroup(("a",)), DeviceGroup(("b",)))
     for task in (replace(t, train_activation_bytes=0.0, forward_activation_bytes=0.0) for t in workload.tasks):
         if not task.num_prerequisites:
             continue
@@ -140,10 +140,14 @@ def test_the_search_on_many_devices_is_no_worse_than_its_greedy_start(make_fleet
     cost, rows = StageCost(fleet, workload), weighted_tasks(workload.tasks, 16)
     order = sorted(fleet.devices, key=lambda device: -device.flops_per_s)
     names = tuple(device.name for device in order)
-    starts = [Candidate("contextgear", Group(names[:a]), Group(names[a : a + b])) for a in (1, 2, 4) for b in (1, 2, 3)]
+    starts = [
+        Candidate("contextgear", DeviceGroup(names[:a]), DeviceGroup(names[a : a + b]))
+        for a in (1, 2, 4)
+        for b in (1, 2, 3)
+    ]
     greedy = [weigh(cost, start, rows).seconds for start in starts]
-    one = weigh(cost, Candidate("one device", Group(names[:1])), rows).seconds
-    everyone = weigh(cost, Candidate("data parallel", Group(names[:16])), rows).seconds
+    one = weigh(cost, Candidate("one device", DeviceGroup(names[:1])), rows).seconds
+    everyone = weigh(cost, Candidate("data parallel", DeviceGroup(names[:16])), rows).seconds
     assert found.best.seconds <= min(one, everyone)
     # on small fleets, sizes 1, 2, 3, 4 in the order of speed are among the starts that are scored
     assert found.best.seconds <= min(greedy) * 1.1

@@ -3,16 +3,18 @@
 import pytest
 
 from contextlora.errors import ConfigError
-from contextlora.gear.planning.model_size import ModelSize
+from contextlora.gear.planning.model_size import BlockSize, ModelSize
 from contextlora.gear.planning.workload import estimate_workloads
 from contextlora.graph import RankPartition, SliceUse, TaskGraph, TrainingPlan
 
 # a and b are roots, c needs both, d needs c (and through it a and b).
 GRAPH = TaskGraph({"a": (), "b": (), "c": ("a", "b"), "d": ("c",)})
 TOKENS = {"a": 3, "b": 5, "c": 4, "d": 6}
-MODEL = ModelSize.from_config(
-    {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 10}
+# h = 4, 2 heads of 2; four matrices of 4x4 and three of 4x6 in each of 2 blocks, 10 words.
+BLOCK = BlockSize(
+    num_parameters=144, active_weights=136, lora_width=4 * 8 + 3 * 10, active_lora_width=62, attention_width=4
 )
+MODEL = ModelSize(4, 2, (BLOCK, BLOCK), parameters_before=40, parameters_behind=44, head_weights=40)
 
 
 def plan(delta=1.0):

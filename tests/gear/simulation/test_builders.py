@@ -5,7 +5,7 @@ import random
 import pytest
 
 from contextlora.gear.planning.candidates import Candidate, TaskPlan
-from contextlora.gear.planning.device_groups import Group, Share
+from contextlora.gear.planning.device_groups import DeviceGroup, Share
 from contextlora.gear.simulation.builders import build_schedule, then
 from contextlora.gear.simulation.dependencies import Dependencies
 
@@ -21,13 +21,13 @@ def task_plan(train, chains=None, n=0, reassigned=0.0):
 
 
 def test_gpipe_runs_all_forwards_first():
-    schedule = build_schedule(Candidate("", Group(("a", "b"), "gpipe", (1,))), task_plan(((3, 3), (1, 1))), 3, 1)
+    schedule = build_schedule(Candidate("", DeviceGroup(("a", "b"), "gpipe", (1,))), task_plan(((3, 3), (1, 1))), 3, 1)
     assert rows(schedule, sends=False) == ["0F0 0F1 0F2 0B0 0B1 0B2", "1F0 1F1 1F2 1B0 1B1 1B2"]
     assert rows(schedule)[1].startswith("1F0 1F1 1F2 1B0 1SEND_B0>0")
 
 
 def test_1f1b_keeps_as_many_micro_batches_as_stages_are_left():
-    group = Group(("a", "b", "c"), "1f1b", (1, 2))
+    group = DeviceGroup(("a", "b", "c"), "1f1b", (1, 2))
     schedule = build_schedule(Candidate("", group), task_plan(((4,) * 3, (1,) * 3)), 4, 1)
     # the order of Narayanan et al. 2021 (arXiv 2104.04473), figure 3
     assert rows(schedule, sends=False) == [
@@ -37,15 +37,15 @@ def test_1f1b_keeps_as_many_micro_batches_as_stages_are_left():
     ]
 
 
-def test_data_parallel_ranks_share_the_items_and_reduce_after_each_batch():
-    schedule = build_schedule(Candidate("", Group(("a", "b"))), task_plan(((3, 1), (2, 4)), n=1), 4, 2)
+def test_data_parallel_processes_share_the_items_and_reduce_after_each_batch():
+    schedule = build_schedule(Candidate("", DeviceGroup(("a", "b"))), task_plan(((3, 1), (2, 4)), n=1), 4, 2)
     assert rows(schedule)[0] == "0P0/0 0P1/0 0F0 0B0 0F1 0B1 0ALLREDUCE0 0P3/0 0P4/0 0F3 0B3 0F4 0B4 0ALLREDUCE1"
     assert rows(schedule)[1] == "0P2/0 0F2 0B2 0ALLREDUCE0 0P5/0 0F5 0B5 0ALLREDUCE1"
     assert schedule.train_items == ((0, 1), (2,), (3,), (4, 5), (6,), (7,))
 
 
 def test_contextgear_sends_answers_ahead_and_reassigns_chains():
-    candidate = Candidate("", Group(("a",)), Group(("b",)))
+    candidate = Candidate("", DeviceGroup(("a",)), DeviceGroup(("b",)))
     # 3 items, 2 passes each; D_t runs the chains of every other batch, D_f the others' in calls of 2
     schedule = build_schedule(candidate, task_plan(((3,), (3,)), ((3,), (2,)), n=2, reassigned=0.5), 3, 3)
     assert rows(schedule) == [
@@ -56,7 +56,7 @@ def test_contextgear_sends_answers_ahead_and_reassigns_chains():
 
 
 def test_a_pipeline_of_forward_only_devices_returns_its_answers_for_the_next_pass():
-    candidate = Candidate("", Group(("a",)), Group(("b", "c"), "1f1b", (1,)))
+    candidate = Candidate("", DeviceGroup(("a",)), DeviceGroup(("b", "c"), "1f1b", (1,)))
     schedule = build_schedule(candidate, task_plan(((2,), (2,)), ((2, 2), (1, 1)), n=2), 2, 1)
     assert rows(schedule)[1] == ("0P0/0 0SEND_P0/0>2 0P1/0 0SEND_P1/0>2 0P0/1 0SEND_P0/1>2 0P1/1 0SEND_P1/1>2")
     assert rows(schedule)[2] == ("1P0/0 1P1/0 1SEND_A0/0>1 1SEND_A1/0>1 1P0/1 1P1/1 1SEND_A0/1>0 1SEND_A1/1>0")
@@ -64,9 +64,9 @@ def test_a_pipeline_of_forward_only_devices_returns_its_answers_for_the_next_pas
 
 def test_with_kept_answers_the_forward_device_joins_in_later():
     first = build_schedule(
-        Candidate("", Group(("a",)), Group(("b",))), task_plan(((2,), (2,)), ((2,), (2,)), n=1), 2, 1
+        Candidate("", DeviceGroup(("a",)), DeviceGroup(("b",))), task_plan(((2,), (2,)), ((2,), (2,)), n=1), 2, 1
     )
-    both = then(first, build_schedule(Candidate("", Group(("b", "a"))), task_plan(((1, 1), (1, 1))), 2, 1))
+    both = then(first, build_schedule(Candidate("", DeviceGroup(("b", "a"))), task_plan(((1, 1), (1, 1))), 2, 1))
     assert rows(both) == ["0F0 0B0 0F2 0B2 0ALLREDUCE1", "0P0/0 0SEND_A0/0>0 0F1 0B1 0ALLREDUCE1"]
     assert both.train_items == ((0, 1), (2,), (3,))
     Dependencies(both).check()
@@ -89,7 +89,7 @@ def test_whatever_is_built_can_run(seed):
 
     def group(names):
         layout = rng.choice(("data", "1f1b", "gpipe")) if len(names) > 1 else "data"
-        return Group(names, layout, () if layout == "data" else tuple(range(1, len(names))))
+        return DeviceGroup(names, layout, () if layout == "data" else tuple(range(1, len(names))))
 
     names = tuple("abcdef"[: rng.randint(2, 6)])
     count = rng.randint(1, len(names))

@@ -21,7 +21,7 @@ def test_a_valid_schedule_passes():
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (("0P0/0", "0F0 0B0"), "0F0 on rank 1 needs 0P0/0, which nobody makes or sends there"),
+        (("0P0/0", "0F0 0B0"), "0F0 on process 1 needs 0P0/0, which nobody makes or sends there"),
         (("0SEND_A0/0>1", "0F0 0B0"), "needs 0P0/0"),
         (("0P0/0 0SEND_A0/0>1", "0F0"), "0B0 must be there once; it is missing"),
         (("0P0/0 0SEND_A0/0>1", "0F0 0F0 0B0"), "0F0 is there twice"),

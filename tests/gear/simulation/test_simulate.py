@@ -6,7 +6,7 @@ import random
 import pytest
 
 from contextlora.gear.planning.candidates import Candidate, TaskPlan
-from contextlora.gear.planning.device_groups import Group, Share
+from contextlora.gear.planning.device_groups import DeviceGroup, Share
 from contextlora.gear.planning.devices import Link
 from contextlora.gear.simulation.builders import build_schedule
 from contextlora.gear.simulation.schedule import Action, Schedule, ScheduleError
@@ -24,11 +24,11 @@ def make(*rows, train=((0,),), chains=(), batch_size=1, num_passes=1, queue=1):
 def run(schedule, seconds, link=FREE, sent=0.0, resident=0.0, kept=0.0):
     """seconds: of each kind of action."""
     costs = Costs(
-        action_s=lambda rank, action: seconds[action.kind],
+        action_s=lambda process, action: seconds[action.kind],
         send_bytes=lambda action: sent,
         link=lambda a, b: link,
         resident_bytes=[resident] * len(schedule.actions),
-        action_bytes=lambda rank, action: kept,
+        action_bytes=lambda process, action: kept,
     )
     return simulate(schedule, costs)
 
@@ -40,12 +40,12 @@ def spans(simulation):
 @pytest.mark.parametrize(("layout", "p", "m"), [*itertools.product(("gpipe", "1f1b"), (1, 2, 3, 5), (1, 2, 4, 9))])
 def test_equal_stages_take_the_closed_form(layout, p, m):
     f, b = 1.0, 1.7
-    group = Group(tuple("abcde"[:p]), layout if p > 1 else "data", tuple(range(1, p)))
+    group = DeviceGroup(tuple("abcde"[:p]), layout if p > 1 else "data", tuple(range(1, p)))
     plan = TaskPlan("v", 0, Share(0.0, (m,) * p, (1,) * p), None)
     simulation = run(build_schedule(Candidate("", group), plan, m, 1), {"F": f, "B": b})
     # (m + p - 1)(f + b): Huang et al. 2019, GPipe; Narayanan et al. 2019, PipeDream's 1F1B has the same bubble
     assert simulation.makespan_s == pytest.approx((m + p - 1) * (f + b))
-    # every rank works m (f + b), so the bubble is (p - 1) / (m + p - 1)
+    # every process works m (f + b), so the bubble is (p - 1) / (m + p - 1)
     assert simulation.idle_shares == pytest.approx([(p - 1) / (m + p - 1)] * p)
 
 
@@ -53,7 +53,7 @@ def test_1f1b_holds_fewer_activations_than_gpipe():
     peaks = {}
     for layout in ("gpipe", "1f1b"):
         plan = TaskPlan("v", 0, Share(0.0, (8, 8), (1, 1)), None)
-        schedule = build_schedule(Candidate("", Group(("a", "b"), layout, (1,))), plan, 8, 1)
+        schedule = build_schedule(Candidate("", DeviceGroup(("a", "b"), layout, (1,))), plan, 8, 1)
         peaks[layout] = run(schedule, {"F": 1.0, "B": 1.0}, resident=100.0, kept=1.0).peak_bytes
     # all 8 micro-batches, against p - s of them
     assert peaks == {"gpipe": (108.0, 108.0), "1f1b": (102.0, 101.0)}
@@ -89,7 +89,7 @@ def test_two_stages_and_a_slow_link_by_hand():
 def test_an_all_reduce_waits_for_everyone_and_holds_everyone():
     schedule = make("0F0 0B0 0ALLREDUCE0", "0F1 0B1 0F2 0B2 0ALLREDUCE0", train=((0,), (1,), (2,)), batch_size=3)
     simulation = run(schedule, {"F": 1.0, "B": 2.0, "ALLREDUCE": 4.0})
-    ends = {(i.rank, i.start_s, i.stop_s) for i in simulation.intervals if i.action.kind == "ALLREDUCE"}
+    ends = {(i.process, i.start_s, i.stop_s) for i in simulation.intervals if i.action.kind == "ALLREDUCE"}
     assert ends == {(0, 6.0, 10.0), (1, 6.0, 10.0)}
     assert simulation.batch_ends_s == [10.0]
 
@@ -97,7 +97,7 @@ def test_an_all_reduce_waits_for_everyone_and_holds_everyone():
 def contextgear(n, num_batches, reassigned=0.0, queue=1, items=4):
     share = Share(0.0, (items,), (items,))
     plan = TaskPlan("v", n, share, share, None, reassigned, share)
-    return build_schedule(Candidate("", Group(("t",)), Group(("f",))), plan, items, num_batches, queue)
+    return build_schedule(Candidate("", DeviceGroup(("t",)), DeviceGroup(("f",))), plan, items, num_batches, queue)
 
 
 def test_contextgear_by_hand():

@@ -1,8 +1,6 @@
 """Builds the bundled backbone: pretrain from scratch, measure on held-out wordings, save in Hugging Face form."""
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +17,7 @@ from transformers import (
 
 from contextlora.backbones.pretraining.pretrain import PretrainConfig, pretrain, skill_test
 from contextlora.backbones.pretraining.vocabulary import END, IMAGE, PAD, UNKNOWN, WORDS
+from contextlora.files import replace_folder
 from contextlora.tasks.renderers import CELL, IMAGE_SIZE
 
 # What each skill should reach on the held-out test (scenes and wordings that never occur in pretraining).
@@ -61,15 +60,10 @@ def build_backbone(folder: Path, config: PretrainConfig, progress: Callable[[int
 
 def save_backbone(model: LlavaForConditionalGeneration, folder: Path, card: dict) -> None:
     """Writes model (float16 safetensors), processor and `skills.json`; the folder appears whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(partial)
-    make_processor().save_pretrained(partial)
-    (partial / "skills.json").write_text(json.dumps(card, indent=1) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    with replace_folder(folder) as scratch:
+        model.to(torch.float16).save_pretrained(scratch)
+        make_processor().save_pretrained(scratch)
+        (scratch / "skills.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 def make_processor() -> LlavaProcessor:

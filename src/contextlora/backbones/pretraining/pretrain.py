@@ -49,7 +49,7 @@ class PretrainConfig:
     mixing_share: float = 0.025
 
 
-class _Batches(Dataset):
+class _BatchStream(Dataset):
     """Batch number -> batch, a pure function of seed and number."""
 
     def __init__(self, config: PretrainConfig):
@@ -123,7 +123,7 @@ def pretrain(config: PretrainConfig, *, num_layers: int = 6, compile_model: bool
     forward = torch.compile(skill_model, dynamic=False) if compile_model else skill_model
     optimizers = _optimizers(skill_model, config)
     schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(config)) for optimizer in optimizers]
-    loader = DataLoader(_Batches(config), batch_size=None, shuffle=False, num_workers=1, prefetch_factor=8)
+    loader = DataLoader(_BatchStream(config), batch_size=None, shuffle=False, num_workers=1, prefetch_factor=8)
     for step, batch in enumerate(loader):
         with torch.autocast("cpu", torch.bfloat16):
             outputs = forward(batch.input_ids, normalise(batch.pixels))

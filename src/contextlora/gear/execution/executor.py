@@ -5,24 +5,24 @@
              v
     D_t   shard of batch i: forward, backward -> all-reduce of the LoRA gradients; now and then its chains before
 
-Needs neither Lightning nor this project's models; a training loop on every rank is
+Needs neither Lightning nor this project's models; a training loop on every process is
 
-    for task, numbers in batches:                          # the whole batch, the same on every rank
+    for task, numbers in batches:                          # the whole batch, the same on every process
         shard = executor.shard(task, numbers)              # waits for the answers of these items
         optimizer.zero_grad()
-        if shard is not None:                              # None: this rank does not train in this step
+        if shard is not None:                              # None: this process does not train in this step
             executor.backward(shard, run, item)            # micro-batch by micro-batch
             executor.reduce(parameters)
             executor.clip(parameters, max_norm)            # by the norm of the whole gradient
             optimizer.step()
-    executor.share_state()                                 # now every rank has the trained weights
+    executor.share_state()                                 # now every process has the trained weights
 
 where `run(part, layers, hidden)` gives the mean loss over the rows of `part`. In a layer pipeline it computes these
 layers only and gives hidden states in all stages but the last (see `gear.pipeline_executor`); elsewhere `layers` and
 `hidden` are None, and `item` is not needed.
 
-Every rank issues the same collectives in the same order. Answers and weights go over gloo, whatever the device is;
-gradients over the default group's backend. Answers go from their rank to each other one in messages of one size, for
+Every process issues the same collectives in the same order. Answers and weights go over gloo, whatever the device is;
+gradients over the default group's backend. Answers go from their process to each other one in messages of one size, for
 which `queue_batches` - 1 receives are always open: they cross the link while the batch before trains, and nobody gets
 further ahead than that.
 """
@@ -39,21 +39,21 @@ from torch import Tensor
 from contextlora.errors import UserError
 from contextlora.gear.execution.mail import Mail
 from contextlora.gear.execution.pipeline_executor import PipelineExecutor, Run
-from contextlora.gear.execution.process_groups import Groups, broadcast_tree
+from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.gear.planning.roles import Pipeline, StageRoles
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What a rank trains of a batch.
+    """What a process trains of a batch.
 
     Attributes:
         rows: its rows.
         answers: (B, n) option ids of the prerequisites of all rows; n = 0 where the task has none.
-        weight: share of the batch: sum of weight x mean loss over the ranks is the mean loss of the batch.
+        weight: share of the batch: sum of weight x mean loss over the processes is the mean loss of the batch.
         size: k, the most rows to be computed at a time; 0 sets no limit.
-        pipeline: whose ranks compute these rows together; None where this rank does it alone.
+        pipeline: whose processes compute these rows together; None where this process does it alone.
     """
 
     rows: range
@@ -69,26 +69,26 @@ class Shard:
 
 
 class StageExecutor:
-    """This rank's part of a stage.
+    """This process's part of a stage.
 
     Args:
-        roles: of all ranks.
+        roles: of all processes.
         groups: of the processes.
         num_items: task -> training items.
         num_answers: task -> answers that its prompts need, 0 for none.
         answer_chains: (task, item numbers) -> (items, n) option ids by the weights of the stage's start.
         get_state, set_state: the trained weights and the optimizer's state, as a tree of tensors and numbers. After a
-            layer pipeline each of its ranks is asked by `get_state(layers)` for those of its layers, and `set_state`
-            gets one such part after another.
-        known: (task, item number) -> answers made before, of a stage that is resumed; the same on every rank.
+            layer pipeline each of its processes is asked by `get_state(layers)` for those of its layers, and
+            `set_state` gets one such part after another.
+        known: (task, item number) -> answers made before, of a stage that is resumed; the same on every process.
         queue_batches: how many batches of answers may wait to be taken.
-        device: where this rank computes.
+        device: where this process computes.
     """
 
     def __init__(
         self,
         roles: StageRoles,
-        groups: Groups,
+        groups: ProcessGroups,
         num_items: dict[str, int],
         num_answers: dict[str, int],
         answer_chains: Callable[[str, Sequence[int]], Tensor],
@@ -107,20 +107,22 @@ class StageExecutor:
         self._underway: deque[_Exchange] = deque()
         self._num_batches: Counter[str] = Counter()  # whose chains have been run, by task
         shape = max(len(row.chain_owners) for row in roles.tasks.values()), max(num_answers.values())
-        senders = {rank for task, row in roles.tasks.items() if num_answers[task] for rank in row.all_owners}
+        senders = {process for task, row in roles.tasks.items() if num_answers[task] for process in row.all_owners}
         self._mail = Mail(groups.cpu, groups.next_tag(), shape, senders, queue_batches - 1)
-        self._newest = tuple(range(groups.size))  # ranks whose weights are those of now
-        self._split: Pipeline | None = None  # the pipeline over whose ranks these weights are spread
-        self._group: Any = None  # of the ranks that train the step
+        self._newest = tuple(range(groups.size))  # processes whose weights are those of now
+        self._split: Pipeline | None = None  # the pipeline over whose processes these weights are spread
+        self._group: Any = None  # of the processes that train the step
         self._task = ""  # whose chains are being run
         self._pipelines = {
-            row: PipelineExecutor(row, groups.rank, group, self.device)
-            for row, group in [(row, groups.of(row.ranks)) for row in roles.pipelines]  # all ranks make all groups
-            if groups.rank in row.ranks
+            row: PipelineExecutor(row, groups.process, group, self.device)
+            for row, group in [
+                (row, groups.of(row.processes)) for row in roles.pipelines
+            ]  # made by all, members or not
+            if groups.process in row.processes
         }
 
     def shard(self, task: str, numbers: Sequence[int]) -> Shard | None:
-        """Does this rank's part of a batch's chains, and says which rows it trains; None for none.
+        """Does this process's part of a batch's chains, and says which rows it trains; None for none.
 
         Args:
             task: of the batch.
@@ -130,13 +132,13 @@ class StageExecutor:
         self._run_chains(task, numbers)
         size, shares = len(numbers), self.roles.tasks[task]
         pipeline = self.roles.later if later else self.roles.train
-        trainers = shares.trainers(later, size) if pipeline is None else pipeline.ranks
+        trainers = shares.trainers(later, size) if pipeline is None else pipeline.processes
         if not set(trainers) <= set(self._newest) or self._split not in (None, pipeline):
             self.share_state()
         self._newest, self._split, self._group = trainers, pipeline, self.groups.of(trainers)
-        if self.groups.rank not in trainers:
+        if self.groups.process not in trainers:
             return None
-        rows = range(size) if pipeline is not None else shares.rows(self.groups.rank, later, size)
+        rows = range(size) if pipeline is not None else shares.rows(self.groups.process, later, size)
         return Shard(rows, self.answers(task, numbers), len(rows) / size, self._size(task, later), pipeline)
 
     def backward(self, shard: Shard, run: Run, item: Tensor | None = None) -> Tensor:
@@ -148,7 +150,7 @@ class StageExecutor:
             item: for pipelines, the hidden states of one item, (T, h), as a meta tensor.
 
         Returns:
-            This rank's share of the batch's mean loss; in a pipeline the last stage has it all.
+            This process's share of the batch's mean loss; in a pipeline the last stage has it all.
         """
         parts = shard.parts()
 
@@ -175,10 +177,10 @@ class StageExecutor:
             item, output: for pipelines, one item's hidden states (T, h) and outputs, as meta tensors.
 
         Returns:
-            (items, ...) outputs, the same on every rank that takes part.
+            (items, ...) outputs, the same on every process that takes part.
         """
         parts = _cut(range(num_items), self._size(self._task, False))
-        pipeline = self.roles.runs_chains_in(self.groups.rank)
+        pipeline = self.roles.runs_chains_in(self.groups.process)
         if pipeline is not None:
             return self._pipelines[pipeline].forward(parts, list(map(len, parts)), run, item, output)
         return torch.cat([run(rows, None, None) for rows in parts])
@@ -191,12 +193,12 @@ class StageExecutor:
         return torch.stack([self.known[task, number] for number in numbers])
 
     def collect(self) -> None:
-        """Waits for all answers that are underway, and until this rank's own have left it."""
+        """Waits for all answers that are underway, and until this process's own have left it."""
         self._take_all()
         self._mail.wait_for_sends()
 
     def reduce(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sums the gradients of the ranks that train this step; a parameter without one is left alone."""
+        """Sums the gradients of the processes that train this step; a parameter without one is left alone."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self._group is None or self._split is not None or not gradients:  # stages have no layer in common
             return
@@ -206,7 +208,7 @@ class StageExecutor:
             gradient.copy_(part.view_as(gradient))
 
     def clip(self, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> None:
-        """Scales the gradients down to a norm, that of all layers together also where a pipeline's ranks share them."""
+        """Scales the gradients down to a norm, that of all layers also where a pipeline's processes share them."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         square = sum((gradient.float().pow(2).sum() for gradient in gradients), torch.zeros((), device=self.device))
         if self._split is not None:
@@ -217,11 +219,11 @@ class StageExecutor:
                 gradient.mul_(scale)
 
     def share_state(self) -> None:
-        """Gives every rank the weights of now and the optimizer's state; does nothing where all have them."""
+        """Gives every process the weights of now and the optimizer's state; does nothing where all have them."""
         if len(self._newest) == self.groups.size and self._split is None:
             return
-        split, here = self._split, self.groups.rank
-        for stage, source in enumerate(split.ranks if split else [min(self._newest)]):
+        split, here = self._split, self.groups.process
+        for stage, source in enumerate(split.processes if split else [min(self._newest)]):
             layers = (split.layers(stage),) if split else ()
             state = broadcast_tree(self.get_state(*layers) if here == source else None, source, self.groups)
             if here != source and (split or here not in self._newest):
@@ -247,23 +249,23 @@ class StageExecutor:
         if len(numbers) > self._mail.shape[0]:
             raise UserError(f"{task}: a batch may have the planned {self._mail.shape[0]} items, got {len(numbers)}")
         self._asked.update((task, number) for number in numbers)
-        by_rank: list[list[int]] = [[] for _ in range(self.groups.size)]
+        by_process: list[list[int]] = [[] for _ in range(self.groups.size)]
         for row in new:
-            by_rank[self.roles.tasks[task].owner(row, len(numbers), self._num_batches[task])].append(numbers[row])
+            by_process[self.roles.tasks[task].owner(row, len(numbers), self._num_batches[task])].append(numbers[row])
         self._num_batches[task] += 1
         while len(self._underway) >= self.queue_batches:
             self._take()
         self._mail.wait_for_sends()
-        pipeline = self.roles.runs_chains_in(self.groups.rank)
-        owner = self.groups.rank if pipeline is None else pipeline.ranks[-1]
-        mine, self._task, sent = by_rank[owner], task, None
+        pipeline = self.roles.runs_chains_in(self.groups.process)
+        owner = self.groups.process if pipeline is None else pipeline.processes[-1]
+        mine, self._task, sent = by_process[owner], task, None
         if mine:
             found = self.answer_chains(task, mine)
-            if owner == self.groups.rank:
+            if owner == self.groups.process:
                 sent = torch.full(self._mail.shape, -1, dtype=torch.long)
                 sent[: len(mine), : self.num_answers[task]] = found
                 self._mail.send(sent)
-        self._underway.append(_Exchange(task, by_rank, sent))
+        self._underway.append(_Exchange(task, by_process, sent))
 
     def _take_all(self) -> None:
         while self._underway:
@@ -271,25 +273,25 @@ class StageExecutor:
 
     def _take(self) -> None:
         exchange = self._underway.popleft()
-        for rank, numbers in enumerate(exchange.by_rank):
+        for process, numbers in enumerate(exchange.by_process):
             if numbers:
-                rows = exchange.sent if rank == self.groups.rank else self._mail.receive(rank)
+                rows = exchange.sent if process == self.groups.process else self._mail.receive(process)
                 rows = rows[:, : self.num_answers[exchange.task]]
                 self.known |= {(exchange.task, number): rows[place] for place, number in enumerate(numbers)}
 
     def _size(self, task: str, later: bool) -> int:
-        """k of this rank."""
+        """k of this process."""
         shares = self.roles.tasks[task]
         sizes = shares.later_sizes if later else shares.sizes
-        return sizes[self.groups.rank] if sizes else 0
+        return sizes[self.groups.process] if sizes else 0
 
 
 @dataclass(frozen=True)
 class _Exchange:
-    """Answers of one batch on their way: items by the rank that answers them, and this rank's own answers."""
+    """Answers of one batch on their way: items by the process that answers them, and this process's own answers."""
 
     task: str
-    by_rank: list[list[int]]
+    by_process: list[list[int]]
     sent: Tensor | None
 
 

@@ -14,50 +14,50 @@ from torch import Tensor
 
 
 class Mail:
-    """Messages of one shape from some ranks to all others.
+    """Messages of one shape from some processes to all others.
 
     Args:
         group: of all processes, on gloo.
         tag: of these messages and no others, such as those of a stage before whose receives are still open.
         shape: of a message, int64.
-        senders: ranks that ever send.
+        senders: processes that ever send.
         num_open: receives that are open for each of them; a send ends when its receive is open.
     """
 
     def __init__(self, group: Any, tag: int, shape: tuple[int, int], senders: set[int], num_open: int) -> None:
         self.group, self.tag, self.shape, self.num_open = group, tag, shape, num_open
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.process, self.size = dist.get_rank(), dist.get_world_size()
         self._sends: list[Any] = []
-        self._open: dict[int, deque[tuple[Tensor, Any]]] = {rank: deque() for rank in senders - {self.rank}}
-        for rank in sorted(self._open):
-            self._fill(rank)
+        self._open: dict[int, deque[tuple[Tensor, Any]]] = {process: deque() for process in senders - {self.process}}
+        for process in sorted(self._open):
+            self._fill(process)
 
     def send(self, message: Tensor) -> None:
-        """To every other rank; the message must stay as it is."""
-        others = (rank for rank in range(self.size) if rank != self.rank)
-        self._sends += [dist.isend(message, rank, group=self.group, tag=self.tag) for rank in others]
+        """To every other process; the message must stay as it is."""
+        others = (process for process in range(self.size) if process != self.process)
+        self._sends += [dist.isend(message, process, group=self.group, tag=self.tag) for process in others]
 
     def wait_for_sends(self) -> None:
-        """Until every rank is ready for all that was sent."""
+        """Until every process is ready for all that was sent."""
         for work in self._sends:
             work.wait()
         self._sends = []
 
-    def receive(self, rank: int) -> Tensor:
-        """The next message of a rank."""
-        waiting = self._open[rank]
+    def receive(self, process: int) -> Tensor:
+        """The next message of a process."""
+        waiting = self._open[process]
         if not waiting:
-            waiting.append(self._post(rank))
+            waiting.append(self._post(process))
         message, work = waiting.popleft()
         work.wait()
-        with suppress(RuntimeError):  # a rank that sends no more may have gone
-            self._fill(rank)
+        with suppress(RuntimeError):  # a process that sends no more may have gone
+            self._fill(process)
         return message
 
-    def _fill(self, rank: int) -> None:
-        while len(self._open[rank]) < self.num_open:
-            self._open[rank].append(self._post(rank))
+    def _fill(self, process: int) -> None:
+        while len(self._open[process]) < self.num_open:
+            self._open[process].append(self._post(process))
 
-    def _post(self, rank: int) -> tuple[Tensor, Any]:
+    def _post(self, process: int) -> tuple[Tensor, Any]:
         message = torch.empty(self.shape, dtype=torch.long)
-        return message, dist.irecv(message, rank, group=self.group, tag=self.tag)
+        return message, dist.irecv(message, process, group=self.group, tag=self.tag)

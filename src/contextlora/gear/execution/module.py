@@ -52,7 +52,7 @@ class GearedContextLoraModule(ContextLoraModule):
             name = self.method.settings.name
             raise ConfigError(f"method {name} adds a penalty over all layers to the loss: set gear.layouts=[data]")
         for pipeline in roles.pipelines:
-            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.ranks))])
+            self._check_cuts([pipeline.layers(stage) for stage in range(len(pipeline.processes))])
         return GearStage(
             roles=roles,
             num_items={task: len(self._items(task)) for task in tasks},
@@ -212,11 +212,11 @@ class GearedContextLoraModule(ContextLoraModule):
         part = self.global_rank, self.trainer.world_size
         return self.evaluator.chain_answers(self.stage_tasks, "validation", part=part)
 
-    def on_train_epoch_end(self) -> None:
+    def on_validation_epoch_end(self) -> None:
         sums = torch.tensor([self._sums[task] for task in self.stage_tasks], dtype=torch.float64, device=self.device)
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self._sums = dict(zip(self.stage_tasks, sums.tolist(), strict=True))
-        super().on_train_epoch_end()
+        super().on_validation_epoch_end()
 
     def on_train_batch_start(self, batch: ItemNumbers, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

@@ -1,16 +1,15 @@
 """The processes of a run: alike when they start, and each told in time when one of them is gone.
 
-Every rank counts up a beat in the TCP store and watches those of the others from a thread, because the main thread may
-sit in a collective that never ends. A rank whose beat stops, or that says that it leaves, ends all others:
+Every process counts up a beat in the TCP store and watches those of the others from a thread, because the main thread
+may sit in a collective that never ends. A process whose beat stops, or that says that it leaves, ends all others:
 
     main thread   collective ................ blocked           (a reset connection raises at once: `explain`)
-    watch thread  beat 7, beat 8, beat 9: "rank 1 is gone" -> exit code 1, the checkpoint stays as it was
-    its watch     beat 9, beat 9, beat 9: "rank 0 is gone: its store does not answer"
+    watch thread  beat 7, beat 8, beat 9: "process 1 is gone" -> exit code 1, the checkpoint stays as it was
+    its watch     beat 9, beat 9, beat 9: "process 0 is gone: its store does not answer"
 """
 
 import json
 import os
-import secrets
 import sys
 import threading
 import time
@@ -23,11 +22,10 @@ import torch
 import torch.distributed as dist
 
 from contextlora.errors import ConfigError, UserError, first_line
+from contextlora.gear.execution import meeting
 
-MEET_S = 0.02
 BEAT_S = 1.0
 LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
-JOIN_TIMEOUT = timedelta(minutes=5)  # processes of several machines are started by hand
 STORE_TIMEOUT = timedelta(seconds=10)
 
 
@@ -35,7 +33,7 @@ class Peers:
     """This process among those of the run; there must be the environment variables that torchrun sets.
 
     Attributes:
-        rank, size: of this process, and how many there are.
+        process, size: of this process, and how many there are.
 
     Raises:
         UserError: the others did not come, or went away again.
@@ -45,58 +43,70 @@ class Peers:
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
         self._checkpoint, self._stop = "", threading.Event()
         self._num_shared = 0  # lists of works so far
-        try:
-            store, self.rank, self.size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
-            attempt = _meet(store, self.rank, self.size)
-            where = {"store": dist.PrefixStore(attempt, store), "rank": self.rank, "world_size": self.size}
-            dist.init_process_group(backend, timeout=JOIN_TIMEOUT, **where)
-            # The watch has a connection of its own: a waiting get of the main thread would hold the beats back.
-            self._store, self._beats = _connect(attempt), _connect(attempt)
-            self._beats.set(f"beat/{self.rank}", "0")
-            dist.barrier()  # every rank has its first beat
-        except RuntimeError as error:
-            who = f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
-            raise UserError(
-                f"{who} waited up to {JOIN_TIMEOUT} for the others in vain, or lost them: {first_line(error)}. "
-                "Start all of them, then begin again"
-            ) from error
+        self.process, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store, attempt = meeting.meet(self.process, self.size)
+        # The watch has a connection of its own: a waiting get of the main thread would hold the beats back. It begins
+        # before the process group does, so that who is lost meanwhile is missed by name.
+        self._store, self._beats = _connect(attempt), _connect(attempt)
         self._rounds = 0  # of the watch
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
         for thread in self._threads:
             thread.start()
+        try:
+            where = {"store": dist.PrefixStore(attempt, store), "rank": self.process, "world_size": self.size}
+            dist.init_process_group(backend, timeout=meeting.JOIN_TIMEOUT, **where)
+            dist.barrier()
+        except RuntimeError as error:
+            self.leave(error)
+            raise UserError(
+                f"process {self.process} of {self.size} has met the others but cannot talk to them: "
+                f"{first_line(error)}. Check the network between them, then begin again"
+            ) from error
 
     def compare(self, facts: Mapping[str, str]) -> None:
-        """Checks that all ranks have the same versions, data and settings.
+        """Checks that all processes have the same versions, data and settings.
 
         Args:
             facts: what is compared -> its value here.
 
         Raises:
-            ConfigError: on every rank, naming the first fact that differs, and where.
+            ConfigError: on every process, naming the first fact that differs, and where.
         """
-        self._store.set(f"facts/{self.rank}", json.dumps(dict(facts)))
-        self._store.wait([f"facts/{rank}" for rank in range(self.size)], JOIN_TIMEOUT)
-        rows = [json.loads(self._store.get(f"facts/{rank}")) for rank in range(self.size)]
-        for rank, row in enumerate(rows):
+        self._store.set(f"facts/{self.process}", json.dumps(dict(facts)))
+        self._wait_for({process: f"facts/{process}" for process in range(self.size)})
+        rows = [json.loads(self._store.get(f"facts/{process}")) for process in range(self.size)]
+        for process, row in enumerate(rows):
             for key in sorted({*row, *rows[0]}):
                 if row.get(key) != rows[0].get(key):
-                    self._stop.set()  # every rank finds the same and says so itself
+                    self._stop.set()  # every process finds the same and says so itself
                     raise ConfigError(
-                        f"all devices must agree on {key}: rank 0 has {rows[0].get(key)}, rank {rank} has "
+                        f"all devices must agree on {key}: process 0 has {rows[0].get(key)}, process {process} has "
                         f"{row.get(key)}. Make them alike and start again."
                     )
 
     def share(self, key: str, value: str) -> str:
-        """Rank 0's value, on every rank; a key is used once."""
-        if self.rank == 0:
+        """Process 0's value, on every process; a key is used once."""
+        if self.process == 0:
             self._store.set(f"shared/{key}", value)
-        self._store.wait([f"shared/{key}"], JOIN_TIMEOUT)
+        self._wait_for({0: f"shared/{key}"})
         return self._store.get(f"shared/{key}").decode()
 
-    def run_in_turn(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Results of all works, on every rank; each is done by the first that has time, so that no rank waits for long.
+    def _wait_for(self, keys: Mapping[int, str]) -> None:
+        """Until each process has set its key.
 
-        Every rank must call it with the same works.
+        Raises:
+            UserError: names those that have not, though there is a sign of them.
+        """
+        try:
+            self._store.wait(list(keys.values()), meeting.JOIN_TIMEOUT)
+        except dist.DistStoreError as error:
+            missing = [process for process, key in keys.items() if not self._store.check([key])]
+            raise meeting.in_vain(self.process, self.size, missing, first_line(error)) from error
+
+    def run_in_turn(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Results of all works, on every process; each is done by the first that has time, so that none waits for long.
+
+        Every process must call it with the same works.
         """
         self._num_shared += 1
         done = {}
@@ -108,11 +118,11 @@ class Peers:
         return [results[number] for number in range(len(works))]
 
     def name_checkpoint(self, path: str) -> None:
-        """Says where the last checkpoint will lie, for the message of a rank that stops."""
+        """Says where the last checkpoint will lie, for the message of a process that stops."""
         self._checkpoint = self.share("checkpoint", path)
 
     def close(self) -> None:
-        """Ends the watch once every rank has come here, so that a rank that ends well is not missed."""
+        """Ends the watch once every process has come here, so that a process that ends well is not missed."""
         dist.barrier()
         self._stop.set()
         for thread in self._threads:
@@ -121,42 +131,42 @@ class Peers:
         dist.destroy_process_group()
 
     def leave(self, error: BaseException) -> None:
-        """Tells the others why this rank ends; a broken connection is somebody else's end, which the watch names."""
+        """Tells the others why this process ends; a broken connection is somebody else's end, which the watch names."""
         if _is_broken_connection(error):
             self._threads[0].join(LOST_S + STORE_TIMEOUT.total_seconds())  # ends this process where a peer is gone
         self._stop.set()
-        self._announce(self._store, f"rank {self.rank} ended: {type(error).__name__}: {first_line(error)}")
+        self._announce(self._store, f"process {self.process} ended: {type(error).__name__}: {first_line(error)}")
 
     def _announce(self, store: dist.Store, what: str) -> None:
-        """Leaves word for the others; rank 0, whose end is that of the store, lets them read it."""
+        """Leaves word for the others; process 0, whose end is that of the store, lets them read it."""
         with suppress(RuntimeError):  # the store's host is gone as well
             store.set("left", what)
-            if self.rank == 0:
+            if self.process == 0:
                 time.sleep(3 * BEAT_S)
 
     def _watch(self) -> None:
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        seen = {rank: ("", time.monotonic()) for rank in others}
+        others = [process for process in range(self.size) if process != self.process]
+        seen = {process: ("", time.monotonic()) for process in others}
         while not self._stop.wait(BEAT_S):
             try:
                 self._rounds += 1
-                self._beats.set(f"beat/{self.rank}", str(self._rounds))
-                beats = {rank: self._read(f"beat/{rank}") for rank in others}
+                self._beats.set(f"beat/{self.process}", str(self._rounds))
+                beats = {process: self._read(f"beat/{process}") for process in others}
                 left = self._read("left")
             except RuntimeError:
-                self._end("rank 0 is gone: its store does not answer")
+                self._end("process 0 is gone: its store does not answer")
                 return
             now = time.monotonic()
-            seen |= {rank: (beat, now) for rank, beat in beats.items() if beat != seen[rank][0]}
-            lost = [rank for rank, (_, since) in seen.items() if now - since > LOST_S]
+            seen |= {process: (beat, now) for process, beat in beats.items() if beat != seen[process][0]}
+            lost = [process for process, (_, since) in seen.items() if now - since > LOST_S]
             if lost and not left:
-                left = f"rank {lost[0]} is gone: no sign of it for {LOST_S:.0f} s"
+                left = f"process {lost[0]} is gone: no sign of it for {LOST_S:.0f} s"
                 self._announce(self._beats, left)
             if left:
                 self._end(left)
 
     def _read(self, key: str) -> str:
-        """A key's value, or nothing: the first beat of a rank that was killed at once may not have arrived."""
+        """A key's value, or nothing: the first beat of a process that was killed at once may not have arrived."""
         return self._beats.get(key).decode() if self._beats.check([key]) else ""
 
     def _watch_store(self) -> None:
@@ -169,16 +179,16 @@ class Peers:
             silent_s = silent_s + BEAT_S if self._rounds == seen else 0.0
             seen = self._rounds
             if silent_s > LOST_S:
-                self._end("rank 0 is gone: its store does not answer")
+                self._end("process 0 is gone: its store does not answer")
 
     def _end(self, what: str) -> None:
         if self._stop.is_set():
             return
         last = self._checkpoint if os.path.exists(self._checkpoint) else "none yet"
-        if self.rank and self._checkpoint and last == "none yet":
-            last = f"{self._checkpoint} on rank 0, if it got that far"
+        if self.process and self._checkpoint and last == "none yet":
+            last = f"{self._checkpoint} on process 0, if it got that far"
         print(
-            f"contextlora: rank {self.rank} of {self.size} stops, because {what}; last checkpoint: {last}. "
+            f"contextlora: process {self.process} of {self.size} stops, because {what}; last checkpoint: {last}. "
             "Continue with: make resume",
             file=sys.stderr,
             flush=True,
@@ -186,39 +196,8 @@ class Peers:
         os._exit(1)  # the main thread may be in a collective, which nothing interrupts
 
 
-def _meet(store: dist.Store, rank: int, size: int) -> str:
-    """A name for this attempt, the same on all ranks and never used before.
-
-    torchrun keeps its store when it starts the ranks again, with the addresses of processes that are gone, and its own
-    count of restarts may differ from node to node. So every rank says who it is now, rank 0 answers each by that name
-    with the attempt's, and begins when all have taken it.
-
-    Raises:
-        UserError: a rank did not come.
-    """
-    own = secrets.token_hex(8)
-    if rank:
-        store.set(f"here/{rank}", own)
-        store.wait([f"attempt/{own}"], JOIN_TIMEOUT)
-        attempt = store.get(f"attempt/{own}").decode()
-        store.set(f"{attempt}/met/{rank}", "")
-        return attempt
-    missing, waits_until = set(range(1, size)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
-    while missing:
-        if time.monotonic() > waits_until:
-            raise UserError(
-                f"rank {min(missing)} of {size} did not come within {JOIN_TIMEOUT}: start it, then begin again"
-            )
-        for other in missing:
-            if store.check([f"here/{other}"]):
-                store.set(f"attempt/{store.get(f'here/{other}').decode()}", own)
-        missing = {other for other in missing if not store.check([f"{own}/met/{other}"])}
-        time.sleep(MEET_S)
-    return own
-
-
 def _connect(attempt: str) -> dist.Store:
-    """A new connection to rank 0's store, for keys of this attempt only."""
+    """A new connection to process 0's store, for keys of this attempt only."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
     return dist.PrefixStore(f"{attempt}/peers", store)

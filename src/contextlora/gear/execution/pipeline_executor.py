@@ -1,9 +1,9 @@
-"""This rank's stage of a layer pipeline, over `torch.distributed.pipelining`.
+"""This process's stage of a layer pipeline, over `torch.distributed.pipelining`.
 
-    stage 0 (rank 2)   embeddings, layers 0-3    0F0  0F1   .   0B0  0F2  0B1 ...
+    stage 0 (process 2)   embeddings, layers 0-3    0F0  0F1   .   0B0  0F2  0B1 ...
                                                    |    |    ^         |           (k, W, h): hidden states down,
                                                    v    |    |         |           their gradients up
-    stage 1 (rank 0)   layers 4-, norm, head      .    1F0  1B0  1F1  1B1 ...      (1F1B)
+    stage 1 (process 0)   layers 4-, norm, head      .    1F0  1B0  1F1  1B1 ...      (1F1B)
 
 What a stage computes is the caller's function `run(part, layers, hidden)`; it makes nothing of `part` but hand it on:
 
@@ -32,18 +32,18 @@ Run = Callable[[Any, slice, Tensor | None], Tensor]  # (part, layers, hidden sta
 
 
 class PipelineExecutor:
-    """This rank's stage.
+    """This process's stage.
 
     Args:
-        pipeline: which ranks, and their layers.
-        rank: this one.
-        group: process group of the pipeline's ranks.
-        device: where this rank computes.
+        pipeline: which processes, and their layers.
+        process: this one.
+        group: process group of the pipeline's processes.
+        device: where this process computes.
     """
 
-    def __init__(self, pipeline: Pipeline, rank: int, group: Any, device: torch.device) -> None:
+    def __init__(self, pipeline: Pipeline, process: int, group: Any, device: torch.device) -> None:
         self.pipeline, self.group, self.device = pipeline, group, device
-        self.stage = pipeline.ranks.index(rank)
+        self.stage = pipeline.processes.index(process)
         self._made: dict[tuple, tuple[_Stage, PipelineStage, Any]] = {}
 
     def train(self, parts: Sequence[Any], sizes: Sequence[int], run: Run, item: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class PipelineExecutor:
         return sum((loss.detach() for loss in losses), torch.zeros((), device=self.device))
 
     def forward(self, parts: Sequence[Any], sizes: Sequence[int], run: Run, item: Tensor, output: Tensor) -> Tensor:
-        """Forward only; every rank of the group gets the last stage's outputs.
+        """Forward only; every process of the group gets the last stage's outputs.
 
         Args:
             parts, sizes, run, item: as for `train`; in the last stage `run` gives (k, ...) outputs.
@@ -80,7 +80,7 @@ class PipelineExecutor:
             found.copy_(torch.cat(module.outputs))
         module.outputs = []
         found = found.to(self.device)
-        dist.broadcast(found, self.pipeline.ranks[-1], group=self.group)
+        dist.broadcast(found, self.pipeline.processes[-1], group=self.group)
         return found.cpu()
 
     def _step(self, parts: Sequence[Any], sizes: Sequence[int], run: Run, item: Tensor, trains: bool) -> "_Stage":
@@ -103,23 +103,25 @@ class PipelineExecutor:
         return module
 
     def _make(self, wire: Tensor, num_micro: int, trains: bool) -> tuple["_Stage", PipelineStage, Any]:
-        ranks = self.pipeline.ranks
-        is_last = self.stage == len(ranks) - 1
+        processes = self.pipeline.processes
+        is_last = self.stage == len(processes) - 1
         module = _Stage(self.pipeline.layers(self.stage), wire.shape, is_last)
         stage = PipelineStage(
             module,
             self.stage,
-            len(ranks),
+            len(processes),
             self.device,
             input_args=torch.empty(1, dtype=torch.long, device="meta") if self.stage == 0 else wire,
             output_args=torch.empty((), device="meta", requires_grad=trains) if is_last else wire,
             group=self.group,
         )
-        # Process groups sort their ranks; the plan does not.
-        in_group = sorted(ranks)
-        stage.stage_index_to_group_rank = {index: in_group.index(rank) for index, rank in enumerate(ranks)}
+        # Process groups sort their processes; the plan does not.
+        in_group = sorted(processes)
+        stage.stage_index_to_group_rank = {index: in_group.index(process) for index, process in enumerate(processes)}
         # With fewer micro-batches than stages 1F1B never gets to alternate, and torch's refuses them.
-        kind = Schedule1F1B if self.pipeline.layout == "1f1b" and num_micro >= len(ranks) and trains else ScheduleGPipe
+        kind = (
+            Schedule1F1B if self.pipeline.layout == "1f1b" and num_micro >= len(processes) and trains else ScheduleGPipe
+        )
         return module, stage, kind(stage, num_micro, loss_fn=_loss if trains else None, scale_grads=False)
 
 

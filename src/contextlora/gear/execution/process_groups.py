@@ -14,23 +14,23 @@ FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same 
 _TAGS: WeakKeyDictionary[Any, Iterator[int]] = WeakKeyDictionary()
 
 
-class Groups:
-    """Process groups by their ranks, each made once, when all ranks of the run first ask for it."""
+class ProcessGroups:
+    """Process groups by their processes, each made once, when all processes of the run first ask for it."""
 
     def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.process, self.size = dist.get_rank(), dist.get_world_size()
         # NCCL would hold a forward-only device's GPU until its peer joins in.
         self.cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._made: dict[tuple[int, ...], Any] = {tuple(range(self.size)): dist.group.WORLD}
         self._tags = _TAGS.setdefault(self.cpu, count(FIRST_TAG))
 
-    def of(self, ranks: Sequence[int]) -> Any:
-        """The group of these ranks on the default backend; None for one rank.
+    def of(self, processes: Sequence[int]) -> Any:
+        """The group of these processes on the default backend; None for one process.
 
-        All ranks of the run must ask, members or not, in the same order. Members alone could not agree on the group's
-        name, which torch makes from the number of groups that a rank already has.
+        All processes of the run must ask, members or not, in the same order. Members alone could not agree on the
+        group's name, which torch makes from the number of groups that a process already has.
         """
-        key = tuple(sorted(ranks))
+        key = tuple(sorted(processes))
         if len(key) > 1 and key not in self._made:
             self._made[key] = dist.new_group(list(key))
         return self._made.get(key)
@@ -40,16 +40,16 @@ class Groups:
         return next(self._tags)
 
 
-def broadcast_tree(tree: Any, source: int, groups: Groups) -> Any:
-    """Gives every rank a tree of tensors (on the CPU when they arrive) and plain values that `source` has."""
+def broadcast_tree(tree: Any, source: int, groups: ProcessGroups) -> Any:
+    """Gives every process a tree of tensors (on the CPU when they arrive) and plain values that `source` has."""
     content = torch.empty(0, dtype=torch.uint8)
-    if groups.rank == source:
+    if groups.process == source:
         buffer = io.BytesIO()
         torch.save(tree, buffer)
         content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
     size = torch.tensor([len(content)])
     dist.broadcast(size, source, group=groups.cpu)
-    if groups.rank != source:
+    if groups.process != source:
         content = torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(content, source, group=groups.cpu)
     return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)

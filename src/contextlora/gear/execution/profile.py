@@ -1,4 +1,4 @@
-"""Measures what a device catalogue says: seconds of a forward and of a training step, and the links between ranks."""
+"""Measures what a device catalogue says: seconds of a forward and a training step, and the links between processes."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -53,24 +53,24 @@ def measure_device(
     return Device(name, memory_bytes, overhead_s, measured=measured)
 
 
-def measure_links(rank: int, size: int, large_bytes: int = LARGE_BYTES) -> dict[tuple[int, int], Link]:
-    """Times messages there and back between every pair of ranks, one pair after the other; all ranks call it.
+def measure_links(process: int, size: int, large_bytes: int = LARGE_BYTES) -> dict[tuple[int, int], Link]:
+    """Times messages there and back between every pair of processes, one pair after the other; all processes call it.
 
     Args:
-        rank, size: of this process, and how many there are.
+        process, size: of this process, and how many there are.
         large_bytes: of the message that the bandwidth is measured with.
 
     Returns:
-        (lower rank, higher rank) -> link, on the lower rank of each pair only.
+        (lower process, higher process) -> link, on the lower process of each pair only.
     """
     links = {}
     for first in range(size):
         for second in range(first + 1, size):
-            if rank in (first, second):
-                peer = first + second - rank
-                one_way_s = {n: _one_way_s(rank < peer, peer, n) for n in (SMALL_BYTES, large_bytes)}
+            if process in (first, second):
+                peer = first + second - process
+                one_way_s = {n: _one_way_s(process < peer, peer, n) for n in (SMALL_BYTES, large_bytes)}
                 sent_s = max(one_way_s[large_bytes] - one_way_s[SMALL_BYTES], 1e-9)
-                if rank == first:
+                if process == first:
                     links[first, second] = Link(8 * (large_bytes - SMALL_BYTES) / sent_s, one_way_s[SMALL_BYTES])
             dist.barrier()
     return links

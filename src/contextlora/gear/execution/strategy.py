@@ -1,9 +1,9 @@
 # ruff: noqa: D102 - Lightning's hooks say what they are by their names
-"""`Trainer(strategy="contextgear")`: Lightning's loop on every rank, with the executor deciding who computes what.
+"""`Trainer(strategy="contextgear")`: Lightning's loop on every process, with the executor deciding who computes what.
 
-Every rank walks through the same batches, so that global_step, schedules and the end of training agree. A rank that
-does not train in a step returns a loss without a backward: its gradients stay None, which no optimizer moves by. The
-weights reach it when it joins in, before a validation and before a checkpoint.
+Every process walks through the same batches, so that global_step, schedules and the end of training agree. A process
+that does not train in a step returns a loss without a backward: its gradients stay None, which no optimizer moves by.
+The weights reach it when it joins in, before a validation and before a checkpoint.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from contextlora.errors import ConfigError
 from contextlora.gear.execution.executor import Shard, StageExecutor
-from contextlora.gear.execution.process_groups import Groups, broadcast_tree
+from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.gear.planning.roles import StageRoles
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
 
@@ -35,11 +35,11 @@ class GearStage:
     """A stage, as a module describes it.
 
     Attributes:
-        roles: of all ranks, from `gear.planning.roles.stage_roles`.
+        roles: of all processes, from `gear.planning.roles.stage_roles`.
         num_items: task -> training items.
         num_answers: task -> answers that its prompts need.
         known: (task, item number) -> answers, of a stage that is resumed.
-        queue_batches: how far forward-only ranks may be ahead.
+        queue_batches: how far forward-only processes may be ahead.
     """
 
     roles: StageRoles
@@ -50,9 +50,9 @@ class GearStage:
 
 
 class GearModule(Protocol):
-    """What a LightningModule must have besides the usual; its train loader yields the whole batch on every rank."""
+    """What a LightningModule must have besides the usual; its train loader yields the whole batch on every process."""
 
-    def gear_stage(self, num_ranks: int) -> GearStage:
+    def gear_stage(self, num_processes: int) -> GearStage:
         """The stage that begins; called whenever optimizers are set up."""
 
     def gear_batch(self, batch: Any) -> tuple[str, Sequence[int]]:
@@ -93,7 +93,7 @@ class ContextGearStrategy(DDPStrategy):
     """
 
     executor: StageExecutor
-    groups: Groups
+    groups: ProcessGroups
 
     def __init__(self, timeout: timedelta = TIMEOUT, **kwargs: Any) -> None:
         super().__init__(timeout=timeout, **kwargs)
@@ -101,19 +101,19 @@ class ContextGearStrategy(DDPStrategy):
 
     def setup_environment(self) -> None:
         super().setup_environment()
-        self.groups = Groups()
+        self.groups = ProcessGroups()
 
     def setup(self, trainer: Trainer) -> None:
         _check(trainer)
-        # Lightning asks rank 0 before every step whether it got SIGTERM. Nobody could run ahead of it. Without that,
-        # the rank that got the signal ends and its peers notice, as with any other end.
+        # Lightning asks process 0 before every step whether it got SIGTERM. Nobody could run ahead of it. Without that,
+        # the process that got the signal ends and its peers notice, as with any other end.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        # Nor may it put a sampler of its own in the loader's place: every rank walks through all batches, in order.
+        # Nor may it put a sampler of its own in the loader's place: every process walks through all batches, in order.
         trainer._accelerator_connector.use_distributed_sampler = False
         super().setup(trainer)
 
     def configure_ddp(self) -> None:
-        """No wrapper: it would synchronise every step of every rank."""
+        """No wrapper: it would synchronise every step of every process."""
 
     def setup_optimizers(self, trainer: Trainer) -> None:
         super().setup_optimizers(trainer)
@@ -183,10 +183,10 @@ class ContextGearStrategy(DDPStrategy):
             # Lightning clips too, but knows this stage's gradients only; after this there is nothing left to clip.
             self.executor.clip(self._parameters(), clip)
 
-    # ---- where every rank must have the weights of now
+    # ---- where every process must have the weights of now
 
     def share_weights(self) -> None:
-        """Gives every rank the trained weights and all answers; all ranks must call it together."""
+        """Gives every process the trained weights and all answers; all processes must call it together."""
         self.executor.share_state()
         self.executor.collect()
 
@@ -205,7 +205,7 @@ class ContextGearStrategy(DDPStrategy):
         super().on_train_end()
 
     def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Rank 0 reads, the others need no file."""
+        """Process 0 reads, the others need no file."""
         found = super().load_checkpoint(checkpoint_path, *args, **kwargs) if self.is_global_zero else None
         return broadcast_tree(found, 0, self.groups)
 
@@ -239,7 +239,7 @@ class ContextGearStrategy(DDPStrategy):
 
 @dataclass(frozen=True)
 class _Step:
-    """A step that this rank takes part in, with the further arguments of `training_step`."""
+    """A step that this process takes part in, with the further arguments of `training_step`."""
 
     batch: Any
     shard: Shard

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from contextlora.gear.planning.cost import StageCost
-from contextlora.gear.planning.device_groups import Group, Misfit, Share
+from contextlora.gear.planning.device_groups import DeviceGroup, Misfit, Share
 from contextlora.gear.planning.workload import TaskWork
 
 
@@ -37,9 +37,9 @@ class Candidate:
     """
 
     strategy: str
-    train: Group
-    forward: Group | None = None
-    later: Group | None = None
+    train: DeviceGroup
+    forward: DeviceGroup | None = None
+    later: DeviceGroup | None = None
     seconds: float | None = None
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
     link_bytes: float = 0.0
@@ -196,7 +196,7 @@ def with_details(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted
     memory: dict[str, float] = {}
     total_bytes, seen = 0.0, set()
 
-    def occupy(group: Group, task: TaskWork, share: Share, trains: bool) -> None:
+    def occupy(group: DeviceGroup, task: TaskWork, share: Share, trains: bool) -> None:
         key = (group, share.micro_batches, trains, task.train_activation_bytes, task.forward_activation_bytes)
         if (key, task.num_prerequisites > 0) in seen:
             return
@@ -221,7 +221,7 @@ def with_details(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted
     return replace(candidate, memory_bytes=memory, link_bytes=total_bytes)
 
 
-def _train_bytes(cost: StageCost, group: Group, task: TaskWork, chains: float) -> float:
+def _train_bytes(cost: StageCost, group: DeviceGroup, task: TaskWork, chains: float) -> float:
     """Bytes of a step within D_t: the ring all-reduce, or activations and their gradients between stages.
 
     `chains` is the share of the batches whose chains D_t runs.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from contextlora.gear.planning.device_groups import Group, Misfit, Share, micro_batch_sizes, share_items
+from contextlora.gear.planning.device_groups import DeviceGroup, Misfit, Share, micro_batch_sizes, share_items
 from contextlora.gear.planning.devices import Fleet
 from contextlora.gear.planning.pipeline import StageTimes, best_cuts, chain_s, pipeline_s
 from contextlora.gear.planning.workload import TaskWork, Workload
@@ -86,7 +86,7 @@ class StageCost:
         passing = task.forward_activation_bytes if task.num_prerequisites else 0.0  # chains run before the batch
         return resident + share * work.optimizer_bytes + size * max(kept, passing)
 
-    def memory_bytes(self, group: Group, position: int, task: TaskWork, size: int, trains: bool) -> float:
+    def memory_bytes(self, group: DeviceGroup, position: int, task: TaskWork, size: int, trains: bool) -> float:
         """Memory of one device of a group with micro-batches of `size` items."""
         num_layers, num_micro = self.workload.num_layers, math.ceil(self.workload.batch_size / size)
         if group.layout == "data":
@@ -95,14 +95,14 @@ class StageCost:
         layers = group.layers(num_layers)[position]
         return self.stage_bytes(layers, task, size, alive=in_flight if trains else 0)
 
-    def _misfit(self, group: Group, position: int, task: TaskWork, size: int, trains: bool) -> Misfit | None:
+    def _misfit(self, group: DeviceGroup, position: int, task: TaskWork, size: int, trains: bool) -> Misfit | None:
         device = self.devices[group.devices[position]]
         needed = self.memory_bytes(group, position, task, size, trains)
         return Misfit(device.name, needed, device.memory_bytes) if needed > device.memory_bytes else None
 
     # ---- groups
 
-    def _forward(self, group: Group, task: TaskWork, trains: bool = False) -> Share | Misfit:
+    def _forward(self, group: DeviceGroup, task: TaskWork, trains: bool = False) -> Share | Misfit:
         """A group running the chains of a batch, without the link.
 
         Args:
@@ -120,7 +120,7 @@ class StageCost:
             batch_size, sizes, lambda i, items: n * (items * pass_s[i] + -(-items // sizes[i]) * overhead_s[i])
         )
 
-    def _train(self, group: Group, task: TaskWork, chains: bool) -> Share | Misfit:
+    def _train(self, group: DeviceGroup, task: TaskWork, chains: bool) -> Share | Misfit:
         """D_t training a batch, perhaps after its own items' chains; all-reduce included."""
         if group.layout != "data":
             return self._pipeline(group, task, chains, trains=True)
@@ -136,7 +136,7 @@ class StageCost:
         share = share_items(self.workload.batch_size, sizes, finish_s)
         return Share(share.seconds + self.all_reduce_s(group.devices, task), share.items, share.micro_batches)
 
-    def _reassignable(self, group: Group, task: TaskWork) -> list[tuple[Share, Share]] | Misfit:
+    def _reassignable(self, group: DeviceGroup, task: TaskWork) -> list[tuple[Share, Share]] | Misfit:
         """D_t with each k that it may choose: a batch trained without its chains, and a batch's chains alone."""
         if group.layout == "data":
             train = self.train(group, task, False)
@@ -153,7 +153,7 @@ class StageCost:
         ]
 
     def _group_figures(
-        self, group: Group, task: TaskWork, trains: bool
+        self, group: DeviceGroup, task: TaskWork, trains: bool
     ) -> tuple[list[float], list[float], list[float], tuple[int, ...]] | Misfit:
         """Of each device of a data-parallel group: t_T, f_F, overhead of a call, and the largest k that fits."""
         names, sizes = group.devices, []
@@ -176,7 +176,7 @@ class StageCost:
             self._known_sizes[key] = next(fitting, None)
         return self._known_sizes[key]
 
-    def _pipeline(self, group: Group, task: TaskWork, chains: bool, trains: bool) -> Share | Misfit:
+    def _pipeline(self, group: DeviceGroup, task: TaskWork, chains: bool, trains: bool) -> Share | Misfit:
         """A layer pipeline with its best k: the chains, pass after pass, then (if it trains) the batch."""
         fitting = self._fitting_chains(group, task, trains)
         if isinstance(fitting, Misfit):
@@ -186,7 +186,9 @@ class StageCost:
         count = len(group.devices)
         return Share(seconds, (self.workload.batch_size,) * count, (size,) * count)
 
-    def _fitting_chains(self, group: Group, task: TaskWork, trains: bool) -> list[tuple[int, float, float]] | Misfit:
+    def _fitting_chains(
+        self, group: DeviceGroup, task: TaskWork, trains: bool
+    ) -> list[tuple[int, float, float]] | Misfit:
         """Every k with which a pipeline fits, and its seconds to train a batch and to run a batch's chains."""
         n, batch_size = task.num_prerequisites, self.workload.batch_size
         # Tasks that differ in the length of their chains only share what a pass and a batch take.
@@ -197,7 +199,7 @@ class StageCost:
         return [(k, batch_s, chain_s(times, n, math.ceil(batch_size / k))) for k, times, batch_s in fitting]
 
     def _fitting_sizes(
-        self, group: Group, task: TaskWork, trains: bool
+        self, group: DeviceGroup, task: TaskWork, trains: bool
     ) -> list[tuple[int, list[StageTimes], float]] | Misfit:
         """Every k with which a pipeline fits, its stages' seconds, and those of training a batch."""
         found, misfit, count = [], None, len(group.devices)
@@ -214,7 +216,7 @@ class StageCost:
 
     # ---- layer pipelines
 
-    def stage_times(self, group: Group, task: TaskWork, size: int) -> list[StageTimes]:
+    def stage_times(self, group: DeviceGroup, task: TaskWork, size: int) -> list[StageTimes]:
         """Seconds of one micro-batch in each stage of a pipeline."""
         stages = enumerate(group.layers(self.workload.num_layers))
         return [self._stage_times(group.devices, position, layers, task, size) for position, layers in stages]
@@ -265,7 +267,7 @@ class StageCost:
         size = task.gradient_bytes / count
         return 2 * (count - 1) * max(self.fleet.link(*pair).seconds(size) for pair in ring(devices))
 
-    def answers_s(self, forward: Group, train: Group, task: TaskWork) -> float:
+    def answers_s(self, forward: DeviceGroup, train: DeviceGroup, task: TaskWork) -> float:
         """Sending a batch's answers from those who run the chains to those who train, over the slowest link."""
         if not task.num_prerequisites or (forward == train and len(train.devices) == 1):
             return 0.0

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 
 @dataclass(frozen=True)
-class Group:
+class DeviceGroup:
     """Devices that work as one.
 
     Attributes:

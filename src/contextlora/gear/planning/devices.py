@@ -11,13 +11,12 @@
 `link` holds for every pair that `links` does not name. Links are full duplex and the same in both directions.
 """
 
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, suggestion
 
 
 @dataclass(frozen=True)
@@ -200,5 +199,4 @@ def _number(value: Any, where: str, key: str, zero: bool = False) -> float:
 
 
 def _known(name: str, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return (f"; did you mean {near[0]}?" if near else ";") + f" Known: {', '.join(sorted(names))}"
+    return f"{suggestion(name, names) or ';'} Known: {', '.join(sorted(names))}"

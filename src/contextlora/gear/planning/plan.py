@@ -90,7 +90,7 @@ def plan_stage(
     cost = StageCost(fleet, workload)
     tasks = weighted_tasks(workload.tasks, workload.batch_size)
     search = Search(cost, tasks, cache_answers, known_cuts, layouts)
-    candidates = sorted(search.run(), key=_rank)
+    candidates = sorted(search.run(), key=_order)
     if candidates[0].seconds is None:
         reason = candidates[0].reason + (", and pipelines hold it on every device too" if workload.whole_model else "")
         raise UserError(
@@ -115,7 +115,7 @@ def _bound_s(cost: StageCost, tasks: Sequence[Weighted], keeps_answers: bool) ->
     return total_s
 
 
-def _rank(candidate: Candidate) -> tuple:
+def _order(candidate: Candidate) -> tuple:
     """Fastest first; among equals the one with fewer devices and without D_f."""
     if candidate.seconds is None:
         return (True, 0.0, len(candidate.devices), False)

@@ -1,9 +1,9 @@
-"""Who does what in a stage, by rank: a `StagePlan` made out for the items of single batches.
+"""Who does what in a stage, by process: a `StagePlan` made out for the items of single batches.
 
-Rows of a batch of 6 for D_t = ranks 0 and 1, D_f = ranks 2 and 3:
+Rows of a batch of 6 for D_t = processes 0 and 1, D_f = processes 2 and 3:
 
     row      0  1  2  3  4  5
-    trains   0  0  0  1  1  1      while answers are being made; `later` may have other shares and more ranks
+    trains   0  0  0  1  1  1      while answers are being made; `later` may have other shares and more processes
     chain    2  2  2  2  3  3      whose forward-only passes give the row its context
     own      0  0  0  1  1  1      the same in the batches that are reassigned to D_t
 """
@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from contextlora.errors import UserError
 from contextlora.gear.planning.candidates import Candidate, TaskPlan, is_reassigned
-from contextlora.gear.planning.device_groups import Group, Share
+from contextlora.gear.planning.device_groups import DeviceGroup, Share
 from contextlora.gear.planning.plan import StagePlan
 
 
@@ -23,15 +23,15 @@ class TaskRoles:
     """The shares of one task's batches.
 
     Attributes:
-        edges: rank r trains rows edges[r] to edges[r + 1] - 1.
+        edges: process r trains rows edges[r] to edges[r + 1] - 1.
         later_edges: likewise once all answers are known.
-        chain_owners: for each row the rank that runs its chain.
+        chain_owners: for each row the process that runs its chain.
         own_owners: likewise in a reassigned batch; empty without D_f.
         reassigned_share: of the batches, see `candidates.is_reassigned`.
-        sizes: k of each rank, the most items that it computes at a time; empty sets no limit.
+        sizes: k of each process, the most items that it computes at a time; empty sets no limit.
         later_sizes: likewise once all answers are known.
 
-    A layer pipeline stands here as its last rank, which has all of its rows.
+    A layer pipeline stands here as its last process, which has all of its rows.
     """
 
     edges: tuple[int, ...]
@@ -44,35 +44,35 @@ class TaskRoles:
 
     @property
     def all_owners(self) -> set[int]:
-        """All ranks that run chains."""
+        """All processes that run chains."""
         return {*self.chain_owners, *(self.own_owners if self.reassigned_share else ())}
 
-    def rows(self, rank: int, later: bool, num_items: int) -> range:
-        """The rows of a batch that a rank trains; a batch of fewer items than planned is cut in proportion."""
+    def rows(self, process: int, later: bool, num_items: int) -> range:
+        """The rows of a batch that a process trains; a batch of fewer items than planned is cut in proportion."""
         edges = self.later_edges if later else self.edges
-        return range(*(edge * num_items // edges[-1] for edge in edges[rank : rank + 2]))
+        return range(*(edge * num_items // edges[-1] for edge in edges[process : process + 2]))
 
     def trainers(self, later: bool, num_items: int) -> tuple[int, ...]:
-        """The ranks that train a batch."""
-        return tuple(rank for rank in range(len(self.edges) - 1) if self.rows(rank, later, num_items))
+        """The processes that train a batch."""
+        return tuple(process for process in range(len(self.edges) - 1) if self.rows(process, later, num_items))
 
     def owner(self, row: int, num_items: int, batch: int) -> int:
-        """The rank that runs the chain of a row, in a batch numbered from 0 among those that need chains."""
+        """The process that runs the chain of a row, in a batch numbered from 0 among those that need chains."""
         owners = self.own_owners if is_reassigned(self.reassigned_share, batch) else self.chain_owners
         return owners[row * len(owners) // num_items]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Ranks that share the layers.
+    """Processes that share the layers.
 
     Attributes:
-        ranks: in the order of the stages.
+        processes: in the order of the stages.
         layout: 1f1b or gpipe.
         cuts: first layer of every stage but the first.
     """
 
-    ranks: tuple[int, ...]
+    processes: tuple[int, ...]
     layout: str
     cuts: tuple[int, ...]
 
@@ -84,14 +84,14 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class StageRoles:
-    """The roles of all ranks in a stage.
+    """The roles of all processes in a stage.
 
     Attributes:
         tasks: task -> shares of its batches.
         keeps_answers: whether an item's chain runs only once in the stage.
         summary: the plan in one line, for people.
         train, forward, later: D_t, D_f, and who trains once all answers are known, where these are layer pipelines;
-            None where every rank computes whole items.
+            None where every process computes whole items.
     """
 
     tasks: Mapping[str, TaskRoles]
@@ -106,33 +106,35 @@ class StageRoles:
         """All of them, each once."""
         return tuple(dict.fromkeys(filter(None, (self.train, self.forward, self.later))))
 
-    def runs_chains_in(self, rank: int) -> Pipeline | None:
-        """The pipeline in which a rank runs prerequisite chains."""
-        return next((p for p in (self.train, self.forward) if p is not None and rank in p.ranks), None)
+    def runs_chains_in(self, process: int) -> Pipeline | None:
+        """The pipeline in which a process runs prerequisite chains."""
+        return next((p for p in (self.train, self.forward) if p is not None and process in p.processes), None)
 
 
 def stage_roles(plan: StagePlan, devices: Sequence[str], keeps_answers: bool) -> StageRoles:
-    """Makes a plan out for ranks.
+    """Makes a plan out for processes.
 
     Args:
         plan: of the stage.
-        devices: name of each rank's device.
+        devices: name of each process's device.
         keeps_answers: see `StageRoles`.
 
     Raises:
-        UserError: the plan names a device that no rank has.
+        UserError: the plan names a device that no process has.
     """
     best, names = plan.best, list(devices)
     later = best.later or best.train
     for group in filter(None, (best.train, best.forward, later)):
         if unknown := set(group.devices) - set(names):
-            raise UserError(f"{plan.stage}: the plan uses {sorted(unknown)[0]}, but the ranks are {', '.join(devices)}")
+            raise UserError(
+                f"{plan.stage}: the plan uses {sorted(unknown)[0]}, but the processes are {', '.join(devices)}"
+            )
     tasks = {task.task: _task_roles(best, task, names) for task in plan.tasks}
     pipelines = (_pipeline(group, names) for group in (best.train, best.forward, later))
     return StageRoles(tasks, keeps_answers, f"{plan.stage}: {_summary(plan)}", *pipelines)
 
 
-def _pipeline(group: Group | None, devices: list[str]) -> Pipeline | None:
+def _pipeline(group: DeviceGroup | None, devices: list[str]) -> Pipeline | None:
     if group is None or group.layout == "data":
         return None
     return Pipeline(tuple(devices.index(name) for name in group.devices), group.layout, group.cuts)
@@ -150,26 +152,26 @@ def _task_roles(best: Candidate, task: TaskPlan, devices: list[str]) -> TaskRole
     return TaskRoles(edges, later, ahead, sizes, later_sizes, own, task.reassigned_share)
 
 
-def _owners(group: Group, share: Share, devices: list[str]) -> tuple[int, ...]:
-    """The rank of each row, in the order of the ranks."""
+def _owners(group: DeviceGroup, share: Share, devices: list[str]) -> tuple[int, ...]:
+    """The process of each row, in the order of the processes."""
     items = _items(group, share)
-    return tuple(rank for rank, name in enumerate(devices) for _ in range(items.get(name, 0)))
+    return tuple(process for process, name in enumerate(devices) for _ in range(items.get(name, 0)))
 
 
-def _items(group: Group, share: Share) -> dict[str, int]:
+def _items(group: DeviceGroup, share: Share) -> dict[str, int]:
     """Items of each device; a pipeline, all of whose devices work on every item, stands as its last one."""
     items = share.items if group.layout == "data" else (*(0 for _ in share.items[1:]), share.items[-1])
     return dict(zip(group.devices, items, strict=True))
 
 
-def _sizes(group: Group, share: Share, devices: Sequence[str]) -> tuple[int, ...]:
-    """k of each rank; 0 outside of the group."""
+def _sizes(group: DeviceGroup, share: Share, devices: Sequence[str]) -> tuple[int, ...]:
+    """k of each process; 0 outside of the group."""
     sizes = dict(zip(group.devices, share.micro_batches, strict=True))
     return tuple(sizes.get(name, 0) for name in devices)
 
 
-def _edges(group: Group, share: Share, devices: Sequence[str]) -> tuple[int, ...]:
-    """First row of each rank, and the number of rows; ranks outside of the group have none."""
+def _edges(group: DeviceGroup, share: Share, devices: Sequence[str]) -> tuple[int, ...]:
+    """First row of each process, and the number of rows; processes outside of the group have none."""
     items = _items(group, share)
     return tuple(accumulate((items.get(name, 0) for name in devices), initial=0))
 
@@ -186,7 +188,7 @@ def _summary(plan: StagePlan) -> str:
     return ", ".join(parts)
 
 
-def _names(group: Group) -> str:
+def _names(group: DeviceGroup) -> str:
     """The devices, `a + b`; of a pipeline with its layout and cuts, `a > b (1f1b, cut before layer 3)`."""
     if group.layout == "data":
         return " + ".join(group.devices)

@@ -14,7 +14,7 @@ from itertools import accumulate, combinations
 
 from contextlora.gear.planning.candidates import Candidate, Weighted, weigh
 from contextlora.gear.planning.cost import StageCost
-from contextlora.gear.planning.device_groups import Group
+from contextlora.gear.planning.device_groups import DeviceGroup
 from contextlora.gear.planning.workload import TaskWork
 
 EXHAUSTIVE_DEVICES = 4
@@ -87,13 +87,13 @@ class Search:
             strategy = "one device" if len(devices) == 1 else "data parallel"
             yield Candidate(f"pipeline {group.layout}" if group.layout != "data" else strategy, group)
 
-    def _layouts(self, devices: tuple[str, ...], pipelines: Iterable[str]) -> list[Group]:
-        groups = [Group(devices)] if self._may_share_rows(devices) else []
+    def _layouts(self, devices: tuple[str, ...], pipelines: Iterable[str]) -> list[DeviceGroup]:
+        groups = [DeviceGroup(devices)] if self._may_share_rows(devices) else []
         if 1 < len(devices) <= self.cost.workload.num_layers:
             for layout in (name for name in pipelines if name in self.layouts):
                 if (devices, layout) not in self._cuts:
                     self._cuts[devices, layout] = self.cost.cuts(devices, layout, self.heaviest)
-                groups += [Group(devices, layout, cuts) for cuts in self._cuts[devices, layout]]
+                groups += [DeviceGroup(devices, layout, cuts) for cuts in self._cuts[devices, layout]]
         return groups
 
     def _may_share_rows(self, devices: tuple[str, ...]) -> bool:
@@ -107,7 +107,7 @@ class Search:
             return [plain]
         laters = [candidate.train]
         if candidate.forward and self._may_share_rows(candidate.devices):
-            laters.append(Group(candidate.devices))
+            laters.append(DeviceGroup(candidate.devices))
         kept = [weigh(self.cost, replace(candidate, later=later), tasks) for later in laters]
         return [plain, min(kept, key=_time)]
 
@@ -116,8 +116,8 @@ class Search:
     def _many(self, names: tuple[str, ...]) -> Iterator[Candidate]:
         order, sample = self._by_speed(names), self._sample()
         sizes = _sizes(len(order), self.cost.workload.batch_size)
-        yield from self._finalists((Candidate("one device", Group((name,))) for name in order), sample)
-        together = [Group(order[:size]) for size in sizes[1:] if self._may_share_rows(order[:size])]
+        yield from self._finalists((Candidate("one device", DeviceGroup((name,))) for name in order), sample)
+        together = [DeviceGroup(order[:size]) for size in sizes[1:] if self._may_share_rows(order[:size])]
         yield from self._finalists((Candidate("data parallel", group) for group in together), sample)
         by_memory = tuple(sorted(names, key=lambda name: -self.cost.devices[name].memory_bytes))
         rows = dict.fromkeys(row[:size] for size in PIPELINE_STAGES for row in (order, by_memory))
@@ -148,7 +148,7 @@ class Search:
             yield from self._weighed(candidate)
         yield from misfits[:1]
 
-    def _pipelines(self, devices: tuple[str, ...]) -> list[Group]:
+    def _pipelines(self, devices: tuple[str, ...]) -> list[DeviceGroup]:
         """1F1B pipelines over a row of devices; GPipe has the same stages."""
         work = self.cost.workload
         if set(self.layouts) <= {"data"} or not 1 < len(devices) <= work.num_layers:
@@ -156,14 +156,14 @@ class Search:
         key = (devices, work.layer_flops_shares, work.batch_size, self.heaviest.boundary_bytes)
         if key not in self._known_cuts:
             self._known_cuts[key] = self.cost.cuts(devices, "1f1b", self.heaviest, exact=False)
-        return [Group(devices, "1f1b", cuts) for cuts in self._known_cuts[key]]
+        return [DeviceGroup(devices, "1f1b", cuts) for cuts in self._known_cuts[key]]
 
     def _splits(self, order: tuple[str, ...], sample: list[Weighted]) -> Iterator[Candidate]:
         """The greedy start and what local search makes of it, and the start with a pipeline for D_t."""
         most = self.cost.workload.batch_size if "data" in self.layouts else 1
         starts = [(a, b) for a in _sizes(len(order) - 1, most) for b in _sizes(len(order) - a, most)]
         a, b = min(starts, key=self._scores(order, sample))
-        start = Candidate("contextgear", Group(order[:a]), Group(order[a : a + b]))
+        start = Candidate("contextgear", DeviceGroup(order[:a]), DeviceGroup(order[a : a + b]))
         yield from self._weighed(start)
         if "data" in self.layouts:
             yield from self._weighed(self._improved(start, order, sample))
@@ -172,7 +172,9 @@ class Search:
         pipelines = [group for size in PIPELINE_STAGES if size < len(order) for group in self._pipelines(order[:size])]
         ahead = [order[len(group.devices) :][:most] for group in pipelines]
         pairs = zip(pipelines, ahead, strict=True)
-        yield from self._finalists((Candidate("contextgear", group, Group(rest)) for group, rest in pairs), sample)
+        yield from self._finalists(
+            (Candidate("contextgear", group, DeviceGroup(rest)) for group, rest in pairs), sample
+        )
 
     def _scores(self, order: tuple[str, ...], sample: list[Weighted]) -> Callable[[tuple[int, int]], float]:
         """(|D_t|, |D_f|) -> the sample's steps at the bound of the groups, plus the all-reduce, which it leaves out."""
@@ -220,7 +222,7 @@ def _moves(candidate: Candidate, order: tuple[str, ...]) -> Iterator[Candidate]:
         pairs += [(train, forward[:-1]), ((*train, forward[0]), forward[1:]), ((*train, forward[-1]), forward[:-1])]
     pairs += [((*train[:-1], forward[0]), (train[-1], *forward[1:]))]
     for first, second in pairs:
-        yield replace(candidate, train=Group(first), forward=Group(second))
+        yield replace(candidate, train=DeviceGroup(first), forward=DeviceGroup(second))
 
 
 def _time(candidate: Candidate) -> float:

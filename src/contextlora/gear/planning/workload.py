@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contextlora.errors import ConfigError
-from contextlora.gear.planning.model_size import ModelSize
+from contextlora.gear.planning.model_size import ModelSize, activation_bytes
 from contextlora.graph.plan import TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
 
@@ -176,7 +176,10 @@ def _per_item(
 ) -> dict[str, float]:
     """The figures of a `TaskWork` that one item makes."""
     boundary = {name: tokens[name] * model.hidden_size * bytes_per_number for name in (*chain, task)}
-    kept = {name: model.activation_bytes(tokens[name], bytes_per_number) for name in (*chain, task)}
+    kept = {
+        name: activation_bytes(tokens[name], model.hidden_size, model.num_heads, bytes_per_number)
+        for name in (*chain, task)
+    }
     mean = 1 / max(1, len(chain))
     return {
         "num_prerequisites": len(chain),

@@ -102,8 +102,8 @@ def stage_tables(stage: StagePlan, simulation: Simulation) -> list[Table]:
     title = f"{stage.stage}, {stage.best.strategy}; {bound}"
     names = simulation.schedule.devices[:MOST_DEVICES]
     devices = [
-        [name, f"{100 * idle:.0f} %", size(peak), _sent(simulation, rank)]
-        for rank, (name, idle, peak) in enumerate(
+        [name, f"{100 * idle:.0f} %", size(peak), _sent(simulation, process)]
+        for process, (name, idle, peak) in enumerate(
             zip(names, simulation.idle_shares, simulation.peak_bytes, strict=False)
         )
     ]
@@ -162,7 +162,7 @@ def _role(name: str, stage: StagePlan) -> str:
     return "-"
 
 
-def _sent(simulation: Simulation, rank: int) -> str:
+def _sent(simulation: Simulation, process: int) -> str:
     names = simulation.schedule.devices
-    sent = [(to, size) for (sender, to), size in simulation.link_bytes.items() if sender == rank]
+    sent = [(to, size) for (sender, to), size in simulation.link_bytes.items() if sender == process]
     return ", ".join(f"{size(count)} to {names[to]}" for to, count in sent) or "-"

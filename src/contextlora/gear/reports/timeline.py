@@ -27,7 +27,7 @@ KINDS = {
 }
 WHITE_TEXT = ("R", "F")
 INK, GREY, PALE = "#22272e", "#6b7280", "#f1f3f5"
-MOST_RANKS = 12
+MOST_DEVICES = 12
 MOST_LEFT_OUT = 3
 TITLE_WIDTH = 114  # characters that a panel is wide
 LETTER_SHARE = 0.013  # of the width, that each letter in a bar needs
@@ -40,7 +40,7 @@ def timeline_figure(stages: Sequence[tuple[StagePlan, Simulation]], left_out: Se
         stages: to draw, with a simulation of some of their batches.
         left_out: stages that a note below names instead.
     """
-    counts = [min(MOST_RANKS, len(simulation.schedule.devices)) for _, simulation in stages]
+    counts = [min(MOST_DEVICES, len(simulation.schedule.devices)) for _, simulation in stages]
     figure, panels = plt.subplots(
         len(stages),
         1,
@@ -62,20 +62,20 @@ def timeline_figure(stages: Sequence[tuple[StagePlan, Simulation]], left_out: Se
 
 def _draw(axes: Axes, stage: StagePlan, simulation: Simulation) -> None:
     schedule, total = simulation.schedule, simulation.makespan_s
-    names = schedule.devices[:MOST_RANKS]
-    for rank in range(len(names)):
-        axes.broken_barh([(0, total)], (rank - 0.36, 0.72), facecolor=PALE, zorder=0)
+    names = schedule.devices[:MOST_DEVICES]
+    for process in range(len(names)):
+        axes.broken_barh([(0, total)], (process - 0.36, 0.72), facecolor=PALE, zorder=0)
     for interval in simulation.intervals:
         kind, length = _kind(interval.action.kind), interval.stop_s - interval.start_s
-        if interval.rank >= len(names):
+        if interval.process >= len(names):
             continue
         colour = KINDS[kind][0]
         if kind == "SEND":
-            axes.plot([interval.start_s, interval.stop_s], [interval.rank + 0.42] * 2, color=colour, linewidth=2)
+            axes.plot([interval.start_s, interval.stop_s], [interval.process + 0.42] * 2, color=colour, linewidth=2)
             continue
         axes.broken_barh(
             [(interval.start_s, length)],
-            (interval.rank - 0.36, 0.72),
+            (interval.process - 0.36, 0.72),
             facecolor=colour,
             edgecolor="white",
             linewidth=0.6,
@@ -83,7 +83,7 @@ def _draw(axes: Axes, stage: StagePlan, simulation: Simulation) -> None:
         batch = str(schedule.batch_of(interval.action))
         text = next((t for t in (kind + batch, batch) if len(kind) == 1 and length > LETTER_SHARE * total * len(t)), "")
         ink, middle = "white" if kind in WHITE_TEXT else INK, interval.start_s + length / 2
-        axes.text(middle, interval.rank, text, ha="center", va="center", fontsize=8, color=ink)
+        axes.text(middle, interval.process, text, ha="center", va="center", fontsize=8, color=ink)
     for end_s in simulation.batch_ends_s:  # behind the bars, not through their letters
         axes.axvline(end_s, color=INK, linewidth=0.7, linestyle=(0, (3, 3)), alpha=0.6, zorder=0.5)
     labels = [f"{name}  idle {100 * idle:.0f} %" for name, idle in zip(names, simulation.idle_shares, strict=False)]
@@ -103,7 +103,7 @@ def _title(stage: StagePlan, simulation: Simulation) -> str:
     if best.later:
         first = 1 + max((items[-1] // schedule.batch_size for items in schedule.chain_items), default=-1)
         later = f", {seconds(plan.later_step_s)} with answers kept (batch {first} on)"
-    hidden = len(schedule.devices) - MOST_RANKS
+    hidden = len(schedule.devices) - MOST_DEVICES
     more = f"; {hidden} more devices" if hidden > 0 else ""
     return (
         f"{stage.stage} ({plan.task}): {best.strategy}, a step every {seconds(plan.step_s)}{later}; "

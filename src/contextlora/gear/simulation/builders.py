@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from contextlora.gear.planning.candidates import Candidate, TaskPlan, is_reassigned
-from contextlora.gear.planning.device_groups import Group, Share
+from contextlora.gear.planning.device_groups import DeviceGroup, Share
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES, Action, Schedule
 
 
@@ -19,7 +19,7 @@ def build_schedule(
     """The schedule of some batches of one task, every batch with its chains.
 
     Args:
-        candidate: D_t and D_f; D_t's devices are the first ranks.
+        candidate: D_t and D_f; D_t's devices are the first processes.
         plan: micro-batches and the reassigned share.
         batch_size: B.
         num_batches: to be trained.
@@ -41,13 +41,13 @@ def build_schedule(
 
 
 def then(first: Schedule, second: Schedule) -> Schedule:
-    """One schedule after the other on the same ranks: an epoch that makes the answers, then one that has them.
+    """One schedule after the other on the same processes: an epoch that makes the answers, then one that has them.
 
     Args:
-        first: on all ranks.
+        first: on all processes.
         second: without chains, on some of the devices of `first`.
     """
-    moved = {rank: first.devices.index(name) for rank, name in enumerate(second.devices)}
+    moved = {process: first.devices.index(name) for process, name in enumerate(second.devices)}
     num_train, num_items = len(first.train_items), first.num_batches * first.batch_size
 
     def shifted(action: Action) -> Action:
@@ -56,8 +56,8 @@ def then(first: Schedule, second: Schedule) -> Schedule:
         return replace(action, micro_batch=action.micro_batch + by, to=to)
 
     rows = [list(row) for row in first.actions]
-    for rank, row in enumerate(second.actions):
-        rows[moved[rank]] += map(shifted, row)
+    for process, row in enumerate(second.actions):
+        rows[moved[process]] += map(shifted, row)
     later = tuple(tuple(item + num_items for item in items) for items in second.train_items)
     rows = tuple(map(tuple, rows))
     return replace(first, actions=rows, train_items=first.train_items + later)
@@ -71,63 +71,70 @@ class _Builder:
         self.chain_items: list[tuple[int, ...]] = []
 
     def add_batch(self, batch: int) -> None:
-        """All ranks' actions for one batch."""
+        """All processes' actions for one batch."""
         items, data = range(batch * self.batch_size, (batch + 1) * self.batch_size), self.train.layout == "data"
         edges = list(accumulate(self.plan.train.items if data else (self.batch_size,), initial=0))
         parts = [items[start:stop] for start, stop in pairwise(edges)]
         if self.plan.num_prerequisites:
-            self._add_batch_chains(batch, items, {item: rank for rank, part in enumerate(parts) for item in part})
+            self._add_batch_chains(batch, items, {item: process for process, part in enumerate(parts) for item in part})
         if not data:
             self._add_pipeline(items)
             return
-        for rank, part in enumerate(parts):
-            for chunk in _chunks(part, self.plan.train.micro_batches[rank]):
+        for process, part in enumerate(parts):
+            for chunk in _chunks(part, self.plan.train.micro_batches[process]):
                 number = self._number(self.train_items, chunk)
-                self.rows[rank] += [Action(0, "F", number), Action(0, "B", number)]
+                self.rows[process] += [Action(0, "F", number), Action(0, "B", number)]
             if len(parts) > 1:
-                self.rows[rank].append(Action(0, "ALLREDUCE", batch))
+                self.rows[process].append(Action(0, "ALLREDUCE", batch))
 
-    def _add_batch_chains(self, batch: int, items: range, train_ranks: dict[int, int]) -> None:
+    def _add_batch_chains(self, batch: int, items: range, train_processes: dict[int, int]) -> None:
         """The chains of a batch on D_f, or on D_t where there is no D_f or they are reassigned."""
         if self.forward is None:
-            self._add_chains(self.train, self.plan.train, items, 0, "P", train_ranks)
+            self._add_chains(self.train, self.plan.train, items, 0, "P", train_processes)
         elif is_reassigned(self.plan.reassigned_share, batch):
-            self._add_chains(self.train, self.plan.own_chains, items, 0, "R", train_ranks)
+            self._add_chains(self.train, self.plan.own_chains, items, 0, "R", train_processes)
         else:
-            self._add_chains(self.forward, self.plan.chains, items, len(self.train.devices), "P", train_ranks)
+            self._add_chains(self.forward, self.plan.chains, items, len(self.train.devices), "P", train_processes)
 
     def _add_chains(
-        self, group: Group, share: Share, items: range, first_rank: int, kind: str, train_ranks: dict[int, int]
+        self,
+        group: DeviceGroup,
+        share: Share,
+        items: range,
+        first_process: int,
+        kind: str,
+        train_processes: dict[int, int],
     ) -> None:
         """The chains of some items on a group, and the answers to those who train the items."""
         last_pass, count = self.plan.num_prerequisites - 1, len(group.devices)
         if group.layout == "data":
             left = iter(items)
             for index in range(count):
-                rank = first_rank + index
+                process = first_process + index
                 mine = [next(left) for _ in range(share.items[index])]
                 for chunk in _chunks(mine, share.micro_batches[index]):
-                    number = self._add_passes(rank, chunk, kind)
-                    self._send_answers(rank, 0, number, last_pass, {train_ranks[item] for item in chunk})
+                    number = self._add_passes(process, chunk, kind)
+                    self._send_answers(process, 0, number, last_pass, {train_processes[item] for item in chunk})
             return
         numbers = [self._number(self.chain_items, chunk) for chunk in _chunks(items, share.micro_batches[0])]
         for chain_pass in range(last_pass + 1):
             for number in numbers:
                 for stage in range(count):
-                    rank = first_rank + stage
-                    self.rows[rank].append(Action(stage, kind, number, chain_pass))
+                    process = first_process + stage
+                    self.rows[process].append(Action(stage, kind, number, chain_pass))
                     if stage + 1 < count:
-                        self.rows[rank].append(Action(stage, f"SEND_{kind}", number, chain_pass, rank + 1))
+                        self.rows[process].append(Action(stage, f"SEND_{kind}", number, chain_pass, process + 1))
             for number in numbers:  # the executor lets a pass drain before it hands out the answers
-                back = {first_rank} if chain_pass < last_pass else {train_ranks[i] for i in self.chain_items[number]}
-                self._send_answers(first_rank + count - 1, count - 1, number, chain_pass, back)
+                is_last = chain_pass == last_pass
+                back = {train_processes[i] for i in self.chain_items[number]} if is_last else {first_process}
+                self._send_answers(first_process + count - 1, count - 1, number, chain_pass, back)
 
-    def _send_answers(self, rank: int, stage: int, number: int, chain_pass: int, receivers: set[int]) -> None:
-        self.rows[rank] += [Action(stage, "SEND_A", number, chain_pass, to) for to in sorted(receivers - {rank})]
+    def _send_answers(self, process: int, stage: int, number: int, chain_pass: int, receivers: set[int]) -> None:
+        self.rows[process] += [Action(stage, "SEND_A", number, chain_pass, to) for to in sorted(receivers - {process})]
 
-    def _add_passes(self, rank: int, chunk: Sequence[int], kind: str) -> int:
+    def _add_passes(self, process: int, chunk: Sequence[int], kind: str) -> int:
         number = self._number(self.chain_items, chunk)
-        self.rows[rank] += [Action(0, kind, number, chain_pass) for chain_pass in range(self.plan.num_prerequisites)]
+        self.rows[process] += [Action(0, kind, number, chain_pass) for chain_pass in range(self.plan.num_prerequisites)]
         return number
 
     def _add_pipeline(self, items: range) -> None:

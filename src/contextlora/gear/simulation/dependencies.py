@@ -1,13 +1,13 @@
 """What every action of a schedule waits for, and whether a schedule can run at all.
 
-A node is (rank, position in the rank's row). Besides the action before it in the row, an action waits for
+A node is (process, position in the process's row). Besides the action before it in the row, an action waits for
 
     F   the stage before, or (first stage) the last pass of the chains of its items
     B   its own forward, and the backward of the stage behind
     P R the stage before, or (first stage) the pass before; the first pass of D_f also for a place in the queue
     SEND what it carries                    ALLREDUCE  every backward of the batch in its stage
 
-and, where that was done by another rank, for its arrival.
+and, where that was done by another process, for its arrival.
 """
 
 from collections import Counter, defaultdict
@@ -39,8 +39,8 @@ class Dependencies:
         self._chains_of_item: dict[int, int] = {}
         self._index()
         self.nodes = {
-            (rank, position): self._needs(rank, position, action)
-            for rank, row in enumerate(schedule.actions)
+            (process, position): self._needs(process, position, action)
+            for process, row in enumerate(schedule.actions)
             for position, action in enumerate(row)
         }
 
@@ -64,7 +64,7 @@ class Dependencies:
         try:
             TopologicalSorter(self.nodes).prepare()
         except CycleError as error:
-            actions = " -> ".join(str(schedule.actions[rank][position]) for rank, position in error.args[1])
+            actions = " -> ".join(str(schedule.actions[process][position]) for process, position in error.args[1])
             raise ScheduleError(f"these actions wait for each other: {actions}") from None
 
     # ---- who made what
@@ -73,19 +73,19 @@ class Dependencies:
         schedule = self.schedule
         for number, items in enumerate(schedule.chain_items):
             self._chains_of_item |= dict.fromkeys(items, number)
-        for rank, row in enumerate(schedule.actions):
+        for process, row in enumerate(schedule.actions):
             for position, action in enumerate(row):
                 if action.kind in COMPUTE:
-                    self._enter(action, (rank, position))
-        for rank, row in enumerate(schedule.actions):
+                    self._enter(action, (process, position))
+        for process, row in enumerate(schedule.actions):
             for position, action in enumerate(row):
                 if action.kind in SENDS:
-                    self._sent.setdefault((self._carried(action), action.to), (rank, position))
+                    self._sent.setdefault((self._carried(action), action.to), (process, position))
 
     def _enter(self, action: Action, node: Node) -> None:
         key = (action.kind, action.stage, action.micro_batch, action.chain_pass)
         if key in self._made:
-            raise ScheduleError(f"{action} is there twice, on ranks {self._made[key][0]} and {node[0]}")
+            raise ScheduleError(f"{action} is there twice, on processes {self._made[key][0]} and {node[0]}")
         self._made[key] = node
         kind = "P" if action.kind in "PR" else action.kind
         number = (kind, action.micro_batch)
@@ -105,15 +105,15 @@ class Dependencies:
 
     # ---- what an action waits for
 
-    def _needs(self, rank: int, position: int, action: Action) -> list[Node]:
-        found = [(rank, position - 1)] if position else []
+    def _needs(self, process: int, position: int, action: Action) -> list[Node]:
+        found = [(process, position - 1)] if position else []
         if action.kind in SENDS:
-            return [*found, self._node(self._carried(action), rank, action)]
+            return [*found, self._node(self._carried(action), process, action)]
         if action.kind == "ALLREDUCE":
             return found + self._backwards[action.stage, action.micro_batch]
-        found += [self._node(key, rank, action) for key in self._inputs(action)]
+        found += [self._node(key, process, action) for key in self._inputs(action)]
         if action.kind == "P" and action.stage == 0 and action.chain_pass == 0:
-            found += self._place_in_queue(action, rank)
+            found += self._place_in_queue(action, process)
         return found
 
     def _inputs(self, action: Action) -> Iterator[_Key]:
@@ -135,16 +135,16 @@ class Dependencies:
         stage = self._last_stage["P", number]
         return (self._chain_kind(stage, number, chain_pass), stage, number, chain_pass)
 
-    def _node(self, key: _Key, rank: int, wanted_by: Action) -> Node:
-        """Where something is made, or where it is sent from to this rank."""
+    def _node(self, key: _Key, process: int, wanted_by: Action) -> Node:
+        """Where something is made, or where it is sent from to this process."""
         node = self._made.get(key)
-        if node is not None and node[0] != rank:
-            node = self._sent.get((key, rank))
+        if node is not None and node[0] != process:
+            node = self._sent.get((key, process))
         if node is None:
             made = str(Action(key[1], key[0], key[2], key[3]))
-            raise ScheduleError(f"{wanted_by} on rank {rank} needs {made}, which nobody makes or sends there")
+            raise ScheduleError(f"{wanted_by} on process {process} needs {made}, which nobody makes or sends there")
         return node
 
-    def _place_in_queue(self, action: Action, rank: int) -> list[Node]:
+    def _place_in_queue(self, action: Action, process: int) -> list[Node]:
         batch = self.schedule.batch_of(action) - self.schedule.queue_batches - 1
-        return [node for node in self._backwards.get((0, batch), []) if node[0] != rank]
+        return [node for node in self._backwards.get((0, batch), []) if node[0] != process]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from contextlora.gear.planning.candidates import Candidate, plan_task
 from contextlora.gear.planning.cost import StageCost
-from contextlora.gear.planning.device_groups import Group
+from contextlora.gear.planning.device_groups import DeviceGroup
 from contextlora.gear.planning.devices import Fleet
 from contextlora.gear.planning.workload import TaskWork, Workload
 from contextlora.gear.simulation.builders import build_schedule, then
@@ -44,7 +44,7 @@ class _Costs:
     """Seconds and bytes of a schedule's actions; `groups` holds the group that trains each train micro-batch."""
 
     def __init__(
-        self, cost: StageCost, candidate: Candidate, task: TaskWork, schedule: Schedule, groups: list[Group]
+        self, cost: StageCost, candidate: Candidate, task: TaskWork, schedule: Schedule, groups: list[DeviceGroup]
     ) -> None:
         self.cost, self.candidate, self.task, self.schedule, self.groups = cost, candidate, task, schedule, groups
         kind = "R" if candidate.forward else "P"
@@ -54,13 +54,13 @@ class _Costs:
         """For a simulation whose first `num_batches` batches have chains."""
         names, later = self.schedule.devices, self.candidate.later or self.candidate.train
 
-        def action_s(rank: int, action: Action) -> float:
+        def action_s(process: int, action: Action) -> float:
             if action.kind == "ALLREDUCE":
                 group = self.candidate.train if action.micro_batch < num_batches else later
                 return self.cost.all_reduce_s(group.devices, self.task)
             shares = self.cost.workload.layer_flops_shares
-            items = self._items(action) * sum(shares[layer] for layer in self._layers(rank, action))
-            return self.cost.call_s(names[rank], self.task, action.kind, items)
+            items = self._items(action) * sum(shares[layer] for layer in self._layers(process, action))
+            return self.cost.call_s(names[process], self.task, action.kind, items)
 
         return Costs(
             action_s=action_s,
@@ -75,21 +75,21 @@ class _Costs:
         items = schedule.chain_items if action.kind[-1] in "PRA" else schedule.train_items
         return len(items[action.micro_batch])
 
-    def _layers(self, rank: int, action: Action) -> range:
+    def _layers(self, process: int, action: Action) -> range:
         """The layers that an action runs."""
-        name = self.schedule.devices[rank]
+        name = self.schedule.devices[process]
         if action.kind == "P" and self.candidate.forward is not None:
             return self._held(self.candidate.forward, name)
         train = self.groups[action.micro_batch] if action.kind in "FB" else self.candidate.train
         return self._held(train, name)
 
-    def _held(self, group: Group, name: str) -> range:
+    def _held(self, group: DeviceGroup, name: str) -> range:
         num_layers = self.cost.workload.num_layers
         return range(num_layers) if group.layout == "data" else group.layers(num_layers)[group.devices.index(name)]
 
-    def _action_bytes(self, rank: int, action: Action) -> float:
+    def _action_bytes(self, process: int, action: Action) -> float:
         if action.kind == "F":
-            return self._items(action) * len(self._layers(rank, action)) * self.task.train_activation_bytes
+            return self._items(action) * len(self._layers(process, action)) * self.task.train_activation_bytes
         return self._items(action) * self.task.forward_activation_bytes if action.kind in ("P", "R") else 0.0
 
     def _item_bytes(self, action: Action) -> float:

@@ -1,6 +1,6 @@
-"""Schedules: which rank does what in which order. Actions print as in torch.distributed.pipelining and parse back.
+"""Schedules: which process does what in which order. Actions print as in torch.distributed.pipelining and parse back.
 
-    action = stage kind micro-batch [ "/" pass ] [ ">" rank ]
+    action = stage kind micro-batch [ "/" pass ] [ ">" process ]
 
     2F0         stage 2, forward, micro-batch 0 (FP(T_t))
     2B0         its backward (BP(T_t))
@@ -8,11 +8,11 @@
     0R3/1       the same, reassigned to D_t
     2SEND_F0>3  activations to the next stage; likewise SEND_B (their gradients) and SEND_P, SEND_R (of a pass)
     0SEND_A3/1>2  the answers of a pass
-    0ALLREDUCE4 the gradients of batch 4 over all ranks of this stage
+    0ALLREDUCE4 the gradients of batch 4 over all processes of this stage
 
-Stages count within a group, so data-parallel ranks all say 0. Sends are asynchronous: they wait for nothing but what
-they carry and take no time of their rank. A rank that needs something from another waits for its arrival, so receives
-need no action of their own.
+Stages count within a group, so data-parallel processes all say 0. Sends are asynchronous: they wait for nothing but
+what they carry and take no time of their process. A process that needs something from another waits for its arrival, so
+receives need no action of their own.
 """
 
 import json
@@ -35,14 +35,14 @@ class ScheduleError(UserError):
 
 @dataclass(frozen=True)
 class Action:
-    """One entry of a rank's schedule, see the module's head.
+    """One entry of a process's schedule, see the module's head.
 
     Attributes:
-        stage: of the rank's group.
+        stage: of the process's group.
         kind: one of `COMPUTE`, `SENDS` or ALLREDUCE.
         micro_batch: number of the train micro-batch (F, B), of the chain micro-batch (P, R, A) or of the batch.
         chain_pass: pass of the chain, for P, R and what they send.
-        to: receiving rank of a send.
+        to: receiving process of a send.
     """
 
     stage: int
@@ -66,8 +66,8 @@ class Action:
         if not match:
             raise ScheduleError(f"an action reads like 2F0, 0P3/1 or 2SEND_F0>3, got {text!r}")
         stage, kind, number, chain_pass, to = match.groups()
-        needs = {"pass": kind[-1] in "PRA", "receiving rank": kind in SENDS}
-        for part, found in (("pass", chain_pass), ("receiving rank", to)):
+        needs = {"pass": kind[-1] in "PRA", "receiving process": kind in SENDS}
+        for part, found in (("pass", chain_pass), ("receiving process", to)):
             if needs[part] != (found is not None):
                 raise ScheduleError(f"{kind} {'takes a' if needs[part] else 'takes no'} {part}, got {text!r}")
         return cls(int(stage), kind, int(number), *(None if part is None else int(part) for part in (chain_pass, to)))
@@ -75,12 +75,12 @@ class Action:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every rank does, in order.
+    """What every process does, in order.
 
     Attributes:
         name: for people.
-        devices: of the ranks.
-        actions: one row per rank.
+        devices: of the processes.
+        actions: one row per process.
         train_items: items of each train micro-batch, numbered through all batches.
         chain_items: items of each chain micro-batch.
         batch_size: B; item i belongs to batch i // B.
@@ -124,11 +124,11 @@ class Schedule:
 
 
 def grid(slots: Sequence[Sequence[Action | None]], headings: Sequence[str]) -> str:
-    """Time downwards, ranks across: one row per slot, `.` where a rank waits.
+    """Time downwards, processes across: one row per slot, `.` where a process waits.
 
     Args:
-        slots: for each slot the action of each rank, or None.
-        headings: of the ranks.
+        slots: for each slot the action of each process, or None.
+        headings: of the processes.
     """
     rows = [["", *headings]]
     for number, row in enumerate(slots):

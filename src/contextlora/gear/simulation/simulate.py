@@ -1,8 +1,8 @@
 """Discrete-event simulation of a schedule: when does every action run, what waits, how much memory and traffic.
 
-A rank runs its row in order, one action at a time. A link carries one message at a time in each direction, in the order
-in which they became ready, and each takes latency + size / bandwidth. An all-reduce begins when every rank of its stage
-is there and holds them all.
+A process runs its row in order, one action at a time. A link carries one message at a time in each direction, in the
+order in which they became ready, and each takes latency + size / bandwidth. An all-reduce begins when every process of
+its stage is there and holds them all.
 """
 
 import heapq
@@ -20,11 +20,11 @@ class Costs:
     """What the simulator must know of the world.
 
     Attributes:
-        action_s: (rank, action) -> seconds of a compute action or an all-reduce.
+        action_s: (process, action) -> seconds of a compute action or an all-reduce.
         send_bytes: size of a send.
-        link: (rank, rank) -> link.
-        resident_bytes: memory of each rank before the first action.
-        action_bytes: (rank, action) -> memory that a forward keeps until its backward, or that a pass takes meanwhile.
+        link: (process, process) -> link.
+        resident_bytes: memory of each process before the first action.
+        action_bytes: (process, action) -> memory that a forward keeps until its backward, or a pass takes meanwhile.
     """
 
     action_s: Callable[[int, Action], float]
@@ -38,7 +38,7 @@ class Costs:
 class Interval:
     """An action and when it ran, in seconds; of a send, the time on the link."""
 
-    rank: int
+    process: int
     action: Action
     start_s: float
     stop_s: float
@@ -51,7 +51,7 @@ class Simulation:
     Attributes:
         schedule: what was simulated.
         intervals: of every action, in order of their end.
-        peak_bytes: of each rank.
+        peak_bytes: of each process.
         link_bytes: (sender, receiver) -> bytes of all sends; all-reduces are not among them.
     """
 
@@ -67,11 +67,11 @@ class Simulation:
 
     @property
     def idle_shares(self) -> tuple[float, ...]:
-        """Share of the makespan in which each rank neither computes nor reduces."""
+        """Share of the makespan in which each process neither computes nor reduces."""
         busy = [0.0] * len(self.schedule.actions)
         for interval in self.intervals:
             if interval.action.kind not in SENDS:
-                busy[interval.rank] += interval.stop_s - interval.start_s
+                busy[interval.process] += interval.stop_s - interval.start_s
         return tuple(1 - seconds / self.makespan_s for seconds in busy)
 
     @property
@@ -91,7 +91,7 @@ class Simulation:
             if interval.action.kind not in SENDS and start_s <= interval.start_s < stop_s:
                 # Rounded, so that actions of equal length stay in one row.
                 row = begun.setdefault(round(interval.start_s, 9), [None] * len(self.schedule.actions))
-                row[interval.rank] = interval.action
+                row[interval.process] = interval.action
         return list(begun.values())
 
 
@@ -118,7 +118,7 @@ class _Run:
         self.events: list[tuple[float, int, Node]] = []  # (end, order of entry, node)
         self.intervals: list[Interval] = []
         self.queues: dict[tuple[int, int], deque[Node]] = defaultdict(deque)
-        self.arrived: dict[tuple[int, int], set[int]] = defaultdict(set)  # ranks waiting in an all-reduce
+        self.arrived: dict[tuple[int, int], set[int]] = defaultdict(set)  # processes waiting in an all-reduce
         self.members = self._members()
         self.memory = list(costs.resident_bytes)
         self.peak = list(costs.resident_bytes)
@@ -126,10 +126,10 @@ class _Run:
 
     def _members(self) -> dict[tuple[int, int], set[Node]]:
         members: dict[tuple[int, int], set[Node]] = defaultdict(set)
-        for rank, row in enumerate(self.schedule.actions):
+        for process, row in enumerate(self.schedule.actions):
             for position, action in enumerate(row):
                 if action.kind == "ALLREDUCE":
-                    members[action.stage, action.micro_batch].add((rank, position))
+                    members[action.stage, action.micro_batch].add((process, position))
         return members
 
     def run(self) -> Simulation:
@@ -145,54 +145,54 @@ class _Run:
         return self.schedule.actions[node[0]][node[1]]
 
     def _begin(self, node: Node) -> None:
-        """All that the action waits for is there, its rank included."""
-        rank, action = node[0], self._action(node)
+        """All that the action waits for is there, its process included."""
+        process, action = node[0], self._action(node)
         if action.kind in SENDS:
-            # The rank goes on at once; whoever needs the message waits for its end on the link.
-            queue = self.queues[rank, action.to]
+            # The process goes on at once; whoever needs the message waits for its end on the link.
+            queue = self.queues[process, action.to]
             queue.append(node)
             if len(queue) == 1:
                 self._transmit(node)
-            self._release((rank, node[1] + 1), node)
+            self._release((process, node[1] + 1), node)
         elif action.kind == "ALLREDUCE":
             key = (action.stage, action.micro_batch)
-            self.arrived[key].add(rank)
+            self.arrived[key].add(process)
             if len(self.arrived[key]) == len(self.members[key]):
                 for member in sorted(self.members[key]):
-                    self._occupy(member, self.costs.action_s(rank, action))
+                    self._occupy(member, self.costs.action_s(process, action))
         else:
-            self._occupy(node, self.costs.action_s(rank, action))
-            self.memory[rank] += self._kept_bytes(rank, action)
-            self.peak[rank] = max(self.peak[rank], self.memory[rank])
+            self._occupy(node, self.costs.action_s(process, action))
+            self.memory[process] += self._kept_bytes(process, action)
+            self.peak[process] = max(self.peak[process], self.memory[process])
 
-    def _kept_bytes(self, rank: int, action: Action) -> float:
-        return 0.0 if action.kind == "B" else self.costs.action_bytes(rank, action)
+    def _kept_bytes(self, process: int, action: Action) -> float:
+        return 0.0 if action.kind == "B" else self.costs.action_bytes(process, action)
 
     def _occupy(self, node: Node, seconds: float) -> None:
         self.intervals.append(Interval(node[0], self._action(node), self.now_s, self.now_s + seconds))
         heapq.heappush(self.events, (self.now_s + seconds, len(self.intervals), node))
 
     def _transmit(self, node: Node) -> None:
-        rank, action = node[0], self._action(node)
+        process, action = node[0], self._action(node)
         size = self.costs.send_bytes(action)
-        self.link_bytes[rank, action.to] += size
-        self._occupy(node, self.costs.link(rank, action.to).seconds(size))
+        self.link_bytes[process, action.to] += size
+        self._occupy(node, self.costs.link(process, action.to).seconds(size))
 
     def _end(self, node: Node) -> None:
-        rank, action = node[0], self._action(node)
-        following = (rank, node[1] + 1)
+        process, action = node[0], self._action(node)
+        following = (process, node[1] + 1)
         if action.kind in SENDS:
-            queue = self.queues[rank, action.to]
+            queue = self.queues[process, action.to]
             queue.popleft()
             if queue:
                 self._transmit(queue[0])
         elif action.kind in ("P", "R"):
-            self.memory[rank] -= self.costs.action_bytes(rank, action)
+            self.memory[process] -= self.costs.action_bytes(process, action)
         elif action.kind == "B":
             forward = Action(action.stage, "F", action.micro_batch)
-            self.memory[rank] -= self.costs.action_bytes(rank, forward)
+            self.memory[process] -= self.costs.action_bytes(process, forward)
         for follower in self.followers[node]:
-            # A send has let its own rank go on when it began.
+            # A send has let its own process go on when it began.
             if action.kind not in SENDS or follower != following:
                 self._release(follower, node)
 
