@@ -46,7 +46,7 @@ def _train(config: RunConfig, folder: Path, roles: StageRoles | None, peers: Pee
         plan = build_module(config, build_data(config)).plan
         (shares,) = roles.tasks.values()
         module = build_module(config, data, [replace(roles, tasks=dict.fromkeys(s, shares)) for s in plan.stages])
-    is_first = peers is None or peers.rank == 0
+    is_first = peers is None or peers.process == 0
     fit(
         module,
         trainer_settings(config, peers.size if peers else 1),
@@ -80,14 +80,14 @@ def train_alone() -> Callable[[RunConfig, Path], Trained]:
 
 
 @pytest.fixture
-def train_together(run_ranks) -> Callable[[int, Sequence[Training]], list[list[Trained]]]:
+def train_together(run_processes) -> Callable[[int, Sequence[Training]], list[list[Trained]]]:
     """(number of processes, trainings) -> for each training what each process has at its end.
 
     Starting a process costs more than some trainings: all trainings of a number of processes should be one call.
     """
 
     def run(size: int, trainings: Sequence[Training]) -> list[list[Trained]]:
-        by_process = run_ranks(size, _train_together, trainings)
+        by_process = run_processes(size, _train_together, trainings)
         assert None not in by_process, "a process ended early; its error is in the captured output"
         return [list(row) for row in zip(*by_process, strict=True)]
 

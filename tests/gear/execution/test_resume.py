@@ -16,7 +16,7 @@ from contextlora.training.callbacks import LAST
 from contextlora.training.checkpoint import AtomicCheckpointIO
 
 pytestmark = pytest.mark.processes
-ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # rank 0 trains, rank 1 runs the chains
+ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # process 0 trains, process 1 runs the chains
 HALVES = TaskRoles((0, 2, 4), (0, 2, 4), (0, 0, 1, 1))
 ROWS = TaskRoles((0, 0, 4), (0, 0, 4), (1, 1, 1, 1), (1, 1), (1, 1))
 PIPELINE = Pipeline((0, 1), "1f1b", (1,))
@@ -50,7 +50,7 @@ def test_a_checkpoint_goes_on_with_as_many_processes_or_others(
     for name in ("two-3", "layers-4"):
         shutil.copytree(tmp_path / name, tmp_path / f"{name}-alone")
 
-    # In the middle of a pipeline's stage each rank holds the optimizer's state of its own layers.
+    # In the middle of a pipeline's stage each process holds the optimizer's state of its own layers.
     cases = [("two-2", ONE, wholes[0]), ("two-3", ONE, wholes[0]), ("layers-4", LAYERS, wholes[1])]
     others = [("one-3", ONE), ("one-4", LAYERS), ("two-7", ONE)]
     found = train_together(2, [(config, tmp_path / name, roles) for name, roles, *_ in cases + others])
@@ -61,7 +61,7 @@ def test_a_checkpoint_goes_on_with_as_many_processes_or_others(
     for by_process in found[len(cases) : -1]:
         for ours in by_process:
             assert_alike(ours, alone)
-    # After the last one there is nothing to do, and rank 0 alone reads it.
+    # After the last one there is nothing to do, and process 0 alone reads it.
     assert all((ours == theirs).all() for ours, theirs in _weights(found[-1][0], wholes[0][0]))
     for name in ("two-3-alone", "layers-4-alone"):
         assert_alike(train_alone(config, tmp_path / name), alone)
