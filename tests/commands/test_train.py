@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_an_interrupted_run_that_resumes_to_the_same_weights(make_
 
 
 def test_a_killed_process_resumes_to_the_same_weights(make_config):
-    config = make_config("training.steps_per_task=24", "training.validate_every_steps=4")
+    config = make_config("training.steps_per_task=12", "training.validate_every_steps=2")
     expected = stage_weights(train(config))
     (whole,) = Path(config.runs_dir).glob("*/*/*/config.yaml")
     code = (
@@ -143,6 +143,7 @@ def test_a_killed_process_resumes_to_the_same_weights(make_config):
         deadline = time.monotonic() + 300
         killed = None
         while killed is None and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.005)
             started = [
                 path for path in Path(config.runs_dir).glob("*/*/*/metrics.jsonl") if whole.parent != path.parent
             ]

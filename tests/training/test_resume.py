@@ -35,7 +35,7 @@ def assert_same_weights(found, expected):
 @pytest.mark.parametrize(
     "settings",
     [
-        ("method=contextlora",),
+        ("method=contextlora", "training.steps_per_task=3"),
         ("method=contextlora", "taskset.context=gold", "training.patience=1", "method.variant=paper"),
         ("method=joint",),
         ("method.delta=auto", "method.delta_policy=gradient"),
