@@ -6,6 +6,7 @@ import os
 import queue
 import random
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -202,7 +203,7 @@ LONGEST_S = 240.0  # of all that processes do in one test; several of them may s
 
 def _process(function: Callable[..., Any], arguments: tuple, variables: dict[str, str], results: Any) -> None:
     os.environ.update(variables)
-    faulthandler.dump_traceback_later(0.9 * LONGEST_S)
+    faulthandler.dump_traceback_later(0.9 * LONGEST_S, file=sys.__stderr__)  # pytest may have put another one there
     torch.set_num_threads(1)  # the thread pool of a forked process is dead
     results.put((int(variables["RANK"]), function(*arguments)))
     results.close()

@@ -166,7 +166,7 @@ def test_no_two_classes_have_the_same_name():
     places = defaultdict(list)
     for path in MODULES:
         for node in ast.walk(parse(path)):
-            if isinstance(node, ast.ClassDef) and node.name not in SHARED_CLASS_NAMES:
+            if isinstance(node, ast.ClassDef):
                 places[node.name].append(name(path))
     refuse(f"{cls}: {where}" for cls, where in places.items() if len(where) > 1)
 

@@ -51,8 +51,14 @@ class Watch(Callback):
 
 
 @pytest.fixture
-def trained(make_config, tmp_path):
-    """Rank 4; c improves up to its fourth interval, at which all ranks of a and b are open, and not in its fifth."""
+def accuracies():
+    """Of every stage: it improves up to its fourth interval, in which all ranks of a and b are open for c."""
+    return (0.1, 0.2, 0.3, 0.4, 0.0)
+
+
+@pytest.fixture
+def trained(make_config, tmp_path, accuracies):
+    """Rank 4, all values trained at the full rate."""
     config = make_config(
         "method.rank=4", "training.steps_per_task=10", "method.variant=paper", "method.open_learning_rate_scale=1.0"
     )
@@ -61,7 +67,7 @@ def trained(make_config, tmp_path):
     validate, watch = module.on_validation_epoch_end, Watch()
 
     def scripted_accuracy():
-        accuracy = (0.1, 0.2, 0.3, 0.4, 0.0)[module.progress.interval]
+        accuracy = accuracies[module.progress.interval]
         module._sums = {task: [1.0, accuracy, 1.0] for task in module.stage_tasks}
         validate()
 
@@ -114,6 +120,17 @@ def test_the_best_weights_hold_open_prerequisites(trained):
     assert all(torch.equal(kept[name], best[name]) for name in kept)
     last, *_ = watch.ended[1, 4]
     assert not all(torch.equal(kept[name], last[name]) for name in kept)
+
+
+@pytest.mark.parametrize("accuracies", [(0.5, 0.0, 0.0, 0.0, 0.0)])
+def test_the_best_weights_hold_prerequisites_that_opened_only_later(trained):
+    _, watch, files = trained
+    best, *_ = watch.ended[1, 0]
+    last, *_ = watch.ended[1, 4]
+    kept = load_file(files.path(1))
+    assert {name.rsplit(".", 1)[1] for name in kept} == {"a", "b", "c"}
+    assert all(torch.equal(kept[name], best[name]) for name in kept)
+    assert not all(torch.equal(last[name], best[name]) for name in best if name.endswith(".a"))
 
 
 def test_deltas_are_logged_with_the_interval_in_which_they_held(trained):

@@ -126,6 +126,9 @@ class StagedModule(lightning.LightningModule):
         self.adapted.end_stage()
         self._update_uses()
         self.adapted.begin_stage(self._stage_uses(), orders)
+        # What begins to train only now is still as it was at the best validation.
+        opened = self.adapted.trained_owners.difference(self.progress.owners)
+        self.best_state |= self.adapted.adapter_state(opened)
         self.progress.optimizer_step = self._steps_done()
         self.trainer.strategy.setup_optimizers(self.trainer)
         # Leaves of one name and length hold the same ranks, because the stage keeps its orders.

@@ -46,7 +46,7 @@ def _train(config: RunConfig, folder: Path, roles: StageRoles | None, peers: Pee
         plan = build_module(config, build_data(config)).plan
         (shares,) = roles.tasks.values()
         module = build_module(config, data, [replace(roles, tasks=dict.fromkeys(s, shares)) for s in plan.stages])
-    is_first = peers is None or peers.rank == 0
+    is_first = peers is None or peers.process == 0
     fit(
         module,
         trainer_settings(config, peers.size if peers else 1),
@@ -98,15 +98,18 @@ def train_together(run_processes) -> Callable[[int, Sequence[Training]], list[li
 def assert_alike() -> Callable[..., None]:
     """Raises where a training ended with other weights, moments or validations.
 
-    Sums in another order, over the rows of a batch or its micro-batches, differ in the last digits; each of AdamW's
-    steps may turn such a difference into some more. `exact` wants the same bits instead.
+    Sums in another order, over the rows of a batch or its micro-batches, differ in the last digits, and each of AdamW's
+    steps may turn such a difference into a larger one: weights were seen to differ by up to 5e-6. Of 0.01 and more
+    were they for wrong gradients, which were tried one by one: one process's times 0.9, no reduce, two, the same masks
+    on both halves, answers of other items, a micro-batch left out, a norm of one stage's own in clipping, and moments
+    that did not come with the weights. `exact` wants the same bits instead.
     """
 
     def check(found: Trained, expected: Trained, exact: bool = False) -> None:
         assert len(found.history) == len(expected.history)
         for ours, theirs in zip(found.history, expected.history, strict=True):
             assert ours == (theirs if exact else pytest.approx(theirs, rel=1e-4, abs=1e-5))
-        limits = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}
+        limits = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 5e-5}
         for name, tensor in expected.weights.items():
             torch.testing.assert_close(
                 torch.tensor(found.weights[name]),

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +44,11 @@ PHASES = {
     "writing": (AtomicCheckpointIO, "save_checkpoint"),  # process 0 only
     "evaluation": (peers.Peers, "run_in_turn"),
 }
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether a process has ended")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether a process has ended"),
+]
 
 
 class Kill:
@@ -134,12 +139,29 @@ def end_all(folder, size):
             os.kill(int((folder / f"pid-{number}").read_text()), signal.SIGKILL)
 
 
-SHARED = ("method.delta=0.5", "method.variant=gated")
+@pytest.fixture(scope="module")
+def expected_weights(tmp_path_factory):
+    """configuration -> the stages' weights after a run by one process, done once."""
+    made = []
+
+    def find(config):
+        if not made:
+            folder = tmp_path_factory.mktemp("alone")
+            alone = replace(config, runs_dir=str(folder), training=replace(config.training, strategy="auto", devices=1))
+            made.append(final_weights(train(alone)))
+        return made[0]
+
+    return find
 
 
 def final_weights(run_folder):
     files = sorted((run_folder.path / "checkpoints").glob("stage-*.safetensors"))
     return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same(found, expected):
+    """Within tolerance: a restart may be on another number of devices than what came before it."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
 
 
 def check_reports(kill, process, folder):
@@ -177,9 +199,8 @@ def restart(kill, config, folder):
     assert process.exitcode == 0, f"{kill}: the restart failed\n{errors}"
 
 
-def test_a_killed_process_is_reported_and_the_run_goes_on_to_the_same_weights(make_config, tmp_path):
+def test_a_killed_process_is_reported_and_the_run_goes_on_to_the_same_weights(make_config, expected_weights, tmp_path):
     rng, seconds = random.Random(SEED), []
-    expected = final_weights(train(make_config(*SHARED, f"runs_dir={tmp_path / 'alone'}")))
     for number in range(KILLS):
         kill, folder = Kill(number, rng), tmp_path / f"kill-{number}"
         gear = ("training.strategy=contextgear", f"training.devices={kill.size}")
@@ -192,10 +213,7 @@ def test_a_killed_process_is_reported_and_the_run_goes_on_to_the_same_weights(ma
             process.join()
         restart(kill, config, tmp_path / f"restart-{number}")
         (done,) = find_runs(config.runs_dir, finished=True)
-        found = final_weights(done)
-        # One device trains at a time in this run's plans, so no order of sums differs.
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), f"{kill}: other weights"
+        assert_same(final_weights(done), expected_weights(config))
         print(f"{number + 1}/{KILLS}: {kill}: all ended within {seconds[-1]:.1f} s, same weights", flush=True)
     print(f"{KILLS} kills, {KILLS} reports within {max(seconds):.0f} s, {KILLS} restarts to the same weights")
 
@@ -207,22 +225,15 @@ def worker(agent):
 
 
 def test_torchrun_starts_again_after_a_kill_and_ends_in_the_same_weights(
-    make_config, tiny_settings, free_port, tmp_path
+    make_config, tiny_settings, free_port, expected_weights, tmp_path
 ):
-    rng, expected = random.Random(SEED), final_weights(train(make_config(*SHARED, f"runs_dir={tmp_path / 'alone'}")))
+    rng = random.Random(SEED)
     program = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1"]
     for number in range(max(1, KILLS // 10)):
         folder, output = tmp_path / f"torchrun-{number}", tmp_path / f"output-{number}"
         where = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-        work = [
-            "-m",
-            "contextlora",
-            "train",
-            *tiny_settings,
-            *SHARED,
-            "training.strategy=contextgear",
-            f"runs_dir={folder}",
-        ]
+        settings = [*tiny_settings, "method.delta=0.5", "training.strategy=contextgear", f"runs_dir={folder}"]
+        work = ["-m", "contextlora", "train", *settings]
         agents = []
         with output.open("w") as file:
             for node in range(2):
@@ -243,9 +254,5 @@ def test_torchrun_starts_again_after_a_kill_and_ends_in_the_same_weights(
                 agent.wait()
         (done,) = find_runs(folder, finished=True)
         assert not find_runs(folder, finished=False)
-        found = final_weights(done)
-        assert found.keys() == expected.keys()
-        # two processes against one, so within float tolerance
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+        assert_same(final_weights(done), expected_weights(make_config()))
         print(f"torchrun {number + 1}: SIGKILL of process {victim}, started again, same weights", flush=True)

@@ -12,8 +12,8 @@ import pytest
 from contextlora.gear.planning.roles import Pipeline, StageRoles, TaskRoles
 
 pytestmark = pytest.mark.processes
-ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # rank 0 trains, rank 1 runs the chains
-LAST_TRAINS = TaskRoles((0, 0, 4), (0, 0, 4), (0, 0, 1, 0))  # rank 0, which saves, does not train
+ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # process 0 trains, process 1 runs the chains
+LAST_TRAINS = TaskRoles((0, 0, 4), (0, 0, 4), (0, 0, 1, 0))  # process 0, which saves, does not train
 HALVES = TaskRoles((0, 2, 4), (0, 2, 4), (0, 0, 1, 1))
 JOINS = TaskRoles((0, 4, 4), (0, 1, 4), (0, 1, 1, 1))
 REASSIGNED = TaskRoles((0, 0, 4), (0, 1, 4), (0, 0, 0, 0), own_owners=(1, 1, 1, 1), reassigned_share=0.5)
@@ -46,6 +46,7 @@ CASES = {
         ("llama", 1, LAST_TRAINS),
         ("llama", 0.5, HALVES),
         ("llama", 0, HALVES),
+        ("llama", "auto", HALVES),
         ("llama", 0, REASSIGNED),
         ("llama", 0.5, SMALL_PARTS),
         ("qwen2", 0.5, ONE_PIPELINE),

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from contextlora.errors import ConfigError, UserError
 from contextlora.gear.execution import meeting, peers
 
+pytestmark = pytest.mark.processes
+
 
 def survive(folder, number, port):
     """Talks to the others for ever; what it says goes to a file."""
@@ -200,4 +202,4 @@ def wait_long(late_s):
 
 
 def test_a_process_that_is_slow_to_load_is_not_taken_for_gone(run_processes):
-    assert run_processes(2, wait_long, 6.0) == ["alike"] * 2
+    assert run_processes(2, wait_long, 4.0) == ["alike"] * 2

@@ -7,6 +7,8 @@ import torch.distributed as dist
 
 from contextlora.gear.execution.profile import measure_device, measure_links
 
+pytestmark = pytest.mark.processes
+
 
 def test_calls_of_known_length_are_found_again():
     """Sleeps of 10 ms and 1 (forward) or 2 (train) ms an item, which a busy machine can only lengthen."""

@@ -13,6 +13,7 @@ from contextlora.errors import ConfigError
 from contextlora.gear.execution.strategy import GearStage
 from contextlora.gear.planning.roles import Pipeline, StageRoles, TaskRoles
 
+pytestmark = pytest.mark.processes
 INPUTS = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
 BATCHES = [[(4 * step + row) * 5 % 12 for row in range(4)] for step in range(5)]
 # Process 0 is forward-only at first; process 1 computes three rows at a time, and one when all have answers.
