@@ -21,7 +21,7 @@ SETTINGS = $(if $(TASKSET),'taskset=$(TASKSET)') $(if $(METHOD),'method=$(METHOD
 RUN_OPTION = $(if $(RUN),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills test lint clean
+.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills test test-processors lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -68,8 +68,17 @@ bench-gear: setup ## measure ContextGear and its rivals on emulated devices and 
 test-kills: setup ## kill a process at KILLS=50 random instants: reports and restarts
 	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/execution/test_kills.py -s $(ARGS)
 
-test: setup ## run the test suite
-	@$(PY) -m pytest $(ARGS)
+test: setup ## run the test suite, the ten slowest tests last; on another processor's kernels: PROCESSOR=avx2 or default
+	@$(PROCESSOR_VARIABLES) $(PY) -m pytest $(ARGS)
+
+# Kernels without AVX-512 and AMX, as a lesser processor would choose them (torch.backends.cpu.get_cpu_capability()).
+PROCESSOR_VARIABLES = $(if $(PROCESSOR),env ATEN_CPU_CAPABILITY='$(PROCESSOR)' ONEDNN_MAX_CPU_ISA=AVX2)
+NUMERICAL := tests/adapters tests/methods tests/training tests/gear/execution/test_module.py
+
+test-processors: setup ## run the numerical tests with the kernels of processors without AVX-512 and AMX
+	@for processor in avx2 default; do \
+		env ATEN_CPU_CAPABILITY=$$processor ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -m 'not slow' $(NUMERICAL) || exit 1; \
+	done
 
 lint: setup ## check style and formatting
 	@$(PY) -m ruff check .

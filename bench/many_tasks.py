@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import median
 
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.backbones.load import load_backbone
 from contextlora.commands.bench import read_arguments
+from contextlora.training.stage_files import StageFiles
 
 NUM_ITEMS, WIDTH, REPEATS = 8, 10, 5
 COLOURS = ("red", "green", "blue")

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from contextlora.assembly.build import build_data, build_module
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.backbones.scoring import option_scores
 from contextlora.commands.evaluate import evaluate
 from contextlora.commands.resume import resume
@@ -26,6 +25,7 @@ from contextlora.runs import RunFolder, find_runs, latest_run
 from contextlora.tasks.prompts import render
 from contextlora.training.checkpoint import CheckpointError
 from contextlora.training.module import ContextLoraModule
+from contextlora.training.stage_files import StageFiles
 
 TASK_KEYS = ["chance", "zero_shot", "own_stage", "final", "end_to_end", "n"]
 

@@ -6,11 +6,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from contextlora.assembly.build import build_data, build_module
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.backbones.scoring import option_scores
 from contextlora.graph import TaskGraph
 from contextlora.methods.o_lora import OLora, OLoraSettings
 from contextlora.training.callbacks import LAST
+from contextlora.training.stage_files import StageFiles
 
 TASKS = ("a", "b", "c", "d")  # of the tiny task set, in topological order
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from contextlora.assembly.build import build_data, build_module, trainer_settings
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.config import RunConfig
 from contextlora.training.fit import fit
 from contextlora.training.module import ContextLoraModule
+from contextlora.training.stage_files import StageFiles
 
 
 @pytest.fixture

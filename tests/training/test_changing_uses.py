@@ -8,9 +8,9 @@ from lightning import Callback
 from safetensors.torch import load_file
 
 from contextlora.assembly.build import build_data, build_module, trainer_settings
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.methods.contextlora import ContextLora
 from contextlora.training.fit import fit
+from contextlora.training.stage_files import StageFiles
 
 DELTAS = {"c": (1.0, 0.5, 0.5, 0.0, 1.0), "d": (1.0,) * 5}  # of all edges into the task, interval by interval
 

@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import load_file
 
 from contextlora.assembly.build import build_data, build_module
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.methods.per_task import PerTask
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
+from contextlora.training.stage_files import StageFiles
 from contextlora.training.stages import StageLength
 
 

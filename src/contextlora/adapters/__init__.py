@@ -3,6 +3,5 @@
 from contextlora.adapters.config import AdapterConfig, AdapterError
 from contextlora.adapters.export import export_adapter
 from contextlora.adapters.model import AdaptedModel
-from contextlora.adapters.slices_file import load_slices, save_slices
 
-__all__ = ["AdaptedModel", "AdapterConfig", "AdapterError", "export_adapter", "load_slices", "save_slices"]
+__all__ = ["AdaptedModel", "AdapterConfig", "AdapterError", "export_adapter"]

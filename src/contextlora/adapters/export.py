@@ -7,8 +7,6 @@ Slicing is exact: unmodified `peft.PeftModel.from_pretrained` computes the same 
 Full-size tensors would bring the masked ranks back. In the gated variant the gates are folded into B.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 from peft import LoraConfig
@@ -17,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.config import AdapterError
 from contextlora.adapters.model import AdaptedModel
+from contextlora.files import replace_folder
 from contextlora.graph import SliceUse
 
 _FILES = {"adapter_config.json", "adapter_model.safetensors"}
@@ -48,14 +47,9 @@ def export_adapter(
         tensors[f"base_model.model.{module}.lora_B.weight"] = B.cpu().contiguous()
     config = _peft_config(adapted, use, base_model_name_or_path)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        new = Path(scratch, "new")
+    with replace_folder(folder) as new:
         config.save_pretrained(new)
         save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
-        if folder.exists():
-            os.replace(folder, Path(scratch, "old"))  # goes away with the scratch folder
-        os.replace(new, folder)
 
 
 def _peft_config(adapted: AdaptedModel, use: SliceUse, base_model_name_or_path: str) -> LoraConfig:

@@ -83,8 +83,6 @@ class AdaptedModel(nn.Module):
         """Module name -> adapted layer."""
         return {name: layer for name, layer in self.model.named_modules() if isinstance(layer, RankSliceLinear)}
 
-    # The forward -------------------------------------------------------------------------------------------------
-
     def forward(self, *args, **kwargs):
         """The model's own forward, with the slices in force (`active`)."""
         return self.model(*args, **kwargs)
@@ -119,8 +117,6 @@ class AdaptedModel(nn.Module):
     def add_parts(self, parts: TrainableParts) -> None:
         """Lets these modules train in every stage, beside the slices."""
         self.parts.append(parts)
-
-    # The stages --------------------------------------------------------------------------------------------------
 
     def begin_stage(
         self, uses: Mapping[str, SliceUse], state: Mapping[str, Mapping[str, list[int]]] | None = None
@@ -234,8 +230,6 @@ class AdaptedModel(nn.Module):
 
     def _num_per_rank(self) -> int:
         return sum(slices.A.shape[1] + slices.B.shape[0] for slices in self._slices.values())
-
-    # The values --------------------------------------------------------------------------------------------------
 
     def adapter_state(self, owners: Collection[str] | None = None) -> dict[str, Tensor]:
         """Current values of every slice, gate and part, or of those of some owners, as float32 clones on the CPU.

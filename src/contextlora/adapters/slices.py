@@ -103,8 +103,6 @@ class RankSlices(nn.Module):
         self._kept: tuple | None = None  # key and factors of the latest forward without training
         self._place = {name: place for place, name in enumerate(partition.ranks)}
 
-    # The forward -------------------------------------------------------------------------------------------------
-
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]] | None:
         """A (n, d_in), s B (d_out, n) with the gates folded in, and each rank's slice as its place in the partition.
 
@@ -156,8 +154,6 @@ class RankSlices(nn.Module):
         """The gates that train in the stage, one parameter per task with prerequisites."""
         return [stage_task.gate for stage_task in self._stage.values() if stage_task.gate is not None]
 
-    # The storage -------------------------------------------------------------------------------------------------
-
     def values(self, name: str) -> tuple[Tensor, Tensor]:
         """A (r, d_in) and B (d_out, r) of one slice: views of the storage, as of the latest `write_back`."""
         ranks = self.partition.indices(name)
@@ -202,8 +198,6 @@ class RankSlices(nn.Module):
         super()._apply(keep_float32, recurse)
         self.read_back()
         return self
-
-    # The stages --------------------------------------------------------------------------------------------------
 
     def begin_stage(self, uses: Mapping[str, SliceUse], orders: Mapping[str, Sequence[int]]) -> None:
         """Makes the leaves of a stage.

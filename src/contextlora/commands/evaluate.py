@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from typing import Any
 
 from contextlora.assembly.build import build_data, build_module, compute_device
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig
 from contextlora.evaluation.report import print_in_full, references_table, results_table
@@ -16,6 +15,7 @@ from contextlora.graph.plan import SliceUse
 from contextlora.methods.adaptive_delta import AUTO
 from contextlora.runs import RunFolder
 from contextlora.training.module import ContextLoraModule
+from contextlora.training.stage_files import StageFiles
 
 
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:

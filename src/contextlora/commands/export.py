@@ -4,13 +4,13 @@ import os
 
 from contextlora.adapters import export_adapter
 from contextlora.assembly.build import build_data, build_module
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig
 from contextlora.errors import UserError
 from contextlora.methods import METHODS
 from contextlora.runs import RunFolder
 from contextlora.training.module import ContextLoraModule
+from contextlora.training.stage_files import StageFiles
 
 
 def export(config: RunConfig, run: RunFolder) -> None:

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from contextlora.assembly.build import build_data, build_module, compute_device, trainer_settings
 from contextlora.assembly.placement import num_processes, plan_processes
 from contextlora.assembly.provenance import describe, facts, peak_memory_bytes
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.commands import CONSOLE
 from contextlora.commands.evaluate import measure, print_results
 from contextlora.commands.export import export_tasks
@@ -40,6 +39,7 @@ from contextlora.training.loggers import TrackerLogger
 from contextlora.training.memory import estimate_memory
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.plugins import build_plugins, check_plugins
+from contextlora.training.stage_files import StageFiles
 
 
 def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from contextlora.assembly.build import build_data, build_module, trainer_settings
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.config import RunConfig
 from contextlora.gear.execution.peers import Peers
 from contextlora.gear.planning.roles import StageRoles, TaskRoles
 from contextlora.tasks.task import Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 from contextlora.training.fit import fit
+from contextlora.training.stage_files import StageFiles
 
 Training = tuple[RunConfig, Path, StageRoles | TaskRoles]  # with its checkpoints, and the roles in every stage
 

@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import load_file
 
 from contextlora.assembly.build import build_data
-from contextlora.assembly.stage_files import StageFiles
 from contextlora.methods.contextlora import ContextLora
 from contextlora.methods.routing import add_routers
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
+from contextlora.training.stage_files import StageFiles
 from contextlora.training.stages import StageLength
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contextlora.adapters import AdapterError, load_slices, save_slices
+from contextlora.adapters import AdapterError
 from contextlora.graph import RankPartition, SliceUse
+from contextlora.training.stage_files import load_slices, save_slices
 
 OWNERS = {"a", "b", "x", "c", "d", "->c", "->d"}
 USES = {"c": SliceUse(("c",), {"a": 0.25}), "a": SliceUse(("a",))}
