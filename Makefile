@@ -66,7 +66,7 @@ bench-gear: setup ## measure ContextGear and its rivals on emulated devices and 
 	@TORCH_CPP_LOG_LEVEL=ERROR $(PY) bench/gear.py $(SETTINGS)
 
 test-kills: setup ## kill a process at KILLS=50 random instants: reports and restarts
-	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/execution/test_kills.py -s $(ARGS)
+	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/execution/test_kills.py -s -n 0 $(ARGS)
 
 test: setup ## run the test suite, the ten slowest tests last; on another processor's kernels: PROCESSOR=avx2 or default
 	@$(PROCESSOR_VARIABLES) $(PY) -m pytest $(ARGS)

@@ -11,7 +11,7 @@ from contextlora.runs import RunFolder
 
 
 def resume(run: RunFolder, devices: int | None = None) -> None:
-    """Continues a run that was interrupted, to the very weights that it would have had; on other devices if told so."""
+    """Continues a run that was interrupted, to the weights that it would have had; on other devices if told so."""
     began = time.monotonic()
     config = load_config([f"training.devices={devices}"] if devices else [], saved=run.config_file)
     if not is_first_process():
