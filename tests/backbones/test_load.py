@@ -43,10 +43,16 @@ def test_fingerprint_ignores_dtype_and_notices_other_weights(backbone):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
+    ("usable", "capabilities", "dtype"),
+    [
+        ("AVX512", {}, torch.float32),
+        ("AVX512", {"avx512_bf16": True}, torch.bfloat16),
+        ("AVX512", {"amx_bf16": True}, torch.bfloat16),
+        ("AVX2", {"avx512_bf16": True, "amx_bf16": True}, torch.float32),  # as the environment may ask
+    ],
 )
-def test_auto_dtype_follows_the_processor(monkeypatch, capabilities, dtype):
+def test_auto_dtype_follows_the_processor_and_what_torch_may_use_of_it(monkeypatch, usable, capabilities, dtype):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: usable)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert fastest_dtype("cpu") is dtype
 

@@ -144,7 +144,9 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
     """bfloat16 where the device has instructions for it (CUDA, or a CPU with AMX or AVX512-BF16), else float32."""
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities() if torch.device(device).type == "cpu" else {}
+    # What torch may use, which the environment can lower, and then what the processor has.
+    usable = torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    capabilities = torch.cpu.get_capabilities() if usable else {}
     has_bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
 
