@@ -25,8 +25,8 @@ class StageLength:
         patience: validations without an improvement after which the stage ends; 0 never ends it early.
     """
 
-    steps_per_task: int = 160
-    validate_every_steps: int = 40
+    steps_per_task: int = 140
+    validate_every_steps: int = 35
     patience: int = 2
 
     def __post_init__(self) -> None:
