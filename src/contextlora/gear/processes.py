@@ -50,6 +50,7 @@ def joined(size: int, device: torch.device, work: Callable[..., Any], *arguments
         raise
     finally:
         _JOINED.clear()
+        # Or this process's next run would take itself for one of torchrun's.
         for name in variables:
             del os.environ[name]
 
@@ -61,12 +62,14 @@ def together(peers: Peers | None, checkpoint: str) -> Iterator[None]:
         yield
         return
     threads = torch.get_num_threads()
+    # Processes of one machine share its cores; each with all threads would slow down all.
     torch.set_num_threads(max(1, threads // int(os.environ["LOCAL_WORLD_SIZE"])))
     peers.name_checkpoint(checkpoint)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+    # Not in `finally`: after an error nobody else may come to its barriers.
     peers.close()
 
 
@@ -93,6 +96,7 @@ def _start(size: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> d
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # a store that went away comes with a page of stack frames
     }
     os.environ.update(variables)  # the other processes inherit them
+    # Not fork: where torch has started threads or CUDA, a forked process may hang or fail.
     context, sentinels = multiprocessing.get_context("spawn"), {}
     for number in range(1, size):
         own = {"RANK": str(number), "LOCAL_RANK": str(number)}
@@ -105,7 +109,7 @@ def _start(size: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> d
 
 def _enter(work: Callable[..., Any], arguments: tuple[Any, ...], variables: dict[str, str]) -> None:
     """What a process that `_start` started does."""
-    os.environ.update(variables)
+    os.environ.update(variables)  # process 0's came with its environment
     _watch_until_joined({multiprocessing.parent_process().sentinel: 0})
     try:
         work(*arguments)
@@ -126,6 +130,7 @@ def _watch_until_joined(sentinels: dict[int, int]) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
+                # The main thread may be waiting in the store, for minutes.
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

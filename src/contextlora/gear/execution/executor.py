@@ -104,7 +104,7 @@ class StageExecutor:
         self.device = torch.device(device)
         self.known = dict(known or {})
         self._asked = set(self.known)  # runs ahead of `known` where answers are on their way
-        self._underway: deque[_Exchange] = deque()
+        self._underway: deque[_Exchange] = deque()  # in the order of sending: messages carry no names
         self._num_batches: Counter[str] = Counter()  # whose chains have been run, by task
         shape = max(len(row.chain_owners) for row in roles.tasks.values()), max(num_answers.values())
         senders = {process for task, row in roles.tasks.items() if num_answers[task] for process in row.all_owners}
@@ -128,13 +128,13 @@ class StageExecutor:
             task: of the batch.
             numbers: its items.
         """
-        later = self._all_asked()
+        later = self._all_asked()  # asked first: the batch that completes the answers still belongs to the first epoch
         self._run_chains(task, numbers)
         size, shares = len(numbers), self.roles.tasks[task]
         pipeline = self.roles.later if later else self.roles.train
         trainers = shares.trainers(later, size) if pipeline is None else pipeline.processes
         if not set(trainers) <= set(self._newest) or self._split not in (None, pipeline):
-            self.share_state()
+            self.share_state()  # collective: every process decides so, from roles and batches alone
         self._newest, self._split, self._group = trainers, pipeline, self.groups.of(trainers)
         if self.groups.process not in trainers:
             return None
@@ -164,7 +164,7 @@ class StageExecutor:
         losses = []
         for part in parts:
             loss = weighted(part, None, None)
-            loss.backward()
+            loss.backward()  # frees the part's activations before the next one makes its own
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
@@ -202,7 +202,7 @@ class StageExecutor:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self._group is None or self._split is not None or not gradients:  # stages have no layer in common
             return
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one collective: each pays the latency anew
         dist.all_reduce(flat, group=self._group)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -212,7 +212,7 @@ class StageExecutor:
         gradients = [p.grad for p in parameters if p.grad is not None]
         square = sum((gradient.float().pow(2).sum() for gradient in gradients), torch.zeros((), device=self.device))
         if self._split is not None:
-            dist.all_reduce(square, group=self._group)
+            dist.all_reduce(square, group=self._group)  # no parameter is in two stages, so squares add up
         scale = max_norm / (square.sqrt() + 1e-6)  # as torch.nn.utils.clip_grad_norm_ has it
         if scale < 1:
             for gradient in gradients:
@@ -253,14 +253,14 @@ class StageExecutor:
         for row in new:
             by_process[self.roles.tasks[task].owner(row, len(numbers), self._num_batches[task])].append(numbers[row])
         self._num_batches[task] += 1
-        while len(self._underway) >= self.queue_batches:
+        while len(self._underway) >= self.queue_batches:  # a process that does not train takes answers here
             self._take()
-        self._mail.wait_for_sends()
+        self._mail.wait_for_sends()  # the bounded queue: a send ends once its receive is open
         pipeline = self.roles.runs_chains_in(self.groups.process)
         owner = self.groups.process if pipeline is None else pipeline.processes[-1]
         mine, self._task, sent = by_process[owner], task, None
         if mine:
-            found = self.answer_chains(task, mine)
+            found = self.answer_chains(task, mine)  # by all stages of a pipeline, though only the last one sends
             if owner == self.groups.process:
                 sent = torch.full(self._mail.shape, -1, dtype=torch.long)
                 sent[: len(mine), : self.num_answers[task]] = found

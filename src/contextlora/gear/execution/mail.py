@@ -46,6 +46,7 @@ class Mail:
     def receive(self, process: int) -> Tensor:
         """The next message of a process."""
         waiting = self._open[process]
+        # With `num_open` 0, a queue of one batch, nothing is open beforehand.
         if not waiting:
             waiting.append(self._post(process))
         message, work = waiting.popleft()

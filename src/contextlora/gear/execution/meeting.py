@@ -43,8 +43,9 @@ def meet(process: int, size: int) -> tuple[dist.Store, str]:
     try:
         store.set(f"{attempt}/met/{process}", "")
         while missing:
+            # Anew in every round: torchrun's store may still hold the name of a process that is gone.
             for other in missing if process == 0 else ():
-                if store.check([f"here/{other}"]):
+                if store.check([f"here/{other}"]):  # a get would wait for this one and keep the others waiting
                     store.set(f"attempt/{store.get(f'here/{other}').decode()}", own)
             missing = {other for other in missing if not store.check([f"{attempt}/met/{other}"])}
             if missing and time.monotonic() > waits_until:
@@ -57,7 +58,7 @@ def meet(process: int, size: int) -> tuple[dist.Store, str]:
 
 def _open_store(process: int, size: int) -> dist.Store:
     """As torch's own rendezvous, but process 0 does not wait for the others here, where it would not learn for whom."""
-    is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # which listens at the port already
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_master = process == 0 and not is_agents
     try:

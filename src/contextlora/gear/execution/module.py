@@ -68,12 +68,14 @@ class GearedContextLoraModule(ContextLoraModule):
         graph, names = self.data.taskset.graph, self.chains[task]
         asked = {*names, *(above for name in names for above in graph.prerequisites(name, "ancestors"))}
         slices = {name for one in asked for name in self.uses[one].active}
+        # Slices that the stage does not train are still as they were at its start: nothing to swap.
         if not slices & self.stage_owners:
             return self.evaluator.chain_choices(task, numbers, names, self._score)
         with self.adapted.state.replaced(self.snapshot):
             return self.evaluator.chain_choices(task, numbers, names, self._score)
 
     def make_shard(self, batch: ItemNumbers, shard: Shard) -> OptionBatch:
+        # All rows' answers, not only the shard's: prompts are padded as in the whole batch.
         self._enter_answers(batch.task, batch.numbers, shard.answers)
         return self.data.encode_rows(batch, shard.rows)
 
@@ -87,6 +89,7 @@ class GearedContextLoraModule(ContextLoraModule):
     def _check_cuts(self, stages: Sequence[slice]) -> None:
         for task in self.stage_tasks:
             batch = self.data.encode_items(task, self._items(task)[:2], None).to(self.device)
+            # Or dropout masks would be those for the rows of an earlier batch.
             self._seed_step(batch)
             with self.adapted.active(self.uses[task], task):
                 self.cut.check(batch, stages)
@@ -98,6 +101,7 @@ class GearedContextLoraModule(ContextLoraModule):
         return self.cut.parameters(layers)
 
     def run_layers(self, batch: OptionBatch, layers: slice, hidden: Tensor | None) -> Tensor:
+        # Every micro-batch takes other rows of the dropout masks.
         self._seed_step(batch)
         with self.adapted.active(self.uses[batch.task], batch.task):
             found = self.cut.run(batch, layers, hidden)
@@ -119,15 +123,16 @@ class GearedContextLoraModule(ContextLoraModule):
 
         executor, item, output = self.trainer.strategy.executor, None, None
         if executor.roles.runs_chains_in(self.global_rank):
-            first = encode(range(1))
+            first = encode(range(1))  # any row shows the shapes: all are padded to the longest item
             item, output = self.cut.item(first), torch.empty(first.option_ids.shape[1], device="meta")
         return executor.forward(len(items), run, item, output).float().cpu()
 
     def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
         """Right answers of the untrained; the others come batch by batch, from these weights."""
+        # All else has its initial values through the whole stage and needs no copy.
         self.snapshot = self.adapted.adapter_state(self.adapted.state.changed | self.stage_owners)
         self._list_chains(untrained)
-        right = self.evaluator.chain_answers(self.stage_tasks, "train", set(self.uses))
+        right = self.evaluator.chain_answers(self.stage_tasks, "train", set(self.uses))  # right ones: no pass is run
         return {key: word for key, word in right.items() if key[0] in untrained}
 
     def _agree_on(self, uses: Mapping[str, SliceUse]) -> Mapping[str, SliceUse]:
@@ -165,7 +170,7 @@ class GearedContextLoraModule(ContextLoraModule):
         for number, row in zip(numbers, choices.tolist(), strict=True):
             scene = items[number].scene
             for name, choice in zip(self.chains.get(task, ()), row, strict=True):
-                if choice >= 0:
+                if choice >= 0:  # -1: the prerequisite has no item of this scene
                     self.answers[name, scene] = self._option_of(name, scene)[choice]
 
     def _known(self) -> dict[tuple[str, int], Tensor]:
@@ -190,6 +195,7 @@ class GearedContextLoraModule(ContextLoraModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if not self.finished and sum(map(len, self.chains.values())):
+            # The weights of the stage's start: large, and needed only while answers are still to be made by them.
             known = self._known()
             if any(
                 names and (task, n) not in known for task, names in self.chains.items() for n in self._numbers(task)
@@ -202,8 +208,9 @@ class GearedContextLoraModule(ContextLoraModule):
     def on_train_batch_end(self, outputs: Any, batch: ItemNumbers, batch_idx: int) -> None:
         if batch_idx + 1 == self.length.interval_steps(self.stage_tasks, self.progress.interval):
             strategy = self.trainer.strategy
+            # Before `super`, which makes the validation's answers by the weights of now.
             strategy.share_weights()
-            self.adapted.mark_trained()
+            self.adapted.mark_trained()  # the optimizer's hook came before the weights of the others
             for (task, number), row in strategy.executor.known.items():
                 self._enter_answers(task, [number], row[None])
         super().on_train_batch_end(outputs, batch, batch_idx)
@@ -220,7 +227,7 @@ class GearedContextLoraModule(ContextLoraModule):
 
     def on_train_batch_start(self, batch: ItemNumbers, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        self._step_start, self._step_weight = len(self._train_losses), 0.0
+        self._step_start, self._step_weight = len(self._train_losses), 0.0  # a step has a loss a part, or none
 
     def training_step(self, batch: OptionBatch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -240,6 +247,8 @@ class GearedContextLoraModule(ContextLoraModule):
         return float(sum(losses)) / self._step_weight if losses else None
 
     def _mean_train_loss(self) -> float:
+        # A process that trained nothing in the interval has no losses, but the others wait for its sum.
         total = torch.zeros((), device=self.device) + sum(self._train_losses)
+        # The interval that ends: `record` has counted it already.
         steps = self.length.interval_steps(self.stage_tasks, self.progress.interval - 1)
         return float(self.trainer.strategy.reduce(total, reduce_op="sum")) / steps

@@ -110,6 +110,7 @@ class Peers:
         """
         self._num_shared += 1
         done = {}
+        # `add` is atomic in the store, so that no work is taken twice.
         while (number := self._store.add(f"works/{self._num_shared}", 1) - 1) < len(works):
             done[number] = works[number]()
         found: list[dict[int, Any]] = [{}] * self.size
@@ -127,6 +128,7 @@ class Peers:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        # Process 0 must not take the store away while another one's watch still asks it.
         dist.barrier()
         dist.destroy_process_group()
 
@@ -157,10 +159,12 @@ class Peers:
                 self._end("process 0 is gone: its store does not answer")
                 return
             now = time.monotonic()
+            # Timed here, by when a beat was seen to change: clocks of several machines differ.
             seen |= {process: (beat, now) for process, beat in beats.items() if beat != seen[process][0]}
             lost = [process for process, (_, since) in seen.items() if now - since > LOST_S]
             if lost and not left:
                 left = f"process {lost[0]} is gone: no sign of it for {LOST_S:.0f} s"
+                # Others may miss this process next: with word from it they name the one that was lost first.
                 self._announce(self._beats, left)
             if left:
                 self._end(left)
@@ -204,5 +208,6 @@ def _connect(attempt: str) -> dist.Store:
 
 
 def _is_broken_connection(error: BaseException) -> bool:
+    # gloo raises a plain RuntimeError, which only its text tells from others.
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))

@@ -106,6 +106,7 @@ class PipelineExecutor:
         processes = self.pipeline.processes
         is_last = self.stage == len(processes) - 1
         module = _Stage(self.pipeline.layers(self.stage), wire.shape, is_last)
+        # With the shapes of both sides torch runs no forward of its own to find them.
         stage = PipelineStage(
             module,
             self.stage,
@@ -122,10 +123,12 @@ class PipelineExecutor:
         kind = (
             Schedule1F1B if self.pipeline.layout == "1f1b" and num_micro >= len(processes) and trains else ScheduleGPipe
         )
+        # Parts come weighted by their share of the batch: torch must not divide by their number too.
         return module, stage, kind(stage, num_micro, loss_fn=_loss if trains else None, scale_grads=False)
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:
+    # `run` has made the loss; schedules run backwards only where they are given a loss function.
     return output
 
 
@@ -149,5 +152,6 @@ class _Stage(nn.Module):
         if self.is_last:
             self.outputs.append(found)
             return found
+        # F.pad counts from the last dimension: nothing for h, then tokens, then items.
         missing = [0, 0] * (found.dim() - 2) + [0, self.wire[1] - self.length, 0, self.wire[0] - size]
         return (F.pad(found, missing) if any(missing) else found).contiguous()

@@ -69,6 +69,7 @@ def measure_links(process: int, size: int, large_bytes: int = LARGE_BYTES) -> di
             if process in (first, second):
                 peer = first + second - process
                 one_way_s = {n: _one_way_s(process < peer, peer, n) for n in (SMALL_BYTES, large_bytes)}
+                # On a fast link noise may make the large message the faster one.
                 sent_s = max(one_way_s[large_bytes] - one_way_s[SMALL_BYTES], 1e-9)
                 if process == first:
                     links[first, second] = Link(8 * (large_bytes - SMALL_BYTES) / sent_s, one_way_s[SMALL_BYTES])

@@ -101,6 +101,7 @@ class ContextGearStrategy(DDPStrategy):
 
     def setup_environment(self) -> None:
         super().setup_environment()
+        # Only now: DDP's own set-up makes the processes join.
         self.groups = ProcessGroups()
 
     def setup(self, trainer: Trainer) -> None:
@@ -142,6 +143,7 @@ class ContextGearStrategy(DDPStrategy):
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         shard = self.executor.shard(*self.lightning_module.gear_batch(batch))
         self._step = None if shard is None else _Step(batch, shard, args, kwargs)
+        # Lightning wants a loss. A pipeline's forwards and backwards alternate, so that all of them run in `backward`.
         if shard is None or shard.pipeline is not None:
             return torch.zeros((), device=self.root_device)
         return self._part_loss(shard.parts()[0])
@@ -197,6 +199,7 @@ class ContextGearStrategy(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if hasattr(self, "executor"):
+            # Every process comes here: Lightning collects a checkpoint on all of them, and process 0 writes it.
             self.share_weights()
         return super().lightning_module_state_dict()
 
@@ -221,6 +224,7 @@ class ContextGearStrategy(DDPStrategy):
         chosen = self._parameters() if layers is None else self.lightning_module.layer_parameters(layers)
         ours, found = {id(parameter) for parameter in chosen}, []
         for optimizer in self.optimizers:
+            # In the order by which `optimizer.state_dict` numbers them.
             numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
             weights, state = {n: p.detach() for n, p in numbered if id(p) in ours}, optimizer.state_dict()
             state["state"] = {n: value for n, value in state["state"].items() if n in weights}
@@ -233,6 +237,7 @@ class ContextGearStrategy(DDPStrategy):
             with torch.no_grad():
                 for number, value in part["weights"].items():
                     parameters[number].copy_(value)
+            # Of a pipeline the stages' parts come one after another: what an earlier one brought stays.
             state = optimizer.state_dict()["state"] | part["state"]
             optimizer.load_state_dict({"state": state, "param_groups": part["param_groups"]})
 

@@ -121,6 +121,7 @@ def weighted_tasks(tasks: Sequence[TaskWork], batch_size: int) -> list[Weighted]
     """Tasks with equal figures merged."""
     merged: dict[TaskWork, Weighted] = {}
     for task in tasks:
+        # What a step costs depends on none of these.
         key = replace(task, task="", steps=0, epoch_items=0)
         first = task.first_epoch_steps(batch_size)
         seen = merged.get(key)
@@ -159,6 +160,7 @@ def _plan_ahead(cost: StageCost, candidate: Candidate, task: TaskWork) -> TaskPl
             return found
 
     def planned(train: Share, own: Share) -> TaskPlan:
+        # The x of the docstring; below 0 D_t is the slower side, and the chains stay on D_f.
         moved = max(0.0, (chains.seconds - train.seconds) / (chains.seconds + own.seconds))
         return TaskPlan(task.task, task.num_prerequisites, train, chains, None, moved, own)
 
@@ -181,7 +183,7 @@ def weigh(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted]) -> C
         if isinstance(plan, Misfit):
             return replace(candidate, reason=misfit_text(plan))
         total_s += row.first_steps * plan.step_s + (row.steps - row.first_steps) * plan.later_step_s
-        fill_s = fill_s or plan.fill_s
+        fill_s = fill_s or plan.fill_s  # once a stage: D_f is ahead when another task's turn comes
     return replace(candidate, seconds=total_s + fill_s)
 
 
@@ -197,6 +199,7 @@ def with_details(cost: StageCost, candidate: Candidate, tasks: Iterable[Weighted
     total_bytes, seen = 0.0, set()
 
     def occupy(group: DeviceGroup, task: TaskWork, share: Share, trains: bool) -> None:
+        # All that memory depends on; hundreds of tasks may differ in nothing of it.
         key = (group, share.micro_batches, trains, task.train_activation_bytes, task.forward_activation_bytes)
         if (key, task.num_prerequisites > 0) in seen:
             return
@@ -228,6 +231,7 @@ def _train_bytes(cost: StageCost, group: DeviceGroup, task: TaskWork, chains: fl
     """
     hops = len(group.devices) - 1
     if group.layout == "data":
+        # Each of p devices sends 2 (p - 1) messages of 1/p of the gradients.
         return 2 * hops * task.gradient_bytes
     item_bytes = 2 * task.boundary_bytes + chains * task.num_prerequisites * task.prerequisite_boundary_bytes
     return hops * cost.workload.batch_size * item_bytes

@@ -31,7 +31,7 @@ class StageCost:
         self.fleet, self.workload = fleet, workload
         self.devices = {device.name: device for device in fleet.devices}
         self.sizes = micro_batch_sizes(workload.batch_size)
-        self.forward = lru_cache(maxsize=None)(self._forward)
+        self.forward = lru_cache(maxsize=None)(self._forward)  # on the object: a decorator's cache would outlive it
         self.train = lru_cache(maxsize=None)(self._train)
         self.reassignable = lru_cache(maxsize=None)(self._reassignable)
         self._figures = lru_cache(maxsize=None)(self._group_figures)
@@ -91,6 +91,7 @@ class StageCost:
         num_layers, num_micro = self.workload.num_layers, math.ceil(self.workload.batch_size / size)
         if group.layout == "data":
             return self.stage_bytes(range(num_layers), task, size, alive=int(trains))
+        # 1F1B: stage s holds p - s micro-batches, those that its forwards are ahead of its backwards.
         in_flight = num_micro if group.layout == "gpipe" else min(len(group.devices) - position, num_micro)
         layers = group.layers(num_layers)[position]
         return self.stage_bytes(layers, task, size, alive=in_flight if trains else 0)
@@ -131,6 +132,7 @@ class StageCost:
         n = task.num_prerequisites if chains else 0
 
         def finish_s(i: int, items: int) -> float:
+            # Calls of a micro-batch: forward, backward and n passes, each with its overhead.
             return items * (item_s[i] + n * pass_s[i]) + (2 + n) * -(-items // sizes[i]) * overhead_s[i]
 
         share = share_items(self.workload.batch_size, sizes, finish_s)
@@ -272,7 +274,7 @@ class StageCost:
         if not task.num_prerequisites or (forward == train and len(train.devices) == 1):
             return 0.0
         size = self.workload.batch_size * task.answer_bytes
-        if not self.fleet.links:
+        if not self.fleet.links:  # all pairs are alike: no need to walk |D_f| |D_t| of them
             return self.fleet.default_link.seconds(size)
         pairs = ((a, b) for a in forward.devices for b in train.devices if a != b)
         return max(self.fleet.link(a, b).seconds(size) for a, b in pairs)

@@ -71,6 +71,7 @@ def split_items(num_items: int, num_devices: int, finish_s: Callable[[int, int],
     if num_devices == 1:
         return [num_items]
     shares = [0] * num_devices
+    # Ties go to the first device: every process plans for itself, and all must share alike.
     heap = [(finish_s(device, 1), device) for device in range(num_devices)]
     heapq.heapify(heap)
     for _ in range(num_items):

@@ -132,6 +132,7 @@ class Fleet:
         """The inverse of `from_tree`, without the name."""
         devices = {}
         for device in self.devices:
+            # `from_tree` counts a key with null as given, and takes one way of saying the speed only.
             entry = {key: value for key, value in asdict(device).items() if value is not None}
             devices[entry.pop("name")] = entry
         links = {f"{first} - {second}": asdict(link) for (first, second), link in self.links.items()}
@@ -164,6 +165,7 @@ def _link(entry: Any, where: str, key: str) -> Link:
 
 
 def _pair(key: Any, names: Collection[str], where: str) -> tuple[str, str]:
+    # With blanks, as names may hold dashes themselves (board-1).
     first, dash, second = str(key).partition(" - ")
     if not dash or first == second:
         raise ConfigError(f"{where}: a key of links is `device - device`, two different ones, got {key!r}")
@@ -191,6 +193,7 @@ def _section(
 
 
 def _number(value: Any, where: str, key: str, zero: bool = False) -> float:
+    # True is an int in Python.
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < 0 or (value == 0 and not zero):
         rule = "a number of at least 0" if zero else "a number above 0"

@@ -33,7 +33,9 @@ class BlockSize:
 
     def forward_flops(self, num_tokens: int, rank: int) -> float:
         """Of one item of so many tokens, `rank` LoRA ranks active."""
+        # A multiplication and an addition for each weight, and for each rank in A and in B.
         per_token = 2 * (self.active_weights + rank * self.active_lora_width)
+        # Attention: T^2 scores and T^2 weighted values, 2 a d operations each.
         return num_tokens * per_token + 4 * num_tokens**2 * self.attention_width
 
 
@@ -95,6 +97,7 @@ class ModelSize:
 
     def layer_flops_shares(self, num_tokens: int, has_image: bool = False) -> tuple[float, ...]:
         """Share of a forward's FLOPs in each block, vision tower and logits with the first and last; sum 1."""
+        # Without LoRA: its rank differs from task to task, and a stage has one answer for all.
         flops = self._layer_flops(num_tokens, 0, has_image)
         return tuple(part / sum(flops) for part in flops)
 

@@ -29,6 +29,7 @@ def pipeline_s(times: Sequence[StageTimes], num_micro: int, layout: str) -> floa
     once = sum(time.forward_s + time.backward_s for time in times)
     slowest = max(time.forward_s + time.backward_s for time in times)
     if layout == "gpipe":
+        # All forwards, then all backwards: each phase runs at the pace of its own slowest stage.
         slowest = max(time.forward_s for time in times) + max(time.backward_s for time in times)
     return once + (num_micro - 1) * slowest
 
@@ -69,9 +70,10 @@ def best_cuts(
     Returns:
         At most `MAX_CUTS` tuples of p - 1 cut points, the best for 1F1B first; none where nothing fits.
     """
-    fronts: dict[int, dict[tuple[int, ...], tuple[float, ...]]] = {0: {(): (0.0,) * 6}}
+    fronts: dict[int, dict[tuple[int, ...], tuple[float, ...]]] = {0: {(): (0.0,) * 6}}  # by layers so far
     for stage in range(num_stages):
         is_last = stage == num_stages - 1
+        # Every later stage needs a layer too.
         stops = [num_layers] if is_last else range(stage + 1, num_layers - num_stages + stage + 2)
         grown = {}
         for stop in stops:
@@ -106,6 +108,7 @@ def _slowest(reached: tuple[tuple[int, ...], tuple[float, ...]]) -> tuple[float,
 
 def _undominated(reached: dict[tuple[int, ...], tuple[float, ...]]) -> dict[tuple[int, ...], tuple[float, ...]]:
     kept: dict[tuple[int, ...], tuple[float, ...]] = {}
+    # Sorted, so that none is beaten by one that comes later: a single pass is enough.
     for cuts, figures in sorted(reached.items(), key=lambda item: item[1]):
         if not any(all(a <= b for a, b in zip(other, figures, strict=True)) for other in kept.values()):
             kept[cuts] = figures

@@ -74,7 +74,7 @@ def plan_training(
     Raises:
         UserError: no candidate fits the memory of the devices.
     """
-    known_cuts: Cuts = {}
+    known_cuts: Cuts = {}  # stages of one shape find them once
     stages = tuple(plan_stage(fleet, workload, cache_answers, known_cuts, layouts) for workload in workloads)
     return Plan(fleet.name, stages)
 
@@ -91,6 +91,7 @@ def plan_stage(
     tasks = weighted_tasks(workload.tasks, workload.batch_size)
     search = Search(cost, tasks, cache_answers, known_cuts, layouts)
     candidates = sorted(search.run(), key=_order)
+    # Misfits come last, single devices first of them: nothing fits, and the reason is that of one device.
     if candidates[0].seconds is None:
         reason = candidates[0].reason + (", and pipelines hold it on every device too" if workload.whole_model else "")
         raise UserError(

@@ -49,6 +49,7 @@ class TaskRoles:
 
     def rows(self, process: int, later: bool, num_items: int) -> range:
         """The rows of a batch that a process trains; a batch of fewer items than planned is cut in proportion."""
+        # Both ends are rounded down, so that neighbours' rows meet and all rows are trained.
         edges = self.later_edges if later else self.edges
         return range(*(edge * num_items // edges[-1] for edge in edges[process : process + 2]))
 
@@ -104,6 +105,7 @@ class StageRoles:
     @property
     def pipelines(self) -> tuple[Pipeline, ...]:
         """All of them, each once."""
+        # Ordered, unlike a set: all processes must make the pipelines' groups in one order.
         return tuple(dict.fromkeys(filter(None, (self.train, self.forward, self.later))))
 
     def runs_chains_in(self, process: int) -> Pipeline | None:
@@ -147,6 +149,7 @@ def _task_roles(best: Candidate, task: TaskPlan, devices: list[str]) -> TaskRole
         later, later_sizes = _edges(best.later, task.later, devices), _sizes(best.later, task.later, devices)
     if task.chains is None:
         return TaskRoles(edges, later, _owners(best.train, task.train, devices), sizes, later_sizes)
+    # A process is in D_t or in D_f, and has 0 in the other.
     sizes = tuple(map(max, sizes, _sizes(best.forward, task.chains, devices)))
     ahead, own = _owners(best.forward, task.chains, devices), _owners(best.train, task.own_chains, devices)
     return TaskRoles(edges, later, ahead, sizes, later_sizes, own, task.reassigned_share)
@@ -160,6 +163,7 @@ def _owners(group: DeviceGroup, share: Share, devices: list[str]) -> tuple[int, 
 
 def _items(group: DeviceGroup, share: Share) -> dict[str, int]:
     """Items of each device; a pipeline, all of whose devices work on every item, stands as its last one."""
+    # The last stage knows the loss and the answers.
     items = share.items if group.layout == "data" else (*(0 for _ in share.items[1:]), share.items[-1])
     return dict(zip(group.devices, items, strict=True))
 

@@ -17,7 +17,7 @@ from contextlora.gear.planning.cost import StageCost
 from contextlora.gear.planning.device_groups import DeviceGroup
 from contextlora.gear.planning.workload import TaskWork
 
-EXHAUSTIVE_DEVICES = 4
+EXHAUSTIVE_DEVICES = 4  # splits into D_t, D_f and neither number 3^devices
 # On many devices the search looks at a few tasks that stand for all; what it finds is then weighed with all.
 SAMPLED_TASKS = 2
 FINALISTS = 2
@@ -48,6 +48,7 @@ class Search:
     ) -> None:
         self.cost, self.tasks, self.layouts = cost, tasks, layouts
         self.needs_answers = any(row.task.num_prerequisites for row in tasks)
+        # Within one epoch no answer is needed twice.
         self.cache_answers = cache_answers and self.needs_answers and any(r.steps > r.first_steps for r in tasks)
         self.heaviest = max(tasks, key=lambda row: row.steps * row.task.forward_flops).task
         self._cuts: Cuts = {}
@@ -106,6 +107,7 @@ class Search:
         if not self.cache_answers or plain.seconds is None:
             return [plain]
         laters = [candidate.train]
+        # D_f has nothing left to do once all answers are known.
         if candidate.forward and self._may_share_rows(candidate.devices):
             laters.append(DeviceGroup(candidate.devices))
         kept = [weigh(self.cost, replace(candidate, later=later), tasks) for later in laters]
@@ -119,6 +121,7 @@ class Search:
         yield from self._finalists((Candidate("one device", DeviceGroup((name,))) for name in order), sample)
         together = [DeviceGroup(order[:size]) for size in sizes[1:] if self._may_share_rows(order[:size])]
         yield from self._finalists((Candidate("data parallel", group) for group in together), sample)
+        # A model that is too large for any device may fit across those with most memory.
         by_memory = tuple(sorted(names, key=lambda name: -self.cost.devices[name].memory_bytes))
         rows = dict.fromkeys(row[:size] for size in PIPELINE_STAGES for row in (order, by_memory))
         groups = [group for row in rows for group in self._pipelines(row)]
@@ -142,6 +145,7 @@ class Search:
     def _finalists(self, candidates: Iterable[Candidate], sample: list[Weighted]) -> Iterator[Candidate]:
         """Those that are fastest on the sample, weighed with all tasks, and one that does not fit."""
         weighed = [(min(self._weighed(candidate, sample), key=_time), candidate) for candidate in candidates]
+        # One misfit is kept for its reason, which the table of candidates shows.
         misfits = [found for found, _ in weighed if found.seconds is None]
         fitting = sorted((pair for pair in weighed if pair[0].seconds is not None), key=lambda pair: _time(pair[0]))
         for _, candidate in fitting[:FINALISTS]:
@@ -163,6 +167,7 @@ class Search:
         most = self.cost.workload.batch_size if "data" in self.layouts else 1
         starts = [(a, b) for a in _sizes(len(order) - 1, most) for b in _sizes(len(order) - a, most)]
         a, b = min(starts, key=self._scores(order, sample))
+        # The fastest train: D_t may take over chains from D_f, but D_f cannot train.
         start = Candidate("contextgear", DeviceGroup(order[:a]), DeviceGroup(order[a : a + b]))
         yield from self._weighed(start)
         if "data" in self.layouts:
@@ -180,6 +185,7 @@ class Search:
         """(|D_t|, |D_f|) -> the sample's steps at the bound of the groups, plus the all-reduce, which it leaves out."""
         devices = [self.cost.devices[name] for name in order]
         ratio = self.cost.workload.train_ratio
+        # Prefix sums: groups are runs of the order, so that a pair of sizes is scored without a walk over its devices.
         rates = list(accumulate((1 / device.forward_s(1.0) for device in devices), initial=0.0))
         train_rates = list(accumulate((1 / device.train_s(1.0, ratio) for device in devices), initial=0.0))
 
@@ -208,6 +214,7 @@ class Search:
             if not _better(ahead, best):
                 break
             best = ahead
+        # Its seconds are those of the sample; the caller weighs it with all tasks.
         return replace(best, seconds=None, reason="")
 
 

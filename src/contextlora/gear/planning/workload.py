@@ -142,6 +142,7 @@ def estimate_workloads(
             gradient_bytes = _FLOAT32_BYTES * model.lora_parameters(_trained_rank(plan, task))
             per_item = _per_item(model, task, chain, tokens, flops, bytes_per_number)
             tasks.append(TaskWork(task, steps_per_task, num_items[task], gradient_bytes=gradient_bytes, **per_item))
+        # Only now: tasks of one stage give each other no answers of their own.
         trained.update(stage)
         shared = _per_stage(model, plan, stage, tokens, images, bytes_per_number)
         workloads.append(Workload(f"stage {number}", tuple(tasks), batch_size, **shared))
@@ -199,4 +200,5 @@ def _active_rank(plan: TrainingPlan, task: str) -> int:
 
 def _trained_rank(plan: TrainingPlan, task: str) -> int:
     use, ranks = plan.uses[task], plan.partition.ranks
+    # Frozen ranks are in the forward but have no gradient.
     return sum(ranks[name] - use.num_frozen(name, ranks[name]) for name in use.active)

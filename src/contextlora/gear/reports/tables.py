@@ -104,7 +104,7 @@ def stage_tables(stage: StagePlan, simulation: Simulation) -> list[Table]:
     devices = [
         [name, f"{100 * idle:.0f} %", size(peak), _sent(simulation, process)]
         for process, (name, idle, peak) in enumerate(
-            zip(names, simulation.idle_shares, simulation.peak_bytes, strict=False)
+            zip(names, simulation.idle_shares, simulation.peak_bytes, strict=False)  # names end at MOST_DEVICES
         )
     ]
     few = f"{simulation.schedule.num_batches} batches, simulated"
@@ -120,6 +120,7 @@ def step_s(simulation: Simulation) -> float:
     with_chains = {items[0] // schedule.batch_size for items in schedule.chain_items}
     own = sorted({schedule.batch_of(action) for row in schedule.actions for action in row if action.kind == "R"})
     last = len(with_chains or ends) - 1
+    # Not from the start: the first batches fill the pipeline, and the first of all is a reassigned one.
     first, last = (own[1], own[-1]) if len(own) > 2 else ((last - 1) // 2, last)
     return (ends[last] - ends[first]) / (last - first)
 

@@ -88,7 +88,7 @@ def _draw(axes: Axes, stage: StagePlan, simulation: Simulation) -> None:
         axes.axvline(end_s, color=INK, linewidth=0.7, linestyle=(0, (3, 3)), alpha=0.6, zorder=0.5)
     labels = [f"{name}  idle {100 * idle:.0f} %" for name, idle in zip(names, simulation.idle_shares, strict=False)]
     axes.set_yticks(range(len(names)), labels, fontsize=9, color=INK)
-    axes.set(xlim=(0, total), ylim=(len(names) - 0.4, -0.6))
+    axes.set(xlim=(0, total), ylim=(len(names) - 0.4, -0.6))  # upside down: D_t on top
     axes.tick_params(length=0)
     axes.tick_params(axis="x", labelsize=8, labelcolor=GREY)
     for side in axes.spines.values():

@@ -51,6 +51,7 @@ def then(first: Schedule, second: Schedule) -> Schedule:
     num_train, num_items = len(first.train_items), first.num_batches * first.batch_size
 
     def shifted(action: Action) -> Action:
+        # All-reduces are numbered by batch, all else of `second` by train micro-batch.
         by = first.num_batches if action.kind == "ALLREDUCE" else num_train
         to = None if action.to is None else moved[action.to]
         return replace(action, micro_batch=action.micro_batch + by, to=to)
@@ -73,6 +74,7 @@ class _Builder:
     def add_batch(self, batch: int) -> None:
         """All processes' actions for one batch."""
         items, data = range(batch * self.batch_size, (batch + 1) * self.batch_size), self.train.layout == "data"
+        # Of a pipeline the first stage stands for all: its forward is what waits for the answers.
         edges = list(accumulate(self.plan.train.items if data else (self.batch_size,), initial=0))
         parts = [items[start:stop] for start, stop in pairwise(edges)]
         if self.plan.num_prerequisites:
@@ -84,6 +86,7 @@ class _Builder:
             for chunk in _chunks(part, self.plan.train.micro_batches[process]):
                 number = self._number(self.train_items, chunk)
                 self.rows[process] += [Action(0, "F", number), Action(0, "B", number)]
+            # One a batch, after the last micro-batch: gradients add up on the device until then.
             if len(parts) > 1:
                 self.rows[process].append(Action(0, "ALLREDUCE", batch))
 
@@ -125,6 +128,7 @@ class _Builder:
                     if stage + 1 < count:
                         self.rows[process].append(Action(stage, f"SEND_{kind}", number, chain_pass, process + 1))
             for number in numbers:  # the executor lets a pass drain before it hands out the answers
+                # Prompts of the next pass hold these answers, and it begins in the first stage.
                 is_last = chain_pass == last_pass
                 back = {train_processes[i] for i in self.chain_items[number]} if is_last else {first_process}
                 self._send_answers(first_process + count - 1, count - 1, number, chain_pass, back)

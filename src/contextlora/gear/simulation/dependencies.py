@@ -47,6 +47,7 @@ class Dependencies:
     def check(self) -> None:
         """Raises `ScheduleError` unless every micro-batch runs forward and backward once, and no circle of waiting."""
         schedule = self.schedule
+        # R is the same pass in another place: having both is once too often.
         made = Counter((key[0] if key[0] != "R" else "P", *key[1:]) for key in self._made)
         for number in range(len(schedule.train_items)):
             for stage in range(self._last_stage["F", number] + 1):
@@ -64,6 +65,7 @@ class Dependencies:
         try:
             TopologicalSorter(self.nodes).prepare()
         except CycleError as error:
+            # `args[1]` is where graphlib puts the cycle.
             actions = " -> ".join(str(schedule.actions[process][position]) for process, position in error.args[1])
             raise ScheduleError(f"these actions wait for each other: {actions}") from None
 
@@ -77,6 +79,7 @@ class Dependencies:
             for position, action in enumerate(row):
                 if action.kind in COMPUTE:
                     self._enter(action, (process, position))
+        # Only now: whether answers come from P or from R shows by what has been made.
         for process, row in enumerate(schedule.actions):
             for position, action in enumerate(row):
                 if action.kind in SENDS:
@@ -146,5 +149,6 @@ class Dependencies:
         return node
 
     def _place_in_queue(self, action: Action, process: int) -> list[Node]:
+        # A place is free once that batch is trained; this process's own backwards come before in its row anyhow.
         batch = self.schedule.batch_of(action) - self.schedule.queue_batches - 1
         return [node for node in self._backwards.get((0, batch), []) if node[0] != process]

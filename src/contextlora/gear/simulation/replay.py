@@ -80,6 +80,7 @@ class _Costs:
         name = self.schedule.devices[process]
         if action.kind == "P" and self.candidate.forward is not None:
             return self._held(self.candidate.forward, name)
+        # R, and P without D_f, run on the D_t of the first epoch.
         train = self.groups[action.micro_batch] if action.kind in "FB" else self.candidate.train
         return self._held(train, name)
 
@@ -104,6 +105,7 @@ class _Costs:
     def _resident_bytes(self, name: str) -> float:
         """Weights, adapters and (where it trains) optimizer: the memory of a micro-batch of no items."""
         train, forward = self.candidate.train, self.candidate.forward
+        # `later` counts only where some of its batches are simulated.
         trainers = [train] + ([self.candidate.later] if self.candidate.later in self.groups else [])
         held = [(group, 1) for group in trainers if name in group.devices]
         held += [(forward, 0)] if forward is not None and name in forward.devices else []

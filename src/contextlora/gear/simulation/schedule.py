@@ -106,6 +106,7 @@ class Schedule:
         """The batch that an action works for."""
         if action.kind == "ALLREDUCE":
             return action.micro_batch
+        # The last letter: SEND_P, SEND_R and SEND_A carry what belongs to a chain.
         items = self.chain_items if action.kind[-1] in "PRA" else self.train_items
         return items[action.micro_batch][0] // self.batch_size
 

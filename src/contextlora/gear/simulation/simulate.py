@@ -109,6 +109,7 @@ def simulate(schedule: Schedule, costs: Costs) -> Simulation:
 class _Run:
     def __init__(self, schedule: Schedule, dependencies: Dependencies, costs: Costs) -> None:
         self.schedule, self.costs = schedule, costs
+        # Once each: the action before in the row is often an input as well.
         self.waits_for = {node: len(set(needs)) for node, needs in dependencies.nodes.items()}
         self.followers: dict[Node, list[Node]] = defaultdict(list)
         for node, needs in dependencies.nodes.items():
@@ -166,6 +167,7 @@ class _Run:
             self.peak[process] = max(self.peak[process], self.memory[process])
 
     def _kept_bytes(self, process: int, action: Action) -> float:
+        # A backward adds nothing, and frees what its forward kept when it ends.
         return 0.0 if action.kind == "B" else self.costs.action_bytes(process, action)
 
     def _occupy(self, node: Node, seconds: float) -> None:
@@ -197,6 +199,7 @@ class _Run:
                 self._release(follower, node)
 
     def _release(self, node: Node, needed: Node) -> None:
+        # The last action of a row has none behind it.
         if node in self.waits_for and node in self.followers[needed]:
             self.waits_for[node] -= 1
             if self.waits_for[node] == 0:
