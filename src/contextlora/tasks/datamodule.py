@@ -140,7 +140,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         return DataLoader(_Batches(self._validation_batches), batch_size=None)
 
     def _train_batches(self) -> Iterator[Batch]:
-        # Lightning gives an iterable data set no sampler that would divide batches among ranks.
+        # Lightning gives an iterable data set no sampler that would divide batches among processes.
         rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if num_ranks > self.batch_size and not self.by_numbers:
             raise TaskSetError(f"batch size {self.batch_size} gives nothing to some of {num_ranks} devices; raise it")
