@@ -61,6 +61,7 @@ class CutModel:
         """
         (num_rows, length), option_length = batch.inputs["input_ids"].shape, batch.option_ids.shape[-1]
         several, is_last = option_length > 1, layers.stop is None
+        # Only the last stage needs the head. The final norm runs in every stage; `behind` is filled in front of it.
         call = self.model if is_last else self.model.base_model
         keep = {"logits_to_keep": LAST_POSITION} if is_last else {}
         prompts = None if hidden is None else hidden[:, :length]
@@ -68,7 +69,9 @@ class CutModel:
             read = call(**_inputs(batch.inputs, prompts), use_cache=several, **keep)
         found, continued = behind[0], None
         if several:
+            # Aligned after repeating: a layer that stands in for others would be repeated once for each of them.
             cache = self._aligned(repeated_cache(self.model, read, batch), layers)
+            # (B K, L - 1, h): one row an option, as in the cache.
             options = None if hidden is None else hidden[:, length:].reshape(-1, option_length - 1, hidden.shape[-1])
             with self._only(layers, options) as behind:
                 continued = call(**_inputs(continued_inputs(batch), options), past_key_values=cache, use_cache=True)
@@ -98,6 +101,7 @@ class CutModel:
             BackboneError: their scores differ, or the model draws random numbers, which stages would draw differently.
         """
         refused = f"{type(self.model).__name__} cannot be run as a layer pipeline (%s); set gear.layouts=[data]"
+        # Training must draw the same numbers whether or not the model was checked before.
         with torch.no_grad(), torch.random.fork_rng():
             before = torch.get_rng_state()
             expected, hidden = option_scores(self.model, batch), None
@@ -109,6 +113,7 @@ class CutModel:
                 raise BackboneError(refused % f"{type(error).__name__}: {first_line(error)}") from error
         tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
         if not torch.allclose(hidden, expected, rtol=tolerance, atol=tolerance):
+            # Items with fewer options score -inf, and -inf minus -inf is nan.
             off = float((hidden - expected).nan_to_num(posinf=0, neginf=0).abs().max())
             raise BackboneError(refused % f"its stages give other scores than the whole, by up to {off:.2g}")
         if draws:
@@ -119,6 +124,7 @@ class CutModel:
         ours = range(len(self.blocks))[layers]
         for number, layer in enumerate(cache.layers):
             if number not in ours:
+                # A sliding window keeps fewer keys than full attention, so a layer of the same kind where there is one.
                 alike = [n for n in ours if type(cache.layers[n]) is type(layer)]
                 cache.layers[number] = cache.layers[alike[0] if alike else ours[0]]
         return cache
@@ -131,7 +137,7 @@ class CutModel:
         for number, block in enumerate(self.blocks):
             if number not in ours:
                 block.forward = _hand_on
-            elif number in (ours[0], ours[-1]):
+            elif number in (ours[0], ours[-1]):  # the same block in a stage of one
                 received = hidden if number == ours[0] else None
                 block.forward = _Edge(block.forward, received, behind if number == ours[-1] else None)
         try:
@@ -164,4 +170,5 @@ def _inputs(inputs: dict[str, Tensor], hidden: Tensor | None) -> dict[str, Tenso
         return inputs
     shapes = (inputs["input_ids"].shape, inputs["attention_mask"].shape)
     kept = {name: value for name, value in inputs.items() if value.shape in shapes and name != "input_ids"}
+    # Only for shape and dtype: the stage's first block takes `hidden` itself, and gradients reach it there.
     return kept | {"inputs_embeds": hidden.detach()}

@@ -91,10 +91,11 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     """
     _tokenise_new(backbone, prompts)
     encoded = [backbone.encodings.prompts[_key(prompt)] for prompt in prompts]
+    # Of the whole batch, whichever rows are wanted: dropout masks go by the size of a row.
     width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
     length = max(len(option) for row in encoded for option in row.options)
-    _check_length(backbone, width + length - 1)
+    _check_length(backbone, width + length - 1)  # an option's last token is predicted, never read
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
@@ -122,6 +123,7 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
     texts = []
     for prompt in new:
         text = _model_text(backbone, prompt)
+        # Prompts end without a space; a chat template may bring white space of its own.
         separator = "" if text[-1:].isspace() else " "
         texts += [text, *(text + separator + option for option in prompt.continuations)]
     # A chat template writes the special tokens itself.
@@ -191,6 +193,7 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
             image = file.convert("RGB")
     except OSError as error:
         raise BackboneError(f"image {path} cannot be read: {error.strerror or error}") from error
+    # The image token alone: what comes back is what it becomes within a whole prompt.
     made = backbone.processor(
         text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
     )
@@ -200,6 +203,7 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
         for name in made
         if made[name].shape == shape and name not in ("input_ids", "attention_mask")
     }
+    # The vision tower's first layer refuses pixels of another dtype than its weights.
     dtype = backbone.model.dtype
     features = {
         name: made[name].to(dtype) if made[name].is_floating_point() else made[name]
@@ -223,7 +227,7 @@ def _pad_prompts(
         "attention_mask": torch.zeros(len(encoded), width, dtype=torch.long),
     }
     for name in {name for image in images if image for name in image.per_token}:
-        inputs[name] = torch.zeros_like(inputs["input_ids"])
+        inputs[name] = torch.zeros_like(inputs["input_ids"])  # 0, as of text, where no image stands
     for b, (row, image) in enumerate(zip(encoded, images, strict=True)):
         first = width - len(row.ids)
         inputs["input_ids"][b, first:] = torch.tensor(row.ids)
@@ -234,6 +238,7 @@ def _pad_prompts(
     if _takes_position_ids(backbone):
         # Absolute positions must count from the first real token, not from the padding.
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    # Rows without an image have no features: models hand images to image tokens in order of appearance.
     shown = [image.features for image in images if image]
     for name in shown[0] if shown else ():
         inputs[name] = torch.cat([features[name] for features in shown])
@@ -242,7 +247,7 @@ def _pad_prompts(
 
 def _takes_position_ids(backbone: Backbone) -> bool:
     """Whether positions are one number a token; models with several (M-RoPE) derive them from the mask themselves."""
-    inner = getattr(backbone.model, "model", None)
+    inner = getattr(backbone.model, "model", None)  # classes with a head wrap what has the method
     if any(hasattr(module, "get_rope_index") for module in (backbone.model, inner)):
         return False
     return "position_ids" in inspect.signature(backbone.model.forward).parameters

@@ -132,6 +132,7 @@ def _load_model(source: str, model_class: _AutoClass, dtype: torch.dtype, attn_i
         use_safetensors=True,
         output_loading_info=True,
     )
+    # transformers fills them with random numbers and only warns.
     if lacking := sorted(loaded["missing_keys"]):
         raise BackboneError(
             f"it lacks {len(lacking)} weights of {type(model).__name__}, {lacking[0]} among them; "
@@ -143,6 +144,7 @@ def _load_model(source: str, model_class: _AutoClass, dtype: torch.dtype, attn_i
 def fastest_dtype(device: str | torch.device) -> torch.dtype:
     """bfloat16 where the device has instructions for it (CUDA, or a CPU with AMX or AVX512-BF16), else float32."""
     if torch.device(device).type == "cuda":
+        # torch says yes by default also where it would only emulate it.
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     # What torch may use, which the environment can lower, and then what the processor has.
     usable = torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -161,6 +163,7 @@ def fingerprint(model: PreTrainedModel) -> str:
         flat = weight.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 32)][:32].to("cpu", torch.bfloat16)
         digest.update(json.dumps([name, list(weight.shape)]).encode())
+        # numpy has no bfloat16: the bits themselves.
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -169,12 +172,15 @@ def _source(path_or_name: str) -> str:
     """The folder to load from, or the hub name as it is."""
     folder = BUNDLED if path_or_name == "bundled" else Path(path_or_name).expanduser()
     if not folder.is_dir():
+        # A hub id is owner/name. Where a folder of the owner's name lies here, a misspelt path is likelier, and asking
+        # the hub would hide it.
         looks_like_path = folder.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1
         if looks_like_path or Path(path_or_name).parent.is_dir():
             raise BackboneError(f"model folder {folder} does not exist; give an existing folder, a hub id or 'bundled'")
         return path_or_name
     if not (folder / "config.json").is_file():
         raise BackboneError(f"model folder {folder} holds no config.json; give a checkpoint in Hugging Face form")
+    # Pickled weights can run code when they are read.
     if not any(folder.glob("*.safetensors")):
         raise BackboneError(
             f"model folder {folder} holds no .safetensors weights (pickled ones are refused); "
@@ -186,6 +192,7 @@ def _source(path_or_name: str) -> str:
 @contextmanager
 def _errors_of(name: str) -> Iterator[None]:
     """Turns what transformers raises for an unusable checkpoint into one line; keeps its progress bars quiet."""
+    # A setting of the whole process, in which the caller may use transformers too.
     shows_progress = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -204,6 +211,7 @@ def auto_class(config: PretrainedConfig) -> _AutoClass:
 
 def takes_images(config: PretrainedConfig) -> bool:
     """Whether the model of a configuration takes images next to text."""
+    # The mapping alone also names text-only families (mistral4) and ones without a vision tower (fuyu).
     return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and hasattr(config, "vision_config")
 
 

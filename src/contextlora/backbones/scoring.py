@@ -90,9 +90,11 @@ def scores_of(batch: OptionBatch, read: torch.Tensor, continued: torch.Tensor | 
     Returns:
         (B, K) as `option_scores`.
     """
+    # In float32: bfloat16 keeps two to three digits, too few to tell close options apart.
     scores = F.log_softmax(read[:, -1].float(), dim=-1).gather(1, batch.option_ids[..., 0])
     if continued is not None:
         ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)
+        # (B K, L - 1): the score of token l + 1 stands behind token l.
         token_scores = F.log_softmax(continued.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
         scores = scores + (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, batch.option_ids.shape[1]))
     return scores.masked_fill(~batch.option_mask[..., 0], -torch.inf)

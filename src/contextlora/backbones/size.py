@@ -72,6 +72,7 @@ def _count(
     text = config.get_text_config()
     prefix = next(name for name, module in model.named_modules() if module is blocks) + "."
     pattern = resolve_targets(model, target_modules)
+    # d_in + d_out: what one LoRA rank adds.
     widths = {name: sum(module.weight.shape) for name, module in model.named_modules() if re.fullmatch(pattern, name)}
     attention, experts = _attention_widths(text, len(blocks), where), _Experts(text, where)
     before, behind, vision = _around_the_blocks(model, prefix)
@@ -91,6 +92,7 @@ def _count(
         ),
         parameters_before=before,
         parameters_behind=behind,
+        # A tied head has no parameters of its own, but costs its products all the same.
         head_weights=model.get_output_embeddings().weight.numel(),
         outer_lora_width=sum(widths.values()) - sum(sum(adapted.values()) for adapted in in_blocks),
         vision=_vision_size(config, vision, where) if takes_images(config) else None,
@@ -150,6 +152,7 @@ def _attention_widths(text: PretrainedConfig, num_blocks: int, where: str) -> li
 def _around_the_blocks(model: PreTrainedModel, prefix: str) -> tuple[int, int, list[tuple[str, Tensor]]]:
     """Numbers before and behind the blocks in the language model, and the parameters of the vision tower."""
     decoder, head = prefix.rsplit(".", 2)[0] + ".", model.get_output_embeddings()
+    # A head may stand outside of the decoder, as the vision tower does: told apart by identity.
     ours = {id(p) for p in head.parameters()}
     before, behind, vision, passed = 0, 0, [], False
     for name, parameter in model.named_parameters():  # tied ones come once, as embeddings
@@ -184,6 +187,7 @@ def _vision_size(config: PretrainedConfig, parameters: list[tuple[str, Tensor]],
     merge /= getattr(config, "downsample_ratio", 1)
     return VisionSize(
         num_parameters=sum(parameter.numel() for _, parameter in parameters),
+        # Each block's attention: 2 P^2 d for the scores, and as many for the sums of values.
         flops=2 * patches * sum(weights.values()) + 4 * patches**2 * width * depth,
         num_image_tokens=getattr(config, "mm_tokens_per_image", None) or round(patches / merge**2),
     )

@@ -94,12 +94,15 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     """Groups in the order of their first run; of two runs with one seed the later one counts."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
+        # As text: values may be dictionaries, which cannot be keys.
         groups.setdefault(repr(sorted(settings_that_matter(run.settings).items())), []).append(run)
     settings = [settings_that_matter(members[0].settings) for members in groups.values()]
     named = []
     for own, members in zip(settings, groups.values(), strict=True):
+        # Among runs of one method: methods have settings of their own, in which all of them would differ.
         rivals = [other for other in settings if other["method.name"] == own["method.name"]]
         differing = {key: own[key] for key in own if any(other.get(key) != own[key] for other in rivals)}
+        # Runs come oldest first, so the last one with a seed stays.
         method, by_seed = own["method.name"], {run.settings["seed"]: run.results for run in members}
         named.append(RunGroup(group_label(method, differing), method, by_seed))
     return named
@@ -110,6 +113,7 @@ def accuracy_rows(groups: Sequence[RunGroup], tasks: Sequence[str], key: str = "
     rows = []
     for group in groups:
         cells = [with_interval(*mean_interval(list(group.accuracies(t, key).values()))) for t in (*tasks, "mean")]
+        # Stages may stop early, some seeds' sooner than others'.
         steps = sorted({results["gradient_steps"]["total"] for results in group.by_seed.values()})
         size = sorted({results["trainable_parameters"] for results in group.by_seed.values()})
         rows.append((group.name, str(len(group.by_seed)), _span(steps), _span(size), *cells))
@@ -203,6 +207,7 @@ def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:
         return "-"
     text = f"{100 * mean:{sign}.1f}"
     half = 100 * (high - low) / 2
+    # Less would be printed as ±0.0.
     return text if math.isnan(half) or half < 0.05 else f"{text} ±{half:.1f}"
 
 

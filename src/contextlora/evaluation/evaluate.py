@@ -213,6 +213,7 @@ class Evaluator:
     def _score_here(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
         parts = [slice(start, start + self.batch_size) for start in range(0, len(items), self.batch_size)]
         rows = self._run_batches([partial(self._score_batch, task, items[part], contexts[part]) for part in parts])
+        # Each batch is as wide as its own widest item.
         width = max(len(item.options) for item in items)
         return torch.cat([F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows])
 

@@ -21,7 +21,7 @@ Z_975 = 1.959964
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
     """95 % interval of a share seen on n items (Wilson 1927): stays within [0, 1], also for 0 and 1."""
     if n == 0:
-        return 0.0, 1.0
+        return 0.0, 1.0  # nothing is known
     z2 = Z_975**2
     centre = (accuracy + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_975 / (1 + z2 / n) * math.sqrt(accuracy * (1 - accuracy) / n + z2 / (4 * n * n))
@@ -91,5 +91,5 @@ def calibration_error(scores: torch.Tensor, answers: torch.Tensor, num_bins: int
     """
     if len(answers) == 0:
         return 0.0
-    probabilities = scores.float().softmax(dim=-1)
+    probabilities = scores.float().softmax(dim=-1)  # 0 for the missing options
     return float(multiclass_calibration_error(probabilities, answers, num_classes=scores.shape[1], n_bins=num_bins))

@@ -82,6 +82,7 @@ def _draw_stages(axes: Axes, plan: TrainingPlan) -> None:
         statuses = plan.statuses(tasks)
         for name in plan.partition.ranks:
             start = plan.partition.indices(name).start
+            # Statuses are counts: which ranks are frozen is a policy's choice, so the order drawn says nothing.
             for status in ("freeze", "train", "mask"):
                 for _ in range(statuses[name][status]):
                     cell = Rectangle((start, row + 0.18), 1, 0.64, facecolor=STATUS_COLOURS[status], edgecolor="white")
@@ -119,7 +120,7 @@ def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence
     axes.grid(which="minor", color="white", linewidth=3)
     for row, accuracies in enumerate(values):
         for column, value in enumerate(accuracies):
-            if value == value:
+            if value == value:  # nan: not trained yet
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=10, color=INK)
     axes.set_xticks(
         range(len(stages)), [f"stage {k + 1}\n{_short(tasks)}" for k, tasks in enumerate(stages)], fontsize=9
@@ -165,6 +166,7 @@ def accuracy_figure(
     height = 3.0 + 0.2 * len(accuracies)  # of which the legend takes a line for every name
     figure, axes = plt.subplots(figsize=(2.0 + 1.5 * len(tasks), height), layout="constrained")
     for number, (name, by_task) in enumerate(accuracies.items()):
+        # Side by side, with the task's tick in the middle.
         places = [column + (number - (len(accuracies) - 1) / 2) * width for column in range(len(tasks))]
         means, lows, highs = ([_percent(by_task[task][k]) for task in tasks] for k in range(3))
         bars = [

@@ -22,7 +22,7 @@ def learn_rule(items: Sequence[Item], prerequisites: Sequence[str]) -> Rule:
     rule: Rule = defaultdict(Counter)
     for item in items:
         rule[tuple(item.prerequisites.get(name) for name in prerequisites)][item.answer_word] += 1
-        if prerequisites:
+        if prerequisites:  # without any, the item stands under () already
             rule[()][item.answer_word] += 1
     return rule
 
@@ -60,11 +60,13 @@ def symbolic_accuracy(
         for name in (*taskset.graph.prerequisites(task, "ancestors"), task)
     }
 
+    # Or a task below many diamonds would ask for an ancestor's answer once for each path to it.
     @cache
     def word(name: str, scene: str, options: tuple[str, ...] | None) -> str | None:
         if name in root_words:
             return root_words[name].get(scene)
         answers = tuple(word(above, scene, None) for above in taskset.graph.prerequisites(name))
+        # An ancestor may have no item of this scene, hence no options: it chooses among all words of its train split.
         return apply_rule(rules[name], answers, options or list(rules[name][()]))
 
     right = [word(task, item.scene, item.options) == item.answer_word for item in items]

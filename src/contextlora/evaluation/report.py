@@ -14,6 +14,7 @@ from contextlora.tracking import Tracker
 
 def percent(value: float | None) -> str:
     """0.9312 -> "93.1"; a dash for what does not exist."""
+    # Only nan differs from itself.
     return "-" if value is None or value != value else f"{100 * value:.1f}"
 
 
@@ -40,7 +41,7 @@ def references_table(results: Mapping[str, Any]) -> Table:
     for column in ("majority", "one prerequisite", "symbolic composition", "end to end"):
         table.add_column(column, justify="right")
     for task, row in results["references"].items():
-        single = max(row["single_prerequisite"].values(), default=None)
+        single = max(row["single_prerequisite"].values(), default=None)  # a root has none
         end_to_end = percent(results["tasks"][task]["end_to_end"])
         table.add_row(task, percent(row["majority"]), percent(single), percent(row["symbolic"]), end_to_end)
     return table
@@ -55,6 +56,7 @@ def log_results(tracker: Tracker, results: Mapping[str, Any]) -> None:
     matrix = [[task, *row] for task, row in results["accuracy_matrix"].items()]
     tracker.log_table("accuracy_matrix", ["task", *stages], matrix)
     summary = {f"{task}/{key}": row[key] for task, row in results["tasks"].items() for key in columns[1:]}
+    # Of accuracies only: the last column, n, is a count.
     means = {f"mean/{key}": sum(row[key] for row in results["tasks"].values()) / len(rows) for key in columns[1:-1]}
     tracker.log_summary(summary | means)
 

@@ -54,6 +54,7 @@ def evaluate_suite(
         for task in tasks:
             accuracy = evaluator.predict(task, split, right_context(context)).accuracy if task in trained else None
             matrix[task].append(accuracy)
+    # After the loop, which leaves the last stage's weights in the model.
     deployed = {task: evaluator.predict(task, split, deployed_context(context)) for task in tasks}
     own_stage = {task: number for number, names in enumerate(stages) for task in names}  # the last that trained it
     rows = {
@@ -130,6 +131,7 @@ def _references(evaluator: Evaluator, deployed: dict[str, Prediction], split: st
         found[task] = {
             "majority": rule_accuracy(taskset, task, (), items),
             "single_prerequisite": {name: rule_accuracy(taskset, task, (name,), items) for name in prerequisites},
+            # A root has nothing to compose.
             "symbolic": symbolic_accuracy(taskset, task, items, words) if prerequisites else deployed[task].accuracy,
         }
     return found

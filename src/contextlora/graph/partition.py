@@ -30,8 +30,10 @@ class RankPartition:
         if not self.ranks:
             raise GraphError("a rank partition needs at least one slice")
         for name, rank in self.ranks.items():
+            # True would pass for 1.
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise GraphError(f"a slice's rank is a whole number >= 1, got {rank!r} for {name!r}: set method.rank")
+        # A copy: the starts are cached, and the caller's mapping may change.
         object.__setattr__(self, "ranks", dict(self.ranks))
 
     @property
@@ -42,6 +44,7 @@ class RankPartition:
     def indices(self, name: str) -> range:
         """I_v: the rank indices of slice `name`, consecutive."""
         if name not in self._starts:
+            # Not all of them: graphs may have a thousand tasks.
             raise GraphError(f"unknown slice {name!r}: the slices are {', '.join(list(self.ranks)[:20])}")
         start = self._starts[name]
         return range(start, start + self.ranks[name])

@@ -24,7 +24,7 @@ class SliceUse:
     """
 
     own: tuple[str, ...]
-    prerequisites: Mapping[str, float] = field(default_factory=dict, hash=False)
+    prerequisites: Mapping[str, float] = field(default_factory=dict, hash=False)  # a dictionary has no hash
 
     def __post_init__(self):
         object.__setattr__(self, "own", tuple(self.own))
@@ -65,7 +65,7 @@ class TrainingPlan:
         object.__setattr__(self, "stages", tuple(tuple(stage) for stage in self.stages))
         for use in self.uses.values():
             for name in use.active:
-                self.partition.indices(name)
+                self.partition.indices(name)  # refuses a slice that it does not have
         for stage in self.stages:
             unknown = [task for task in stage if task not in self.uses]
             if unknown or not stage:

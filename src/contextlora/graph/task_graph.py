@@ -86,6 +86,7 @@ def _checked(prerequisites: Mapping | Iterable) -> dict[str, tuple[str, ...]]:
             raise GraphError(f"a task's name is made of letters, digits, '_' and '-', got {task!r}")
         if task in direct:
             raise GraphError(f"task {task!r} is declared twice: give each task one entry")
+        # A word is iterable too, letter by letter.
         if isinstance(needed, str) or not isinstance(needed, Iterable):
             raise GraphError(f"the prerequisites of {task!r} are a list of tasks, got {needed!r}: write [{needed}]")
         direct[task] = tuple(needed)
@@ -114,6 +115,7 @@ def _generations(graph: nx.DiGraph) -> tuple[tuple[str, ...], ...]:
         return tuple(tuple(sorted(g, key=declared.__getitem__)) for g in nx.topological_generations(graph))
     except nx.NetworkXUnfeasible:
         edges = nx.find_cycle(graph)
+    # Raised outside of the handler, or a traceback would show networkx's error as well.
     cycle = " -> ".join([edges[0][0], *(task for _, task in edges)])  # each needs the one before it
     raise GraphError(f"the task graph has a cycle, {cycle}: remove one of these edges")
 

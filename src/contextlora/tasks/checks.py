@@ -94,6 +94,7 @@ def _check_task(taskset: TaskSet, task: Task) -> Iterator[Check]:
         shuffled = probes.linear(_shuffled(train), _shuffled(test), task.prerequisites)
         yield shortcut("inputs + shuffled answers", shuffled)
     elif train[0].fields:
+        # A root may join two inputs, such as lane and image, which no linear probe can.
         learnable = probes.pairs(train, test)
         yield Check(task.name, "inputs, pairs", learnable, chance, chance + SHORTCUT_MARGIN, at_least=True)
     if task.rule:
@@ -103,6 +104,7 @@ def _check_task(taskset: TaskSet, task: Task) -> Iterator[Check]:
 
 def _shuffled(items: tuple[Item, ...]) -> tuple[Item, ...]:
     """The items with the prerequisites' answers of the scene half the split away."""
+    # No random numbers, so every check of a set prints the same figures.
     half = len(items) // 2
     others = items[half:] + items[:half]
     return tuple(
@@ -119,6 +121,7 @@ def _copies(taskset: TaskSet, task: str) -> float:
     """Share of the task's validation and test items whose question and image also stand in train."""
 
     def content(item: Item) -> tuple[str, str]:
+        # By content: a copy may have another file name.
         image = sha256((taskset.folder / item.image).read_bytes()).hexdigest() if item.image else ""
         return f"{item.question}\n{item.image_text}", image
 

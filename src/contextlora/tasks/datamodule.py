@@ -132,6 +132,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """The interval's steps, one batch each."""
+        # In this process: workers would keep the interval and the answers with which they began.
         return DataLoader(_Batches(self._train_batches), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
@@ -139,6 +140,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         return DataLoader(_Batches(self._validation_batches), batch_size=None)
 
     def _train_batches(self) -> Iterator[Batch]:
+        # Lightning gives an iterable data set no sampler that would divide batches among processes.
         rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if num_ranks > self.batch_size and not self.by_numbers:
             raise TaskSetError(f"batch size {self.batch_size} gives nothing to some of {num_ranks} devices; raise it")
@@ -156,6 +158,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         """Places of the items turn * batch_size onwards, of an endless row of shuffled rounds of the task's items."""
         items = self.taskset.items(task, "train")
         places = range(turn * self.batch_size, (turn + 1) * self.batch_size)
+        # A batch may reach into the next round, which has an order of its own.
         orders = {
             round_: np.random.default_rng((self.seed, self.stage, number, round_)).permutation(len(items))
             for round_ in {place // len(items) for place in places}
@@ -178,6 +181,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
 def part_of(items: Sequence[Item], rank: int, num_ranks: int) -> Sequence[Item]:
     """The rank's part of a list that `num_ranks` ranks share evenly."""
+    # Parts differ by one item at most, and none is left over.
     return items[len(items) * rank // num_ranks : len(items) * (rank + 1) // num_ranks]
 
 
@@ -188,4 +192,5 @@ class _Batches(IterableDataset):
         self.make = make
 
     def __iter__(self) -> Iterator[Batch]:
+        # Not in `__init__`: Lightning keeps a loader over epochs, while the interval changes.
         return self.make()

@@ -10,7 +10,7 @@ import numpy as np
 
 from contextlora.tasks.task import Item
 
-_RIDGE = 1.0
+_RIDGE = 1.0  # one-hot columns of a field add up to the constant one: without it the equations are singular
 
 
 def answer_position(train: Sequence[Item], test: Sequence[Item]) -> float:
@@ -51,6 +51,7 @@ def pairs(train: Sequence[Item], test: Sequence[Item]) -> float:
     """Ridge regression from the one-hot fields and all products of two of them (a quadratic kernel)."""
     inputs_train, inputs_test = _one_hot(train, test, ())
     words, targets = _targets(train)
+    # (items, items), the dual form: there are far more products of two values than items.
     gram = (inputs_train @ inputs_train.T) ** 2 + _RIDGE * np.eye(len(train))
     return _accuracy((inputs_test @ inputs_train.T) ** 2 @ np.linalg.solve(gram, targets), words, test)
 
@@ -61,6 +62,7 @@ def _one_hot(
     """(items, values) matrices of 0 and 1; the values are those of train, a constant among them."""
 
     def values(item: Item) -> list[Hashable]:
+        # One value for the whole tuple, so that a linear probe can hold any rule over the prerequisites.
         joint = tuple(item.prerequisites.get(name) for name in prerequisites)
         return [("constant",), ("joint", joint), *item.fields.items()]
 
@@ -89,6 +91,7 @@ def _accuracy(scores: np.ndarray, words: Sequence[str], test: Sequence[Item]) ->
     index = {word: position for position, word in enumerate(words)}
     right = 0
     for item, row in zip(test, scores, strict=True):
+        # -inf: never right in train, so nothing speaks for it.
         offered = [row[index[word]] if word in index else -np.inf for word in item.options]
         right += int(np.argmax(offered)) == item.answer
     return right / len(test)

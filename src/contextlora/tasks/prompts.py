@@ -134,6 +134,8 @@ def render(
         "context": _given(context or {}),
         "options": " , ".join(listed),
     }
+    # One pass over the template alone, so braces in a question are no fields. No space at the end: most tokenisers
+    # make one token of a space and the word behind it, so the space belongs to the option.
     text = _FIELD.sub(lambda match: _part(match, fields), template).rstrip()
     return Prompt(task.name, text, folder / item.image if shows_image else None, continuations, item.answer)
 

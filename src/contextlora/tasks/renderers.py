@@ -56,6 +56,7 @@ def scatter(
         shifts = rng.integers(-max_shift, max_shift + 1, size=(len(cells), 2))
         centres = np.asarray(cells).reshape(-1, 2) * CELL + CELL // 2 + shifts
         centres = centres.clip(_MARGIN, IMAGE_SIZE - _MARGIN)
+        # (n, n), the larger of both axes' distances; the diagonal is lifted, or each would be too near to itself.
         distance = np.abs(centres[:, None] - centres[None]).max(-1) + IMAGE_SIZE * np.eye(len(cells), dtype=int)
         if not len(cells) or distance.min() >= _MIN_DISTANCE:
             return [(int(x), int(y)) for x, y in centres]

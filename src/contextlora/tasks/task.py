@@ -8,7 +8,7 @@ from typing import Any
 from contextlora.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-_EMPTY: Mapping[str, str] = MappingProxyType({})
+_EMPTY: Mapping[str, str] = MappingProxyType({})  # shared by all items, so nobody may write to it
 
 
 class TaskSetError(UserError):
@@ -53,10 +53,12 @@ class Item:
             raise TaskSetError("each line must be a JSON object")
         known = cls.__dataclass_fields__
         missing = [key for key in ("id", "scene", "question", "options", "answer") if key not in record]
+        # A misspelt key would leave its field empty without a word.
         unknown = [key for key in record if key not in known]
         if missing or unknown:
             problem = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown)}"
             raise TaskSetError(f"item {record.get('id', '?')} {problem}; keys of an item: {', '.join(known)}")
+        # Scenes join the items of tasks by equality: 7 in one file and "7" in another are one scene.
         return cls(**{**record, "id": str(record["id"]), "scene": str(record["scene"]), "options": _options(record)})
 
 
@@ -66,6 +68,7 @@ def _options(record: dict[str, Any]) -> tuple[str, ...]:
         raise TaskSetError(f"item {record['id']}: options must be a list of words, got {options!r}")
     if len(set(options)) != len(options) or len(options) < 2:
         raise TaskSetError(f"item {record['id']}: options must be two or more different words, got {options!r}")
+    # JSON's `true` would pass for option 1.
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
         raise TaskSetError(
             f"item {record['id']}: answer must be the index of an option, 0 to {len(options) - 1}, got {answer!r}"

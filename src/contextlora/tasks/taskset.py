@@ -55,6 +55,7 @@ class TaskSet:
         splits = {}
         for task in tasks.values():
             ancestors = set(graph.prerequisites(task.name, scope="ancestors"))
+            # Of all splits together: no scene may be trained on and tested.
             split_of_scene: dict[str, str] = {}
             for split in SPLITS:
                 splits[task.name, split] = _read_items(folder, task, split, ancestors, split_of_scene)
@@ -109,6 +110,7 @@ class TaskSet:
 
     def with_train_items(self, most: int | None) -> "TaskSet":
         """With the first `most` train items of every task; None takes all."""
+        # The first of every task: in generated sets those of the same scenes, so that chains stay whole.
         return replace(
             self, splits={key: items[:most] if key[1] == "train" else items for key, items in self.splits.items()}
         )
@@ -135,7 +137,7 @@ def write_taskset(
     for (task, split), rows in items.items():
         lines = "".join(json.dumps(_record(item)) + "\n" for item in rows)
         write_atomically(folder / split / f"{task}.jsonl", lines)
-    # Last, since a folder with it counts as a task set.
+    # Last, since a folder with it counts as a task set; unsorted, since the declared order breaks ties in the graph.
     text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None)
     write_atomically(folder / DESCRIPTION_FILE, text)
 
@@ -210,6 +212,7 @@ def _check(item: Item, task: Task, folder: Path, ancestors: set[str]) -> None:
             f"item {item.id} answers {', '.join(sorted(unknown))}, no prerequisite of {task.name}; "
             f"its prerequisites: {', '.join(sorted(ancestors)) or 'none'}"
         )
+    # Found out now, not when training comes to the item.
     if item.image and not (folder / item.image).is_file():
         raise TaskSetError(f"item {item.id}: image {item.image} not found in {folder}")
     if not item.image and item.image_text is None and not item.question:

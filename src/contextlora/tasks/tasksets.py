@@ -74,5 +74,5 @@ def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
 def _is_current(folder: Path, manifest: Mapping[str, object]) -> bool:
     try:
         return json.loads((folder / _MANIFEST).read_text(encoding="utf-8")) == manifest
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # not there, or damaged: made anew
         return False

@@ -15,6 +15,7 @@ from contextlora.tasks.renderers import GRID, IMAGE_SIZE, MAX_SHIFT, OBJECTS, PA
 NUM_PATCHES = GRID * GRID
 _IDS = {word: index for index, word in enumerate(WORDS)}
 _IGNORE = -100
+# Drawn uniformly: what stands here twice comes twice as often.
 _FORMS = ("open", "words", "words", "letters")
 _KINDS = (
     *(text_skills.lookups, text_skills.lookups, text_skills.lookups),
@@ -99,6 +100,7 @@ def _stack(documents: Sequence[Document], scenes: Sequence[scene_skills.Scene], 
     for row, scene in enumerate(scenes):
         pixels[row] = scene.image
         patch_labels[row] = [_PATCH_WORDS.index(word) for word in scene.patches]
+    # Channels first, as vision towers want them.
     arrays = (input_ids, labels, patch_labels, pixels.transpose(0, 3, 1, 2).copy())
     return Batch(*(torch.from_numpy(array) for array in arrays), asked)
 
@@ -126,6 +128,7 @@ def _image_row(
         else:
             text = text_skills.readings(rng, style.words, most_names=4)
         preamble = f"{preamble} {text.preamble}"
+        # However many questions the image offers, more than a third are about the readings.
         askers += text.askers * (1 + len(askers) // (2 * len(text.askers)))
     document = Document(length, [IMAGE] * NUM_PATCHES, {} if style.focused else dict(scene.hints))
     document.say(preamble)
@@ -156,6 +159,6 @@ def _repetition(rng: Random, length: int) -> Document:
 
 def _ask_until_full(document: Document, askers: tuple, rng: Random, forms: tuple[str, ...]) -> None:
     failures = 0
-    while failures < 4:
+    while failures < 4:  # where one does not fit, a shorter one may
         question = rng.choice(askers)()
         failures += question is None or not document.ask(question, rng.choice(forms), rng)

@@ -61,6 +61,7 @@ def build_backbone(folder: Path, config: PretrainConfig, progress: Callable[[int
 def save_backbone(model: LlavaForConditionalGeneration, folder: Path, card: dict) -> None:
     """Writes model (float16 safetensors), processor and `skills.json`; the folder appears whole or not at all."""
     with replace_folder(folder) as scratch:
+        # Half the size in git; what loads it converts to bfloat16 or float32.
         model.to(torch.float16).save_pretrained(scratch)
         make_processor().save_pretrained(scratch)
         (scratch / "skills.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -81,6 +82,7 @@ def make_processor() -> LlavaProcessor:
         model_max_length=512,
     )
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    # The variant that needs no torchvision; mean and deviation are those of `pretrain.normalise`.
     images = CLIPImageProcessorPil(
         size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3
     )
@@ -89,6 +91,6 @@ def make_processor() -> LlavaProcessor:
         fast,
         patch_size=CELL,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=1,  # the class token, which the strategy leaves out again
         image_token=IMAGE,
     )

@@ -55,15 +55,16 @@ class Document:
         answer, labels[start + len(words) - 1] = question.answer, question.answer
         if form != "open":
             options = draw_options(question, rng)
-            labels[start + len(words) + 1] = question.answer
+            labels[start + len(words) + 1] = question.answer  # at the colon behind `options`
             marks = LETTERS if form == "letters" else [""] * len(options)
             listed = " , ".join(f"{mark} {option}" for mark, option in zip(marks, options, strict=False))
             words += ["options", ":", *listed.split(), "."]
             answer = LETTERS[options.index(question.answer)] if form == "letters" else question.answer
         words += ["answer", ":", answer, "."]
+        # Never cut: a question without its answer teaches nothing.
         if start + len(words) > self.capacity:
             return False
-        position = start + len(words) - 3
+        position = start + len(words) - 3  # of the colon behind `answer`
         labels[position] = answer
         if form == "letters":
             labels[position - 1] = question.answer
@@ -75,6 +76,7 @@ class Document:
 
 def draw_options(question: Question, rng: Random) -> list[str]:
     """The answer among one to five other words of the question's pool, shuffled."""
+    # No set: its order of words differs from process to process, and a seed must fix the options.
     others = [word for word in dict.fromkeys(question.pool) if word != question.answer]
     options = [*rng.sample(others, min(len(others), rng.choice((1, 2, 3, 3, 3, 4, 5)))), question.answer]
     rng.shuffle(options)

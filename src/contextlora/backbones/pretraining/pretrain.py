@@ -13,6 +13,7 @@ from contextlora.backbones.pretraining.architecture import build_model, make_con
 from contextlora.backbones.pretraining.batches import NUM_PATCHES, PATCH_WORD_IDS, Batch, make_batch
 from contextlora.backbones.pretraining.vocabulary import IMAGE, WORDS
 
+# Beyond the seeds of training batches, see `_BatchStream`.
 _SKILL_SEEDS = {"validation": 2**40, "test": 2**41}
 
 
@@ -61,7 +62,7 @@ class _BatchStream(Dataset):
     def __getitem__(self, step: int) -> Batch:
         config = self.config
         return make_batch(
-            config.seed * 1_000_003 + step,
+            config.seed * 1_000_003 + step,  # more than a build has steps: no two seeds share a batch
             num_image_rows=config.num_image_rows,
             num_text_rows=config.num_text_rows,
             length=config.length,
@@ -86,8 +87,10 @@ class SkillModel(nn.Module):
         """(rows, length), (image rows, 3, 64, 64) -> hidden states (rows, length, d), patches (image rows, 16, d)."""
         inner = self.model.model
         embedded = inner.language_model.embed_tokens(input_ids)
+        # Without the class token, as LLaVA's strategy `default` leaves it out.
         patches = inner.multi_modal_projector(inner.vision_tower(pixels).last_hidden_state[:, 1:])
         rows = pixels.shape[0]
+        # Images come first in their rows: slices of fixed size, where LLaVA looks for image tokens by a mask.
         with_image = torch.cat((patches.to(embedded.dtype), embedded[:rows, NUM_PATCHES:]), dim=1)
         embedded = torch.cat((with_image, embedded[rows:]), dim=0)
         return inner.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state, patches
@@ -101,6 +104,7 @@ class SkillModel(nn.Module):
         asked = batch.labels >= 0
         answers = nn.functional.cross_entropy(self.model.lm_head(hidden[asked]).float(), batch.labels[asked])
         words = self.model.model.language_model.embed_tokens.weight[PATCH_WORD_IDS]
+        # (image rows x 16, kinds)
         names = (patches.float() @ words.T / math.sqrt(words.shape[1])).flatten(0, 1)
         return answers, nn.functional.cross_entropy(names, batch.patch_labels.flatten())
 
@@ -120,6 +124,7 @@ def pretrain(config: PretrainConfig, *, num_layers: int = 6, compile_model: bool
     model, _ = build_model(make_config(num_layers))
     model.config._attn_implementation = "eager"  # twice as fast as SDPA on CPUs at these lengths
     skill_model = SkillModel(model)
+    # The loss is left out: how many words are asked differs from batch to batch, each a compilation of its own.
     forward = torch.compile(skill_model, dynamic=False) if compile_model else skill_model
     optimizers = _optimizers(skill_model, config)
     schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(config)) for optimizer in optimizers]
@@ -141,9 +146,11 @@ def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Op
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # Muon makes a matrix's update orthogonal: for maps between layers, not for embeddings or the head.
             embedding = "embed_tokens" in name or "position_embedding" in name
             in_block = parameter.ndim == 2 and not embedding and "lm_head" not in name
             (matrices if in_block else others).append(parameter)
+    # match_rms_adamw: updates as large as AdamW's, so that both rates are of one order.
     muon = torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 

@@ -63,6 +63,7 @@ def camera_scene(
     if not lanes:
         flat = rng.sample(range(GRID * GRID), rng.choice((1, 2, 3, 4, 4, 5, 6, 7)))
         cells = [(cell % GRID, cell // GRID) for cell in flat]
+    # Few kinds make things alike, for counting; many make things that occur once, for locating and relations.
     kinds = rng.sample(OBJECTS, rng.choice((2, 3, 6, 12)))
     labels, preamble = {}, []
     if rng.random() < 0.3:
@@ -104,6 +105,7 @@ class _CameraAsker:
     wordings: Mapping[str, tuple[str, ...]]
 
     def askers(self) -> tuple[Callable[[], Question | None], ...]:
+        # What stands here twice is asked twice as often.
         common = [
             self.name_cell,
             self.name_column,
@@ -150,6 +152,7 @@ class _CameraAsker:
         word = self.rng.choice(("leftmost", "rightmost", "highest", "lowest"))
         axis, sign = ("column" if "most" in word else "row"), (1 if word in ("leftmost", "highest") else -1)
         ordered = sorted(self.things, key=lambda thing: sign * getattr(thing, axis))
+        # Two things equally far out: no single answer.
         if len(ordered) > 1 and getattr(ordered[0], axis) == getattr(ordered[1], axis):
             return None
         return Question("name", self._text("name_extreme", e=word), ordered[0].kind, OBJECTS)
@@ -184,6 +187,7 @@ class _CameraAsker:
         return Question("count", self._text("count_kind", k=kind), str(numbers[kind]), _COUNTS)
 
     def exist(self) -> Question:
+        # Most kinds are absent: drawn from all alone, `no` would nearly always be right.
         kind = self.rng.choice((self.rng.choice(self.things).kind, self.rng.choice(OBJECTS)))
         answer = _YES_NO[not any(thing.kind == kind for thing in self.things)]
         return Question("exist", self._text("exist", k=kind), answer, _YES_NO)
@@ -245,6 +249,7 @@ def spectrogram_scene(rng: Random, drawing: np.random.Generator, wordings: Mappi
         pattern = rng.choice(PATTERNS)
         return Question("tone_exist", text("exist", k=pattern), _YES_NO[pattern not in counts], _YES_NO)
 
+    # Also where a pulse or burst is silent: the patches of the tower see each other.
     patches = tuple(tones.get(row, ".") for row in range(GRID) for _ in range(GRID))
     image = draw_spectrogram(tuple(tones.items()), drawing)
     return Scene(image, patches, "", (tone_row, tone_row, row_tone, row_tone, count, exist))

@@ -24,6 +24,7 @@ class Text:
 def readings(rng: Random, wordings: Mapping[str, tuple[str, ...]], most_names: int = 8) -> Text:
     """Named numbers: read one, compare it with a bound or another, find the largest, tell its level."""
     names = _keys(rng, rng.randint(2, most_names))
+    # No number twice, so that every comparison has one answer.
     values = dict(zip(names, rng.sample(NUMBERS, len(names)), strict=True))
     preamble = _pairs(rng, values.items())
     bounds = sorted(rng.sample(range(5, 96), rng.choice((1, 2, 3, 3))))
@@ -79,6 +80,7 @@ def choices(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
         word = rng.choice((*FREE_WORDS, *NUMBERS))
         return Question("choose", _word(rng, wordings, "choose", k=word), word, FREE_WORDS)
 
+    # Without options there would be no letter to bind the word to.
     return Text("", (choose,), forms=("letters", "letters", "words"))
 
 
@@ -91,9 +93,11 @@ def lookups(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
     table = rng.choice(FREE_WORDS)
     pointers = {}
     if rng.random() < 0.5:
+        # A pointer that is a key as well would have two answers.
         names = rng.sample([word for word in ("lane", *FREE_WORDS) if word not in values], rng.randint(1, 2))
         pointers = {name: rng.choice(keys) for name in names}
     parts = [_pairs(rng, values.items(), table), *(f"{name} {key} ." for name, key in pointers.items())]
+    # Two hops must work whichever line comes first.
     rng.shuffle(parts)
 
     def lookup() -> Question:
@@ -155,6 +159,7 @@ def rules(rng: Random, wordings: Mapping[str, tuple[str, ...]]) -> Text:
 
 def repeats(rng: Random) -> list[str]:
     """A word sequence said twice: from the second time on, every next word is known."""
+    # Of random length: at a fixed one a head could copy by distance, without looking for the word.
     return rng.choices((*FREE_WORDS, *NUMBERS), k=rng.randint(6, 40))
 
 
@@ -199,7 +204,7 @@ def _compare(
     word = rng.choice(("larger", "smaller"))
     answer = (max if word == "larger" else min)(pair, key=lambda name: int(pair[name]))
     a, b = pair
-    hints = {name: value for name, value in pair.items() if name != value}
+    hints = {name: value for name, value in pair.items() if name != value}  # a bare number has nothing to be found
     return Question("compare", _word(rng, wordings, "compare", a=a, b=b, cmp=word), answer, pool, hints)
 
 

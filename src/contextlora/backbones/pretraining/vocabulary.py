@@ -42,6 +42,7 @@ tiger eagle wolf horse sheep rabbit turtle spider whale shark falcon raven beave
 alpha beta gamma delta omega sigma kappa lambda
 """.split()
 
+# A word's place is its id: in another order the skill test would misread checkpoints built before.
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys(
         (

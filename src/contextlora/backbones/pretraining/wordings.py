@@ -77,6 +77,7 @@ _PARTS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def _held_out(indices: tuple[int, ...]) -> bool:
+    # With five phrases a part: each is held out with exactly one phrase of the other part, and trained with four.
     return (indices[0] + 2 * indices[1]) % 5 == 0
 
 
