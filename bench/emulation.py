@@ -31,7 +31,7 @@ from contextlora.gear.simulation.dependencies import Dependencies
 from contextlora.gear.simulation.replay import schedule_and_costs
 from contextlora.gear.simulation.schedule import SENDS
 
-AWAKE_S = 2e-4
+AWAKE_S = 2e-4  # before the end of a sleep; more than a wake-up is usually late
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def train(variant: Variant, model: Model, num_first: int, num_later: int) -> lis
     executor = StageExecutor(roles, _groups(), items, answers, answer, state, set_state)
     marks = [Mark(time.perf_counter(), time.process_time(), busy_s)]
     for step in range(num_first + num_later):
+        # Later steps come back to the items of the first ones, whose answers may be kept.
         numbers = [(step * size + row) % num_items for row in range(size)]
         shard = executor.shard(task.task, numbers)
         began = time.perf_counter()
@@ -150,10 +151,11 @@ def train(variant: Variant, model: Model, num_first: int, num_later: int) -> lis
             optimizer.step()
         busy_s += time.perf_counter() - began
         marks.append(Mark(time.perf_counter(), time.process_time(), busy_s))
-    executor.collect()
+    executor.collect()  # answers still underway would share the links with the next variant
     return marks
 
 
+# All processes make each group together, once: they serve every variant.
 @cache
 def _groups() -> ProcessGroups:
     return ProcessGroups()
@@ -170,6 +172,7 @@ class _Emulated:
         groups = ((variant.candidate.train, variant.plan.train), (variant.candidate.forward, variant.plan.chains))
         groups += ((variant.candidate.later, variant.plan.later),)
         known = [zip(group.devices, share.micro_batches, strict=True) for group, share in groups if group and share]
+        # Reversed, so that of a device in several groups the first one counts.
         self.sizes = {name: size for pairs in reversed(known) for name, size in pairs}
 
     def answer(self, task: str, numbers: Sequence[int]) -> Tensor:
@@ -217,6 +220,7 @@ def _run_schedule(variant: Variant, num_batches: int) -> list[float]:
         return []
     here, needs = processes.index(dist.get_rank()), Dependencies(schedule).nodes
     action_of = {(row, place): schedule.actions[row][place] for row, place in needs}
+    # Every process numbers all messages alike, so that sender and receiver agree on a tag.
     tags = {node: tag for tag, node in enumerate(n for n in needs if action_of[n].kind in SENDS)}
 
     def message(node: tuple[int, int]) -> Tensor:
@@ -234,7 +238,7 @@ def _run_schedule(variant: Variant, num_batches: int) -> list[float]:
             continue
         _compute(costs.action_s(here, action))
         if action.kind == "B":
-            ends[schedule.batch_of(action)] = time.perf_counter()
+            ends[schedule.batch_of(action)] = time.perf_counter()  # the last backward of a batch has the last word
     for sent in outbox:
         sent.wait()
     return ends

@@ -67,7 +67,7 @@ def calibrate(config: RunConfig, catalogue: str) -> Device:
     if not catalogue:
         settings = [f"taskset={config.taskset.name}", f"taskset.data_dir={config.taskset.data_dir}"]
         settings += [f"runs_dir={folder}", f"training.batch_size={config.training.batch_size}"]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as many as a process of the benchmark has
         subprocess.run([sys.executable, "-m", "contextlora", "profile", *settings], check=True, env=one_thread)
         catalogue = str(max((folder / "devices").glob("*.yaml"), key=lambda path: path.stat().st_mtime))
     tree, path = read_devices(catalogue)
@@ -93,6 +93,7 @@ def measure(processes: Processes, variant: Variant) -> float:
     first_s = (ends[first] - ends[warm]) / (first - warm)
     if not keeps:
         return first_s
+    # The first step with kept answers pays for the change, once a stage: it counts by itself.
     later_s = (ends[-1] - ends[first + 1]) / (later - 1)
     return stage_mean_s(variant, first_s, later_s, ends[first + 1] - ends[first] - later_s)
 
@@ -105,7 +106,7 @@ def measure_cell(
     for _ in range(rounds):
         seen: dict[tuple, float] = {}
         names = list(variants)
-        order.shuffle(names)
+        order.shuffle(names)  # a machine that slows down in a round must not hit the same variant every time
         for name in names:
             groups, plan = variants[name].candidate, variants[name].plan
             key = (groups.train, groups.forward, groups.later, plan.train, plan.chains, plan.reassigned_share)
@@ -172,6 +173,7 @@ def main(arguments: list[str]) -> None:
     found: list[dict] = []
     for row in rows:
         found.append(row)
+        # After every cell: an interrupted hour leaves what it has measured.
         write_atomically(folder / f"gear-{mode}.json", json.dumps(found, indent=1) + "\n")
     text = real_table(found) if mode == "real" else report(found)
     print(text)

@@ -60,6 +60,7 @@ def make_workloads(count: int, seed: int = 0) -> tuple[Workload, ...]:
     width = max(1, round(count**0.5))
     graph: dict[str, tuple[str, ...]] = {}
     for number in range(count):
+        # The layer before; the first one has none.
         above = [f"t{k}" for k in range((number // width - 1) * width, number // width * width) if k >= 0]
         graph[f"t{number}"] = tuple(rng.sample(above, min(len(above), rng.randint(1, 3))))
     tasks = TaskGraph(graph)

@@ -40,6 +40,7 @@ TIMED_STEPS = 6
 def with_micro_batch(fleet: Fleet, workload: Workload, k: int) -> Variant:
     """The best ContextGear whose calls have at most k items."""
     cost = StageCost(fleet, workload)
+    # The planner would take the largest k that fits; this asks for one.
     cost.sizes = (k,)
     search = Search(cost, weighted_tasks(workload.tasks, workload.batch_size), cache_answers=False, layouts=("data",))
     gear = [candidate for candidate in search.run() if candidate.strategy == "contextgear"]
@@ -74,6 +75,7 @@ def case_row(processes: Processes, fleet: Fleet, workload: Workload, ks: Sequenc
     """Every k and every rival on one fleet, in random order."""
     planned, rows = plan_variants(fleet, workload), []
     rivals = {name: {"predicted_s": predicted_s(planned[name]), "how": describe(planned[name])} for name in RIVALS}
+    # In random order, as the machine may slow down while it is measured.
     for what in order.sample([*ks, *RIVALS], len(ks) + len(RIVALS)):
         if isinstance(what, int):
             rows.append(gear_row(processes, with_micro_batch(fleet, workload, what), what))

@@ -32,6 +32,7 @@ def measured(cell: dict, name: str, against: str = "") -> float:
     """Seconds of a variant, or the median over rounds of its ratio to another's."""
     own = cell["variants"][name]["rounds_s"]
     others = cell["variants"][against]["rounds_s"] if against else [1.0] * len(own)
+    # Round by round, as both of a round met the same state of the machine.
     return median(a / b for a, b in zip(own, others, strict=True))
 
 

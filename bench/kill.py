@@ -26,6 +26,7 @@ RESUME = [sys.executable, "-m", "contextlora", "resume", "--run"]
 
 def final_weights(run_folder: Path) -> dict[str, torch.Tensor]:
     """Weights after the last stage."""
+    # By number, not as text: stage-10 comes after stage-9.
     return load_file(
         max((run_folder / "checkpoints").glob("stage-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
     )

@@ -32,6 +32,7 @@ if __name__ == "__main__":
             load_config(
                 [
                     *row,
+                    # Otherwise a method's own scale would move the grid.
                     "method.learning_rate_scale=1",
                     f"training.learning_rate={rate}",
                     "evaluation.split=validation",

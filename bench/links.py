@@ -83,7 +83,7 @@ class Network:
             try:
                 self._build()
             except BaseException:
-                self.__exit__()
+                self.__exit__()  # a `with` whose __enter__ raises does not call it
                 raise
         return self
 
@@ -104,6 +104,7 @@ class Network:
         """Moves the calling thread, and what it starts from now on, to a process's end of the network."""
         _prioritize(self.realtime)
         if self.kind.mbit_per_s:
+            # Names hold the id of the process that made the network, which started this one.
             _enter(_namespace(os.getppid(), process))
 
     def _build(self) -> None:
@@ -132,7 +133,7 @@ class Network:
         context = multiprocessing.get_context("fork")
         self.relay = context.Process(target=_relay, args=(names, self.kind.delay_s, self.realtime, said), daemon=True)
         self.relay.start()
-        said.close()
+        said.close()  # else recv would wait for ever on a relay that died
         ready.recv()  # the TUN devices are there
 
 
@@ -148,7 +149,7 @@ def _relay(names: list[str], delay_s: float, realtime: bool, said: Connection) -
         for file in select.select(files, (), (), timeout_s)[0]:
             with suppress(BlockingIOError):
                 while True:
-                    packet = os.read(file, 65536)
+                    packet = os.read(file, 65536)  # a TUN device gives one packet a read
                     to = target.get(packet[_DESTINATION])  # none for multicast and the like
                     if to is not None:
                         waiting.append((time.monotonic() + delay_s, to, packet))

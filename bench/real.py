@@ -56,7 +56,7 @@ def step_seconds(config: RunConfig, variant: Variant) -> tuple[float, float]:
     module = _module(config)
     warm, num_steps = timed_window(variant, WARM_STEPS, TIMED_STEPS)
     marks = train(variant, _Real(module, variant.task.task), num_steps, 0)[warm:]
-    module.adapted.end_stage()
+    module.adapted.end_stage()  # the module is kept for the next variant
     return tuple((last - first) / (num_steps - warm) for first, last in zip(marks[0], marks[-1], strict=True))[:2]
 
 
@@ -95,6 +95,7 @@ class _Real:
         items, module = [self.items[number % len(self.items)] for number in numbers], self.module
         contexts = [self._words(item.scene, row) for item, row in zip(items, shard.answers.tolist(), strict=True)]
         batch = module.data.encode_items(task, items, contexts, shard.rows)
+        # As `training_step` has it: dropout takes the mask of these rows.
         module.masks.rows, module.masks.batch_size = batch.rows, batch.batch_size
         with module.adapted.active(self.use, task):
             return F.cross_entropy(option_scores(module.adapted.model, batch), batch.answer)

@@ -79,6 +79,7 @@ def plan_variants(fleet: Fleet, workload: Workload) -> dict[str, Variant]:
         found[name + KEPT] = _first([candidate for candidate in kept if candidate.later], strategy)
     plans = {name: (candidate, plan_task(cost, candidate, task)) for name, candidate in found.items()}
     splits = [candidate for candidate in anew if candidate.strategy == "contextgear"]
+    # Without reassignment another split may be the best, so each is planned anew.
     plain = [(candidate, _without_reassignment(cost, candidate)) for candidate in splits]
     plans[PLAIN] = min(plain, key=lambda pair: pair[1].step_s)
     return {name: Variant(fleet, workload, *pair) for name, pair in plans.items()}

@@ -31,6 +31,7 @@ def cpu_s(pid: int) -> float | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+    # utime and stime, fields 14 and 15; the first left is field 3.
     return None if fields[0] == "Z" else (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
@@ -38,6 +39,7 @@ def processes_of(pid: int) -> list[int]:
     """The process and those that it started to train with it."""
     try:
         children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        # Not every child trains: W&B has a service, multiprocessing a resource tracker.
         return [pid, *(child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())]
     except OSError:
         return [pid]
@@ -51,6 +53,7 @@ def run(arguments: list[str]) -> tuple[float, list[float]]:
     seconds: dict[int, float] = {}
     while process.poll() is None:
         for pid in processes_of(process.pid):
+            # The figure of before stays, as a process that has ended has none.
             seconds[pid] = max(cpu_s(pid) or 0.0, seconds.get(pid, 0.0))
         time.sleep(POLL_S)
     if process.returncode:

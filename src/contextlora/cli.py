@@ -88,7 +88,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             help=command.text,
             description=f"{command.text[0].upper()}{command.text[1:]}.",
             epilog=USAGE + "\n".join(_settings_help()) if command.settings else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # the tables are laid out already
         )
         if name == "train":
             sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
@@ -116,6 +116,7 @@ def _settings_help() -> Iterator[str]:
             yield f"\n  {key[:-1]}: {default}"
             continue
         head = f"    {key:<36} {default:<16} "
+        # Later lines begin below the text: 58 columns are the width of the head.
         yield textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * 58)
 
 

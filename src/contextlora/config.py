@@ -46,9 +46,11 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
     base = _read(saved or config_dir / "default.yaml")
     name = choices.pop("experiment", None)
     experiment = [_read(_choose(config_dir, "experiment", name))] if name else []
+    # From strong to weak: a choice that is made already stays.
     for source in (*experiment, base):
         choices = _pop_choices(source.tree) | choices
     groups = [layer for item in choices.items() for layer in _group_layers(config_dir, *item)]
+    # The method comes first, as the schema has the settings of that method alone.
     schema = default_config(choices.get("method") or _method_of(base.tree))
     layers = [_checked(*layer, schema) for layer in (base, *groups, *experiment, settings)]
     try:
@@ -112,6 +114,7 @@ def describe_settings(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple
             continue
         default = entry.default if isinstance(entry.default, int | float | str | None) else entry.default_factory()
         choices = f" [{' | '.join(get_args(hint))}]" if get_origin(hint) is Literal else ""
+        # As YAML writes it, without the empty key and its colon in front.
         shown = f"[{', '.join(default)}]" if isinstance(default, list) else OmegaConf.to_yaml({"": default})[4:].strip()
         yield prefix + entry.name, shown, entry.metadata["text"] + choices
 

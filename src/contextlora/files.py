@@ -20,7 +20,7 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         with temporary.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -52,6 +52,7 @@ def put_in_place(scratch: Path, path: Path) -> None:
     for file in scratch.rglob("*"):
         _sync(file)
     old = _beside(path, "old")
+    # A folder that is not empty cannot be replaced by a rename: the old one steps aside.
     with suppress(FileNotFoundError):  # nothing to replace
         os.replace(path, old)
     try:
@@ -66,6 +67,7 @@ def put_in_place(scratch: Path, path: Path) -> None:
 
 def _beside(path: Path, what: str) -> Path:
     """A name that is free: other processes, also on other machines, may replace the same file."""
+    # In the same folder, since a rename is one step within one file system only.
     return path.with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")
 
 

@@ -45,6 +45,7 @@ class RunFolder:
             seed: part of the id, so that the runs of one comparison can be told apart.
             config: content of config.yaml.
         """
+        # Resolved, as a path like `.` has no name.
         parent = Path(runs_dir) / _slug(Path(taskset).resolve().name) / _slug(method)
         parent.mkdir(parents=True, exist_ok=True)
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-seed{seed}"
@@ -52,7 +53,7 @@ class RunFolder:
         while True:
             path = parent / (stamp if number == 1 else f"{stamp}-{number}")
             try:
-                path.mkdir()
+                path.mkdir()  # fails where it exists, so that no two processes get one folder
                 break
             except FileExistsError:  # another run started in the same second
                 number += 1
@@ -61,6 +62,7 @@ class RunFolder:
             write_atomically(run.config_file, config)
             run._set_state("running")
         except OSError:
+            # Nothing was trained, so there is nothing to resume.
             shutil.rmtree(path, ignore_errors=True)
             raise
         return run
@@ -72,6 +74,7 @@ class RunFolder:
         Raises:
             UserError: there is no run.
         """
+        # `latest` may point at another run before this process is done.
         run = cls(Path(path).resolve())
         if not run.config_file.is_file():
             raise UserError(f"{path} is no run folder: it has no config.yaml")
@@ -174,7 +177,8 @@ class RunFolder:
         runs_dir = self.path.parents[2]
         temporary = runs_dir / f".latest.{os.getpid()}"
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(self.path.relative_to(runs_dir))
+        temporary.symlink_to(self.path.relative_to(runs_dir))  # relative: the folder of runs may move
+        # A link is replaced in one step; deleted and made anew it would be missing in between.
         os.replace(temporary, runs_dir / "latest")
 
     @property
@@ -210,6 +214,7 @@ def find_runs(runs_dir: Path | str, taskset: str = "*", *, finished: bool) -> li
     """Finished or resumable runs, oldest first; a run that a live process works on is neither."""
     states = ("finished",) if finished else ("interrupted", "failed")
     runs = [RunFolder(path.parent) for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml")]
+    # Names begin with the time of the start.
     return sorted((run for run in runs if run.state in states), key=lambda run: run.path.name)
 
 
@@ -224,6 +229,7 @@ def _is_alive(status: dict[str, Any]) -> bool:
 
 def _identity(pid: int) -> dict[str, Any]:
     """What tells a process from a later one with the same number; its start is None when it is gone."""
+    # Starts count from boot, so a process of another boot may have the same number and start.
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {
         "pid": pid,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 def setting(default: Any, text: str, **limits: float) -> Any:
     """A dataclass field with its documentation; `minimum` and `maximum` also hold for the values of a dict."""
     is_mutable = isinstance(default, dict | list)
+    # A dataclass takes no mutable default: every instance gets a copy.
     value = {"default_factory": lambda: type(default)(default)} if is_mutable else {"default": default}
     return field(**value, metadata={"text": text, **limits})
 

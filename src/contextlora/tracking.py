@@ -54,6 +54,7 @@ class WandbTracker(Tracker):
         self.how_to_show = run.url or f"{os.path.relpath(wandb_command)} leet {os.path.relpath(folder / 'wandb')}"
 
     def log_config(self, config: Mapping[str, Any]) -> None:  # noqa: D102
+        # A resume may change settings, such as the number of devices.
         self._run.config.update(dict(config), allow_val_change=True)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:  # noqa: D102
@@ -99,6 +100,7 @@ def open_tracker(mode: str, project: str, folder: Path, name: str) -> Tracker:
 
     settings = wandb.Settings(silent=True, console="off")
     wandb.setup(settings)  # before login, which would print
+    # With the id of its first process a resumed run goes on in the same W&B run.
     options = {"project": project, "name": name, "dir": str(folder), "id": _run_id(home), "resume": "allow"}
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or _reachable_mode(wandb)

@@ -86,6 +86,7 @@ def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable
         built.add(target_name)
         return build(base_layer, target_name)
 
+    # PEFT wants a rank; the slices that `build` makes have their own.
     config = LoraConfig(target_modules=target_modules, r=1)
     config._register_custom_module({nn.Linear: build_layer, Conv1D: build_layer})
     inject_adapter_in_model(config, model)

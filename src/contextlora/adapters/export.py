@@ -39,10 +39,12 @@ def export_adapter(
         AdapterError: if `folder` exists and holds something else than an adapter.
     """
     folder = Path(folder)
+    # What lies there is deleted below: a mistaken path must not cost more than an export.
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _FILES):
         raise AdapterError(f"{folder} exists and is no exported adapter: choose another folder")
     tensors = {}
     for module, (A, B) in adapted.composed(use, task).items():
+        # safetensors takes contiguous tensors only.
         tensors[f"base_model.model.{module}.lora_A.weight"] = A.cpu().contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = B.cpu().contiguous()
     config = _peft_config(adapted, use, base_model_name_or_path)
@@ -60,8 +62,10 @@ def _peft_config(adapted: AdaptedModel, use: SliceUse, base_model_name_or_path: 
         task_type="CAUSAL_LM",
         inference_mode=True,
         r=rank,
+        # PEFT's field is an integer; s r' need not be one.
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=adapted.config.dropout,
         target_modules=adapted.target_modules,
+        # PEFT must know that Conv1D's weights lie transposed, to merge into them.
         fan_in_fan_out=any(isinstance(layer.base_layer, Conv1D) for layer in adapted.layers().values()),
     )

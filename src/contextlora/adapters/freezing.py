@@ -28,4 +28,5 @@ def freezing_order(policy: FrozenPolicy, A: Tensor, B: Tensor, generator: torch.
         return torch.randperm(len(A), generator=generator).tolist()
     if policy == "first":
         return list(range(len(A)))
+    # Stable, as B starts at 0: a slice that has not trained has equal norms everywhere.
     return rank_norms(A, B).argsort(descending=True, stable=True).tolist()

@@ -66,6 +66,7 @@ class AdaptedModel(nn.Module):
         slices.gates.fill_(self.config.gate_init)
         for slice_name in self.partition.ranks:
             A, _ = slices.values(slice_name)  # PEFT's own start: A uniform in +-1/sqrt(d_in), B zero
+            # Drawn on the CPU, whatever the device: a GPU's generator gives other numbers for the same seed.
             fresh = torch.empty(A.shape).uniform_(-(d_in**-0.5), d_in**-0.5, generator=self.generator(name, slice_name))
             A.copy_(fresh)
         self._slices[name] = slices
@@ -76,6 +77,7 @@ class AdaptedModel(nn.Module):
 
         `slice_name` may also be the name of an owner of parts, see `adapters.state`.
         """
+        # Python's own hash of a string differs from process to process.
         digest = hashlib.sha256(f"{self.config.seed}/{module}/{slice_name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -109,7 +111,7 @@ class AdaptedModel(nn.Module):
 
     def _check_use(self, use: SliceUse, task: str | None) -> None:
         for name in use.active:
-            self.partition.indices(name)
+            self.partition.indices(name)  # raises for a slice that the partition has not
         for name in use.prerequisites if self.config.gated else ():
             if (name, task) not in self.edges:
                 raise AdapterError(f"slice {name!r} has no gate to task {task!r}: the model was made with {self.edges}")
@@ -134,6 +136,7 @@ class AdaptedModel(nn.Module):
         for task, use in uses.items():
             self._check_use(use, task)
         prerequisites = list(dict.fromkeys(name for use in uses.values() for name in use.prerequisites))
+        # Chosen once a stage: norms change while it trains, and with them the order would.
         self._orders = (
             self._choose_orders(prerequisites) if state is None else self._checked_orders(prerequisites, state)
         )
@@ -216,6 +219,7 @@ class AdaptedModel(nn.Module):
         num_ranks = 0
         for name, rank in self.partition.ranks.items():
             frozen = [use.num_frozen(name, rank) for use in uses.values() if name in use.active]
+            # Frozen ranks are the first of one order, so the smallest share says what no task trains.
             num_ranks += rank - min(frozen, default=rank)
         num_gates = sum(len(use.prerequisites) for use in uses.values()) if self.config.gated else 0
         return num_ranks * self._num_per_rank() + num_gates * len(self._slices) + self._num_in_parts()

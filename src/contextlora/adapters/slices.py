@@ -93,6 +93,7 @@ class RankSlices(nn.Module):
         super().__init__()
         self.partition, self.scale = partition, scale
         self.edge_index = {edge: index for index, edge in enumerate(edges)}
+        # Buffers, no parameters: they follow the model to its device, and no optimizer can get hold of them.
         self.register_buffer("A", torch.zeros(partition.total_rank, d_in, device=device))
         self.register_buffer("B", torch.zeros(d_out, partition.total_rank, device=device))
         self.register_buffer("gates", torch.zeros(len(edges), device=device))
@@ -115,6 +116,7 @@ class RankSlices(nn.Module):
         if stage_task is not None and stage_task.use == use:
             return self._stage_factors(stage_task, dtype)
         # Constants: kept from forward to forward, unless they train now (a fused optimizer's writes leave no trace).
+        # The key leaves the deltas out: they say what trains and change no forward.
         key = (use.own, tuple(use.prerequisites), task, dtype)
         if self._kept is None or self._kept[0] != key or task in self._stage or self._trains_any_of(use):
             A, B = self.compose(use, task)
@@ -134,7 +136,7 @@ class RankSlices(nn.Module):
             for name in use.active:
                 A, B = self.values(name)
                 if name in use.prerequisites and self.edge_index:
-                    B = B * self.gates[self.edge_index[name, task]]
+                    B = B * self.gates[self.edge_index[name, task]]  # (d_out, r) times a scalar
                 parts.append((A, B))
             return _join(parts)
 
@@ -146,8 +148,10 @@ class RankSlices(nn.Module):
         A, B = parts[0] if len(parts) == 1 else _join(parts)
         factor = self.scale
         if stage_task.gate is not None:
+            # (prerequisites + 1): the last one is for own slices, which have no gate.
             gate_or_one = torch.cat([stage_task.gate, stage_task.gate.new_ones(1)])
             factor = gate_or_one[stage_task.gate_index] * self.scale
+        # Scaled in float32 and rounded once.
         return A.to(dtype), (B * factor).to(dtype), stage_task.slice_of_rank
 
     def gate_parameters(self) -> list[nn.Parameter]:
@@ -195,6 +199,7 @@ class RankSlices(nn.Module):
             return tensor.to(moved.device) if moved.dtype != tensor.dtype else moved
 
         self.write_back()
+        # The frozen copies are neither parameters nor buffers: read_back makes them anew where the storage is now.
         super()._apply(keep_float32, recurse)
         self.read_back()
         return self
@@ -227,9 +232,10 @@ class RankSlices(nn.Module):
 
     def _make_leaves(self, name: str, ranks: Tensor, uses: Sequence[SliceUse]) -> None:
         """Cuts what is not frozen for all `uses` of a slice where the number of frozen ranks differs between them."""
+        # What lies before the first cut is frozen for all and gets no leaf.
         cuts = sorted({*(use.num_frozen(name, len(ranks)) for use in uses), len(ranks)})
         for first, last in pairwise(cuts):
-            A = nn.Parameter(self.A.new_empty(last - first, self.A.shape[1]))
+            A = nn.Parameter(self.A.new_empty(last - first, self.A.shape[1]))  # values come with read_back
             B = nn.Parameter(self.B.new_empty(self.B.shape[0], last - first))
             self.leaf_parameters.update({f"A:{name}:{first}": A, f"B:{name}:{first}": B})
             is_own = any(name in use.own for use in uses)

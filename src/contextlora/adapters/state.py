@@ -54,6 +54,7 @@ class AdapterState:
         _check(views, state)
         with torch.inference_mode(False), torch.no_grad():
             for name, value in state.items():
+                # Equal values keep their version, and with it the answers that are remembered by it.
                 if not torch.equal(views[name].cpu(), value.cpu()):
                     views[name].copy_(value)
                     changed.add(_owner(name))
@@ -71,6 +72,7 @@ class AdapterState:
             yield
         finally:
             self.write(now)
+            # The same values again, so the same numbers; the count goes on, and none ever stands for two values.
             self._versions = versions
 
     def touch(self, owners: Collection[str]) -> None:
@@ -92,6 +94,7 @@ class AdapterState:
         views = {}
         for module, slices in self._layers.items():
             slices.write_back()
+            # By owner: what a stage trained is little of a graph of 1,000 tasks.
             for name in slices.partition.ranks if owners is None else owners:
                 if name in slices.partition.ranks:
                     views[f"{module}.lora_A.{name}"], views[f"{module}.lora_B.{name}"] = slices.values(name)

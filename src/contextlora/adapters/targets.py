@@ -38,6 +38,7 @@ def _language_linear(model: PreTrainedModel) -> str:
     """Every linear layer in the transformer blocks of the language model: no vision tower, projector or head."""
     blocks = decoder_blocks(model)
     path = next(name for name, module in model.named_modules() if module is blocks)
+    # Of all blocks, as those of hybrid models differ; by names below a block, one pattern does for every number.
     linears = [name for block in blocks for name, module in block.named_modules() if _is_linear(module)]
     choices = "|".join(re.escape(name) for name in dict.fromkeys(linears))
     return rf"{re.escape(path)}\.\d+\.({choices})"
@@ -55,4 +56,5 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
         raise AdapterError(
             f"{kind} has no list of transformer blocks: set model.target_modules to a regular expression"
         )
+    # Gemma 3n keeps a list of projections beside its blocks.
     return max(stacks, key=len)

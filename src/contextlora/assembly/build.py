@@ -76,8 +76,10 @@ def trainer_settings(config: RunConfig, num_processes: int = 1) -> fit.TrainerSe
     training = config.training
     common = {"gradient_clip": training.gradient_clip, "options": training.trainer}
     if num_processes == 1:
+        # One process has nobody to share with.
         strategy = "auto" if training.strategy == GEAR else training.strategy
         return fit.TrainerSettings(training.accelerator, strategy, **common)
+    # Set by torchrun, and by gear.processes where that starts the processes itself.
     devices = int(os.environ["LOCAL_WORLD_SIZE"])
     num_nodes = num_processes // devices
     return fit.TrainerSettings(training.accelerator, GEAR, devices=devices, num_nodes=num_nodes, **common)
@@ -87,4 +89,5 @@ def compute_device(config: RunConfig) -> torch.device:
     """Where this process computes."""
     device = fit.compute_device(config.training.accelerator)
     local = os.environ.get("LOCAL_RANK")
+    # One GPU for each process of this machine.
     return torch.device(device.type, int(local)) if device.type == "cuda" and local else device

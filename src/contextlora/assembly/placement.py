@@ -51,7 +51,9 @@ def plan_processes(config: RunConfig, taskset: TaskSet, size: int) -> tuple[Plan
             f"gear.devices must list one device for each process: {config.gear.devices} lists {len(fleet.devices)}, "
             f"there are {size} processes. Change training.devices (torchrun: the number of processes) or the catalogue."
         )
+    # The training as it is: gear.context asks what another one would take, for `plan`.
     workloads, _ = stage_workloads(replace(config, gear=replace(config.gear, context="taskset")), taskset)
+    # A process keeps the whole model, also where it runs some of its layers only.
     whole = [replace(workload, whole_model=True) for workload in workloads]
     made = plan_training(fleet, whole, config.gear.cache_answers, config.gear.layouts)
     names = [device.name for device in fleet.devices]

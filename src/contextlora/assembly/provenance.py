@@ -16,6 +16,7 @@ from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.taskset import TaskSet
 from contextlora.training.module import ContextLoraModule
 
+# Of a machine or its terminal: they change nothing that peers must share.
 LOCAL_SETTINGS = ("runs_dir", "taskset.data_dir", "training.devices", "training.progress")
 PACKAGES = ("torch", "lightning", "transformers", "peft")
 
@@ -35,7 +36,7 @@ def identity(data: TaskSetDataModule) -> dict[str, str]:
     return {
         "task set": taskset_fingerprint(data.taskset),
         "backbone": data.backbone.fingerprint,
-        "dtype": str(data.backbone.model.dtype),
+        "dtype": str(data.backbone.model.dtype),  # model.dtype=auto depends on the processor
     }
 
 
@@ -79,4 +80,4 @@ def _versions() -> dict[str, str]:
 def peak_memory_bytes() -> int:
     """Most resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -27,6 +27,7 @@ def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload
     size = model_size(folder, config.model.target_modules)
     image = resolve_image_view(config.taskset.image, size.vision is not None)
     method_plan = build_method(config.method).plan(taskset.graph, config.taskset.scope)
+    # Right answers stand for predicted ones: as long, and known before anything has trained.
     mode = "gold" if config.gear.context == "predicted" or config.taskset.context != "none" else "none"
     tokens, counted = count_tokens(config, taskset, size, image, mode, folder)
     answers_needed = config.gear.context == "predicted" or config.taskset.context == "predicted"
@@ -75,6 +76,7 @@ def count_tokens(
     count, how = _counter(folder / "tokenizer.json")
     longest = {
         task: max(
+            # The model puts as many image tokens in the place of the placeholder.
             length + image_tokens * (IMAGE_PLACEHOLDER in text)
             for text, length in zip(rows, count([text.replace(IMAGE_PLACEHOLDER, "") for text in rows]), strict=True)
         )

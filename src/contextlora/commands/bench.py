@@ -46,6 +46,7 @@ def run_missing(configs: Sequence[RunConfig], jobs: int = 1) -> list[FinishedRun
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
     missing = [config for config in configs if _find(config) is None]
     num_threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Spawned: a fork has torch's thread pool without its threads, and max_tasks_per_child refuses it.
     with ProcessPoolExecutor(
         jobs, get_context("spawn"), initializer=_prepare, initargs=(num_threads, jobs > 1), max_tasks_per_child=1
     ) as pool:
@@ -91,4 +92,4 @@ def _find(config: RunConfig) -> FinishedRun | None:
         for run in collect_runs(config.runs_dir, flat_defaults)
         if run.settings["seed"] == config.seed and alike(run, settings, ("",))
     ]
-    return same[-1] if same else None
+    return same[-1] if same else None  # the newest

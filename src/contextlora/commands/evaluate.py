@@ -45,6 +45,7 @@ def measure(
         if files is not None:
             files.load(stage)
         if peers is not None:
+            # Stage files lie with process 0 alone, maybe on another machine.
             ours = (module.adapted.adapter_state(), module.progress.uses) if files else None
             state, uses = broadcast_tree(ours, 0, ProcessGroups())
             module.adapted.load_adapter_state(state)

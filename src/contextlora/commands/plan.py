@@ -80,6 +80,7 @@ def _simulate(fleet: Fleet, workload: Workload, stage: StagePlan, queue_batches:
     """The best of each strategy on the stage's task with the longest chain, the chosen one first."""
     cost, task, found = StageCost(fleet, workload), workload.tasks[_longest(workload)], []
     for candidate in (candidate for candidate in stage.best_of_each_strategy() if candidate.seconds is not None):
+        # A reassigned chain may come once in many batches, and the mean needs some of them.
         count = batches_for_step(plan_task(cost, candidate, task).reassigned_share)
         found.append(simulate(*schedule_and_costs(fleet, workload, candidate, task, count, 0, queue_batches)))
     return found
@@ -112,6 +113,7 @@ def _print_window(stage: StagePlan, simulation: Simulation) -> None:
 
 
 def _write(config: RunConfig, name: str, made: Plan, panels: list[tuple[StagePlan, Simulation]]) -> None:
+    # matplotlib is loaded when the plan has been printed, and not before a mistake is found.
     from contextlora.evaluation.plots import save_figure
     from contextlora.gear.reports.timeline import timeline_figure
 

@@ -56,6 +56,7 @@ def _measure(
     """Every process's device and the links that it measured; processes compute at the same time, as in training."""
     adapted, data, uses = module.adapted, module.data, module.uses
     workloads, _ = stage_workloads(config, data.taskset)
+    # Two sizes of a call tell its fixed overhead from the time of an item.
     work, sizes = workloads[-1].tasks[0], (max(1, config.training.batch_size // 4), config.training.batch_size)
     adapted.begin_stage({task: uses[task] for task in module.plan.stages[-1]})
     parameters = [p for group in adapted.parameter_groups().values() for p in group]
@@ -71,9 +72,10 @@ def _measure(
         with torch.set_grad_enabled(trains), adapted.active(uses[work.task], work.task):
             scores = option_scores(adapted.model, batches[size])
             if trains:
+                # Any loss costs the same backward; leaves of other tasks of the stage have no part in this one.
                 torch.autograd.grad(scores[:, 0].sum(), parameters, allow_unused=True)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(device)  # kernels run on after the call returns
 
     calls = {"forward": lambda size: run(size, False), "train": lambda size: run(size, True)}
     host, process = socket.gethostname(), peers.process if peers else 0

@@ -17,6 +17,7 @@ def resume(run: RunFolder, devices: int | None = None) -> None:
     if not is_first_process():
         train_alongside(config)
         return
+    # First of all: a run that is alive is refused before processes start or a model loads.
     run.claim()
     with run.recording(), joined(num_processes(config), compute_device(config), train_alongside, config) as peers:
         module, plan = module_and_plan(config, peers)

@@ -78,12 +78,14 @@ def train_alongside(config: RunConfig) -> None:
 
 def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLoraModule, Plan | None]:
     """The module that trains, with the plan that it follows among peers."""
+    # Before the model loads, which takes seconds.
     check_plugins(config.training.callbacks, Callback, "training.callbacks")
     check_plugins(config.training.loggers, Logger, "training.loggers", Path())
     settings, data = trainer_settings(config), build_data(config)
     settings.check()
     if peers is None:
         return build_module(config, data), None
+    # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.
     peers.compare(facts(config, data))
     plan, roles = plan_processes(config, data.taskset, peers.size)
     if is_first_process():
@@ -103,6 +105,7 @@ def show_plan(config: RunConfig) -> None:
     CONSOLE.print(to_yaml(config), highlight=False)
     for table in (graph_table(graph), partition_table(plan), stages_table(plan, steps, trainable)):
         print_in_full(CONSOLE, table)
+    # Outside of a stage slices are buffers, and routers require gradients: what is left is the base.
     num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
@@ -154,6 +157,7 @@ def carry_out(
         log_results(tracker, results)
         results["total_seconds"] = time.monotonic() - began
         results["peak_memory_bytes"] = peak_memory_bytes()
+        # Last, when all that a finished run promises is there.
         run.finish(results)
         succeeded = True
     finally:
@@ -177,10 +181,12 @@ def _train_and_evaluate(
         fit(
             module,
             trainer_settings(config, peers.size if peers else 1),
+            # Below devnull there is no file to find, and none can be made.
             checkpoints=checkpoints if run else Path(os.devnull),
             metrics_file=run.metrics_file if run else Path(os.devnull),
             save_stage=StageFiles(checkpoints, module).save,
             console=CONSOLE if config.training.progress and run else None,
+            # On every process: a callback may save a checkpoint, in which all take part.
             callbacks=build_plugins(training.callbacks, Callback, "training.callbacks"),
             loggers=[
                 TrackerLogger(tracker),

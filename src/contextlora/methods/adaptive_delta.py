@@ -44,6 +44,7 @@ def by_gradient(view: StageView, source: str, task: str) -> float:
     from torch.nn.functional import cosine_similarity
 
     cosine = float(cosine_similarity(view.gradient(task, source), view.gradient(source, source), dim=0))
+    # Rounding may carry a cosine beyond 1, and a delta must not be negative.
     return _whole_ranks(view, source, 1 - min(1.0, max(0.0, cosine)))
 
 
@@ -64,7 +65,7 @@ def by_sensitivity(view: StageView, source: str, task: str) -> float:
     """By what u's ranks are to u when the stage begins, in whole ranks."""
     if view.interval:
         return view.uses[task].prerequisites[source]
-    importance = view.importance(source, source)
+    importance = view.importance(source, source)  # (layers, ranks)
     matters = importance >= LEAST_IMPORTANCE * importance.mean()
     return _whole_ranks(view, source, float(matters.double().mean()))
 

@@ -48,6 +48,7 @@ class ContextLoraSettings(MethodSettings):
             raise ConfigError(f"method.delta_policy must be one of {', '.join(POLICIES)}: got {self.delta_policy!r}.")
         if self.delta == AUTO:
             return
+        # To Python, True is an int.
         is_number = isinstance(self.delta, int | float) and not isinstance(self.delta, bool)
         if not is_number or not 0 <= self.delta <= 1:  # nan is refused, too
             raise ConfigError(f"method.delta must be between 0 and 1, or {AUTO}: got {self.delta!r}.")
@@ -75,6 +76,7 @@ class ContextLora(Method):
             raise ConfigError(
                 f"method.edge_delta must name edges of the task graph: got {unknown[0]!r}; it has {', '.join(edges)}."
             )
+        # Nothing is open until the policy has been asked, at the start of the stage.
         delta = 1.0 if self.settings.delta == AUTO else self.settings.delta
         return dict.fromkeys(edges, delta) | dict(self.settings.edge_delta)
 

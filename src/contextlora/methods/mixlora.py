@@ -69,6 +69,7 @@ def balance_loss(forwards: list[tuple[Tensor, Tensor]]) -> Tensor:
     """
     import torch
 
+    # A step may take several forwards: options of several tokens have one of their own behind the prompts.
     probabilities, weights = (torch.cat(parts) for parts in zip(*forwards, strict=True))
     chosen = (weights > 0).to(probabilities.dtype)
     f = chosen.sum(dim=0) / chosen.sum()

@@ -52,6 +52,7 @@ class OLora(Method):
         num_earlier = adapted.partition.indices(task).start  # ranks of the tasks before it
         if not num_earlier:
             return None
+        # Earlier slices are frozen, so the storage holds their values; the task's own are the stage's only leaves.
         overlaps = [
             (layer.lora_slices.A[:num_earlier] @ leaf.A.mT).abs().sum()
             for layer in adapted.layers().values()

@@ -33,11 +33,13 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weights of the slices for each token."""
-        logits = self.gate(x.to(self.gate.weight.dtype))
+        logits = self.gate(x.to(self.gate.weight.dtype))  # (N, E)
         probabilities = weights = logits.softmax(dim=-1)
         if self.top_k is not None:
+            # All E columns stay, as the layer finds the weight of a rank by the place of its slice.
             kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, logits.topk(self.top_k).indices, True)
             weights = logits.masked_fill(~kept, -torch.inf).softmax(dim=-1)
+        # Forwards between two steps, such as answers of chains, are no part of what the penalty balances.
         if self.training and self.records and torch.is_grad_enabled():
             self._seen.append((probabilities, weights))
         return weights

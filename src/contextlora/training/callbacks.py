@@ -17,6 +17,7 @@ from contextlora.training.module import ContextLoraModule
 LAST = "last.ckpt"
 
 
+# With a `Checkpoint` among the callbacks Lightning adds no ModelCheckpoint of its own.
 class RunCheckpoint(Checkpoint):
     """Saves each interval's end. Lightning calls it after the module's own hook, so a new stage has begun by then.
 
@@ -65,6 +66,7 @@ class StageBars(Callback):
         self._bars.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        # Before the bar changes: the latest validation may be the last one of the stage that has just ended.
         self._show_accuracy(pl_module)
         if pl_module.progress.stage == self._stage:
             return
@@ -73,6 +75,7 @@ class StageBars(Callback):
         self._bar = self._bars.add_task(
             f"{self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
             total=pl_module.length.budget(tasks),
+            # Not 0 where a resumed run goes on in mid-stage.
             completed=sum(pl_module.length.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
             loss="",
             accuracy="",

@@ -56,9 +56,10 @@ class StepDropout(nn.Dropout):
         row_size = x.numel() // len(masks.rows)
         first = row_size * masks.rows.start
         # The size of a row tells the prompts' pass through a layer from the options' behind them.
+        # Hashes of integers, unlike those of strings, are the same in every process.
         generator = torch.Generator(x.device).manual_seed(hash((masks.seed, masks.step, self.layer, row_size)) % 2**32)
         decisions = _draw(row_size * masks.batch_size, generator)[first : first + x.numel()].view(x.shape)
-        threshold = round(self.p * 2**_BITS) - 2 ** (_BITS - 1)
+        threshold = round(self.p * 2**_BITS) - 2 ** (_BITS - 1)  # decisions are signed
         # Integers of x's size, 0 or the bits of 1 / (1 - p): comparing into them and multiplying them takes a third of
         # the time of the same with x's own type, and an eighth of converting booleans.
         whole = _INTEGERS[x.element_size()]
@@ -80,4 +81,5 @@ def _draw(size: int, generator: torch.Generator) -> Tensor:
     """So many decisions."""
     per_draw = 64 // _BITS
     numbers = torch.empty(-(-size // per_draw), dtype=torch.int64, device=generator.device)
+    # Without an upper bound all 64 bits are random.
     return numbers.random_(-(2**63), None, generator=generator).view(torch.int16)

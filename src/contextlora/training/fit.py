@@ -99,11 +99,11 @@ class TrainerSettings:
         # are none here: a sixth of a training step on a CPU.
         torch.utils.deterministic.fill_uninitialized_memory = False
         options = {
-            "deterministic": True,
+            "deterministic": True,  # a resume must come to the same bits
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            **self.options,
+            **self.options,  # after ours, so that a user may change them; those given below are in OWN_OPTIONS
         }
         try:
             return Trainer(
@@ -151,6 +151,7 @@ def fit(
     is_finished = checkpoint is not None and module.is_finished(checkpoint)
     state = agree("finished" if is_finished else "new" if checkpoint is None else "interrupted")
     if state == "finished":
+        # Process 0 alone has the file; the others get these weights when the evaluation begins.
         if checkpoint is not None:
             module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"])

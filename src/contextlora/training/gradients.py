@@ -42,6 +42,7 @@ def slice_gradients(module: "StagedModule", task: str) -> dict[str, SliceGradien
         task: whose loss.
     """
     adapted, use = module.adapted, module.uses[task]
+    # Only leaves have gradients, and a method also asks about ranks that are frozen now: delta 0 opens all.
     opened = SliceUse(use.own, dict.fromkeys(use.prerequisites, 0.0))
     was_training = adapted.training
     adapted.eval()
@@ -65,6 +66,7 @@ def _loss_gradients(module: "StagedModule", task: str, use: SliceUse, weights: S
         batch = data.encode_items(task, part, [data.right_context(task, item) for item in part])
         batch = batch.to(weights[0].device)
         with torch.enable_grad(), adapted.active(use, task):
+            # Sums, divided by all items below: those of a last, smaller batch must not weigh more.
             loss = F.cross_entropy(option_scores(adapted.model, batch), batch.answer, reduction="sum")
             gradients = torch.autograd.grad(loss, weights)
         for total, gradient in zip(totals, gradients, strict=True):
@@ -78,6 +80,6 @@ def _in_order(leaves: Sequence[Leaf], gradients: Sequence[Tensor]) -> SliceGradi
     for leaf, by_A, by_B in zip(leaves, gradients[::2], gradients[1::2], strict=True):
         order = leaf.ranks.argsort()
         flat += [by_A[order].flatten(), by_B[:, order].flatten()]
-        weighed = (by_A * leaf.A.detach()).abs().sum(dim=1) + (by_B * leaf.B.detach()).abs().sum(dim=0)
+        weighed = (by_A * leaf.A.detach()).abs().sum(dim=1) + (by_B * leaf.B.detach()).abs().sum(dim=0)  # (r,)
         importance.append(weighed[order].cpu())
     return SliceGradient(torch.cat([one.cpu() for one in flat]), torch.stack(importance))

@@ -35,4 +35,5 @@ class TrackerLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # Lightning adds its epoch, which is an interval here.
         self._tracker.log({key: value for key, value in metrics.items() if key != "epoch"}, step or 0)

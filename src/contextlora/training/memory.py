@@ -46,6 +46,7 @@ def estimate_memory(
         num_adapter, num_trainable: numbers in all slices, and in the leaves of the largest stage; float32 each.
         batch_size, num_tokens: of a batch, num_tokens with padding and image patches.
     """
+    # Of the language model alone: below the first slice that trains, nothing is kept for a backward.
     text = model.config.get_text_config()
     kept = activation_bytes(num_tokens, text.hidden_size, text.num_attention_heads, model.dtype.itemsize)
     return MemoryEstimate(

@@ -93,6 +93,7 @@ class ContextLoraModule(StagedModule):
 
     def _seed_step(self, batch: OptionBatch | None = None) -> None:
         """Makes the random numbers of a step depend on seed and step, whatever was drawn before."""
+        # A stride longer than any run: the steps of one seed are not those of the next.
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) % 2**63)
         self.masks.step = self.trainer.global_step
         if batch is not None:
@@ -116,6 +117,7 @@ class ContextLoraModule(StagedModule):
         self.set_uses({task: SliceUse(tuple(own), rest) for task, (own, rest) in self.progress.uses.items()})
         self.best_state, self.answers = ours["best_state"], ours["answers"]
         if not self.finished:
+            # Before Lightning makes the optimizer and loads its state: its parameters are this stage's leaves.
             self.adapted.begin_stage(self._stage_uses(), state=ours["stage_state"])
             if ours.get("snapshot"):
                 self._restore_snapshot(ours["snapshot"])
@@ -130,6 +132,7 @@ class ContextLoraModule(StagedModule):
         self.adapted.load_adapter_state(state_dict)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        # The base is loaded anew, and the seed gives what has never trained: neither is saved.
         return self.adapted.adapter_state(self.adapted.state.changed | self.adapted.trained_owners)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -141,10 +144,12 @@ class ContextLoraModule(StagedModule):
         optimizer, rates = build_optimizer(
             groups, self.optimizer_settings, self.method.peak_rate, self.progress.optimizer_step, budget
         )
+        # Answers that are remembered by the old weights expire.
         optimizer.register_step_post_hook(lambda *_: self.adapted.mark_trained())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
+        # Lightning trains a model in the mode that it finds, and a backbone is loaded for inference.
         self.adapted.train()
         self.ended_stage = None
         self._train_losses = []
@@ -189,16 +194,18 @@ class ContextLoraModule(StagedModule):
         if self.progress.stage_is_over(self.length):
             self._end_stage()
             if self.finished:
-                self._update_uses()
+                self._update_uses()  # the last word: with these uses the run is evaluated and exported
                 self.trainer.should_stop = True
             else:
                 self.begin_stage()
+                # Lightning makes optimizers once a fit; this has it call configure_optimizers for the new leaves.
                 self.trainer.strategy.setup_optimizers(self.trainer)
         else:
             self.change_uses()
             if self._stage_feeds_itself:
                 self._take_snapshot()
         if not self.finished:
+            # Loaders look at it when their next iteration begins.
             self._announce_interval()
         self.progress.seconds += time.monotonic() - self._epoch_began
 

@@ -60,6 +60,7 @@ def build_optimizer(
         {
             "params": list(parameters),
             "lr": peak_rate(name, settings.learning_rate),
+            # A decayed gate would shut, whether or not its slice helps.
             "weight_decay": settings.weight_decay if name in ("own", "open") else 0.0,
         }
         for name, parameters in groups.items()

@@ -49,11 +49,12 @@ def _checked(entry: Any, kind: type, key: str, folder: Path | None) -> tuple[typ
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
+    except (ImportError, ValueError, AttributeError) as error:  # ValueError: a name without a module
         raise ConfigError(f"{key}: there is no {path} ({first_line(error)})") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ConfigError(f"{key}: {path} must be a class of Lightning {kind.__name__}s, got {found!r}")
     signature = inspect.signature(found)
+    # Lightning's loggers ask for it, or write into the working directory.
     if folder is not None and "save_dir" in signature.parameters:
         arguments.setdefault("save_dir", str(folder))
     try:

@@ -42,6 +42,7 @@ class StageFiles:
 
     def load(self, stage: int) -> None:
         """Makes weights and uses what they were after a stage, for all tasks that had been trained by then."""
+        # Back in time, all files again: a later stage may have moved slices of an earlier one.
         first = self._num_loaded if self._num_loaded <= stage else 0
         for number in range(first, stage + 1):
             uses = load_slices(self.module.adapted, self.path(number), self.module.data.backbone.fingerprint)
@@ -97,4 +98,5 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
 
 
 def _header(adapted: AdaptedModel, fingerprint: str) -> dict[str, str]:
+    # safetensors headers hold text only.
     return {"backbone": fingerprint, "partition": json.dumps(dict(adapted.partition.ranks))}

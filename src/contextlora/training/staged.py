@@ -27,7 +27,7 @@ class StagedModule(lightning.LightningModule):
         super().__init__()
         self.data, self.method, self.length = data, method or ContextLora(), length or StageLength()
         self.plan = self.method.plan(data.taskset.graph, data.scope)
-        self.uses = dict(self.plan.uses)
+        self.uses = dict(self.plan.uses)  # a copy: these change, the plan does not
         self.adapted = self._adapt(target_modules, seed)
         self.evaluator = Evaluator(
             self.adapted, self.uses, data.taskset, data.encode_items, data.eval_batch_size, data.scope
@@ -73,6 +73,7 @@ class StagedModule(lightning.LightningModule):
 
     def begin_stage(self) -> None:
         """Makes the stage's trainable leaves and takes the snapshot of the prerequisites' answers."""
+        # Uses first: a method may ask for gradients, which are taken between stages.
         self._update_uses()
         self.adapted.begin_stage(self._stage_uses())
         self.best_state = {}
@@ -129,6 +130,7 @@ class StagedModule(lightning.LightningModule):
         # What begins to train only now is still as it was at the best validation.
         opened = self.adapted.trained_owners.difference(self.progress.owners)
         self.best_state |= self.adapted.adapter_state(opened)
+        # The new optimizer goes on in the schedule of the stage.
         self.progress.optimizer_step = self._steps_done()
         self.trainer.strategy.setup_optimizers(self.trainer)
         # Leaves of one name and length hold the same ranks, because the stage keeps its orders.
@@ -155,6 +157,7 @@ class StagedModule(lightning.LightningModule):
         """Tasks whose right answers stand for predicted ones."""
         untrained = set(self.uses)
         if self.data.context == "predicted":
+            # Once an interval is over, tasks of the stage itself have answers worth reading.
             untrained.difference_update(*self.plan.stages[: self.progress.stage + (self.progress.interval > 0)])
         return untrained
 
@@ -180,6 +183,7 @@ class StagedModule(lightning.LightningModule):
         """Adds a validation to the progress, and keeps the weights if it is the stage's best."""
         accuracy, loss = (sum(row[k] for row in rows.values()) / len(rows) for k in (0, 1))
         progress, stage = self.progress, self.progress.stage
+        # Before `record`, which counts the interval as done.
         steps = self.length.interval_steps(self.stage_tasks, progress.interval)
         if progress.record(steps, accuracy, loss):
             self.best_state = self.adapted.adapter_state(self.stage_owners)
@@ -199,6 +203,7 @@ class StagedModule(lightning.LightningModule):
 
     def _end_stage(self) -> None:
         self.adapted.load_adapter_state(self.best_state)
+        # Before the stage ends: without its uses nobody knows what it trained.
         self.ended_stage = self.progress.stage, self.stage_owners
         self.adapted.end_stage()
         self.progress.next_stage()

@@ -71,7 +71,7 @@ class Progress:
     stage: int = 0
     interval: int = 0
     total_steps: int = 0
-    best_accuracy: float = -1.0
+    best_accuracy: float = -1.0  # below every accuracy: a first validation is always the best
     best_loss: float = math.inf
     improved_interval: int = 0
     steps_taken: list[int] = field(default_factory=list)
