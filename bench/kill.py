@@ -25,11 +25,9 @@ RESUME = [sys.executable, "-m", "contextlora", "resume", "--run"]
 
 
 def final_weights(run_folder: Path) -> dict[str, torch.Tensor]:
-    """Weights after the last stage."""
-    # By number, not as text: stage-10 comes after stage-9.
-    return load_file(
-        max((run_folder / "checkpoints").glob("stage-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
-    )
+    """What every stage trained, by the stage's file and the tensor's name."""
+    files = sorted((run_folder / "checkpoints").glob("stage-*.safetensors"))
+    return {f"{path.stem}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ file spells keys from the root, so that a model's file can also set the learning
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -27,6 +28,13 @@ from contextlora.settings import MethodSettings, RunConfig
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
+# How a limit of `settings.setting` reads, and what holds for a number within it.
+LIMITS = {
+    "minimum": ("at least", operator.ge),
+    "maximum": ("at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
+}
 GROUPS = ("taskset", "method", "model")
 
 
@@ -235,8 +243,9 @@ def _check_limits(section: Any, prefix: str = "") -> None:
         value, key = getattr(section, entry.name), prefix + entry.name
         if is_dataclass(value):
             _check_limits(value, f"{key}.")
-        low, high = entry.metadata.get("minimum"), entry.metadata.get("maximum", float("inf"))
-        for number in () if low is None else value.values() if isinstance(value, dict) else [value]:
-            if number is not None and not low <= number <= high:  # written so that nan fails
-                rule = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+        limits = {name: entry.metadata[name] for name in LIMITS if name in entry.metadata}
+        for number in () if not limits else value.values() if isinstance(value, dict) else [value]:
+            # Not "any breaks": so that nan fails.
+            if number is not None and not all(LIMITS[name][1](number, limit) for name, limit in limits.items()):
+                rule = " and ".join(f"{LIMITS[name][0]} {limit}" for name, limit in limits.items())
                 raise ConfigError(f"{key} must be {rule}, got {number}")

@@ -10,7 +10,12 @@ from typing import Any, Literal
 
 
 def setting(default: Any, text: str, **limits: float) -> Any:
-    """A dataclass field with its documentation; `minimum` and `maximum` also hold for the values of a dict."""
+    """A dataclass field with its documentation and limits, which also hold for the values of a dict.
+
+    Args:
+        default, text: of the field.
+        limits: `minimum` and `maximum`, which the value may reach; `above` and `below`, which it may not.
+    """
     is_mutable = isinstance(default, dict | list)
     # A dataclass takes no mutable default: every instance gets a copy.
     value = {"default_factory": lambda: type(default)(default)} if is_mutable else {"default": default}
@@ -44,10 +49,10 @@ class MethodSettings:
 
     name: str = setting("", "training method, a file of configs/method")
     rank: int = setting(8, "LoRA ranks per task (r_v)", minimum=1)
-    alpha: float = setting(16.0, "LoRA scale numerator: every slice is scaled by alpha / rank", minimum=0)
+    alpha: float = setting(16.0, "LoRA scale numerator: every slice is scaled by alpha / rank", above=0)
     dropout: float = setting(0.0, "dropout probability on the LoRA input", minimum=0, maximum=0.99)
     learning_rate_scale: float = setting(
-        1.0, "times training.learning_rate: what suits the method, whatever the model", minimum=0
+        1.0, "times training.learning_rate: what suits the method, whatever the model", above=0
     )
 
 
@@ -72,14 +77,14 @@ class TrainingConfig:
     """Optimisation; every stage starts a new optimizer and schedule."""
 
     learning_rate: float = setting(
-        2e-4, "peak learning rate of a task's own ranks; the default suits models of billions of parameters", minimum=0
+        2e-4, "peak learning rate of a task's own ranks; the default suits models of billions of parameters", above=0
     )
     weight_decay: float = setting(0.0, "AdamW weight decay", minimum=0)
     batch_size: int = setting(32, "items per step, all of one task", minimum=1)
     steps_per_task: int = setting(140, "most optimizer steps per task", minimum=1)
     validate_every_steps: int = setting(35, "steps between validations and checkpoints", minimum=1)
     patience: int = setting(2, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
-    warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, maximum=1)
+    warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, below=1)
     gradient_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", minimum=0)
     strategy: str = setting("auto", "Lightning strategy; contextgear for several devices")
     devices: int = setting(1, "devices of this machine; torchrun brings its own number of processes", minimum=1)

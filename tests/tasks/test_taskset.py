@@ -22,6 +22,11 @@ def test_reads_what_was_written(folder):
     assert taskset.has_images
 
 
+def test_a_line_of_a_file_ends_where_json_lines_end(edit):
+    folder = edit("train/b.jsonl", '"question": "', '"question": "one\u2028two ')
+    assert TaskSet.load(folder).items("b", "train")[0].question.startswith("one\u2028two ")
+
+
 def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
     whole = TaskSet.load(folder)
     part = whole.with_train_items(2)

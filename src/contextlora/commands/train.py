@@ -81,8 +81,8 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     # Before the model loads, which takes seconds.
     check_plugins(config.training.callbacks, Callback, "training.callbacks")
     check_plugins(config.training.loggers, Logger, "training.loggers", Path())
-    settings, data = trainer_settings(config), build_data(config)
-    settings.check()
+    trainer_settings(config).check()  # before the model loads, as what is wrong shows at once
+    data = build_data(config)
     if peers is None:
         return build_module(config, data), None
     # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.

@@ -173,7 +173,8 @@ def _read_items(
 ) -> tuple[Item, ...]:
     path = folder / split / f"{task.name}.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON may hold U+2028 and other line ends as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskSetError(f"task {task.name} needs a readable {path}: {error}") from error
     items = []

@@ -46,8 +46,7 @@ class StageFiles:
         first = self._num_loaded if self._num_loaded <= stage else 0
         for number in range(first, stage + 1):
             uses = load_slices(self.module.adapted, self.path(number), self.module.data.backbone.fingerprint)
-        if first <= stage:
-            self.module.set_uses(uses)
+        self.module.set_uses(uses)
         self._num_loaded = stage + 1
 
     def load_last(self) -> None:

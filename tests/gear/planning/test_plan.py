@@ -11,9 +11,10 @@ from contextlora.errors import UserError
 from contextlora.gear.planning.candidates import Candidate, is_reassigned, plan_task, weigh, weighted_tasks
 from contextlora.gear.planning.cost import StageCost
 from contextlora.gear.planning.device_groups import DeviceGroup
-from contextlora.gear.planning.devices import Fleet, Link
+from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.plan import plan_stage, plan_training
 from contextlora.gear.planning.search import EXHAUSTIVE_DEVICES, Search
+from contextlora.gear.planning.workload import TaskWork, Workload
 
 SEEDS = range(30)
 
@@ -246,6 +247,18 @@ def test_a_large_fleet_and_graph_are_planned_without_everything_being_tried(make
     found = plan_stage(fleet, make_workload(*tasks, batch_size=16))
     assert isinstance(fleet, Fleet) and len(found.tasks) == 100
     assert len(found.candidates) < 200
+
+
+def test_a_stage_that_needs_more_memory_than_the_one_before_gets_cuts_of_its_own():
+    devices = (Device("fast", 4.2e9, 0.0, 4e12), *(Device(f"slow-{i}", 4.2e9, 0.0, 1e12) for i in range(4)))
+    fleet = Fleet("five", devices, Link(1e10, 1e-5))
+    task = TaskWork("a", 100, 1000, 0, 1e10, 0.0, 1e5, 0.0, 0.0, 1e6, 1e5, 1e5)
+    # The fast device would take more layers than it can hold once the stage trains more.
+    small = Workload("small", (task,), 16, (1 / 16,) * 16, (0.5e9,) * 16, 1e6, 1e6)
+    large = replace(small, name="large", optimizer_bytes=2.4e9)
+    (alone,), both = plan_training(fleet, [large]).stages, plan_training(fleet, [small, large]).stages
+    assert both[0].best.train.cuts != alone.best.train.cuts
+    assert both[1].best.train == alone.best.train
 
 
 @pytest.mark.parametrize(("n", "measured"), [(1, 0.68), (2, 0.48), (3, 0.52)])

@@ -182,7 +182,8 @@ def skill_test(
         held_out: ask in wordings that never occur in pretraining.
 
     Returns:
-        skill -> {"accuracy", "n", "open", "words", "letters"}; the skill "options" pools every question with options.
+        skill -> {"accuracy", "n", "open", "words", "letters"}; "options_words" and
+        "options_letters" pool every question with options.
     """
     skill_model = SkillModel(model)
     tallies: dict[str, dict[str, list[bool]]] = {}

@@ -212,7 +212,8 @@ class _CameraAsker:
         return Question("weather", self._text("weather"), self.weather, WEATHERS)
 
     def name_class(self) -> Question | None:
-        classes = tuple({thing.label for thing in self.things}) + tuple(self.rng.sample(FREE_WORDS, 2))
+        # No set: its order changes from process to process.
+        classes = tuple(dict.fromkeys(thing.label for thing in self.things)) + tuple(self.rng.sample(FREE_WORDS, 2))
         thing = self._alone(self.rng.randrange(GRID))
         if thing and self.rng.random() < 0.5:
             text = self._text("class_column", c=COLUMNS[thing.column])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contextlora.adapters.state import owners_of
 from contextlora.backbones.cut import CutModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.errors import ConfigError
@@ -67,9 +68,9 @@ class GearedContextLoraModule(ContextLoraModule):
     def answer_chains(self, task: str, numbers: Sequence[int]) -> Tensor:
         graph, names = self.data.taskset.graph, self.chains[task]
         asked = {*names, *(above for name in names for above in graph.prerequisites(name, "ancestors"))}
-        slices = {name for one in asked for name in self.uses[one].active}
-        # Slices that the stage does not train are still as they were at its start: nothing to swap.
-        if not slices & self.stage_owners:
+        owners = {name for one in asked for name in owners_of(self.uses[one], one, self.adapted.parts)}
+        # What the stage does not train is still as it was at its start: nothing to swap.
+        if owners.isdisjoint(self.stage_owners):
             return self.evaluator.chain_choices(task, numbers, names, self._score)
         with self.adapted.state.replaced(self.snapshot):
             return self.evaluator.chain_choices(task, numbers, names, self._score)

@@ -7,7 +7,7 @@ all tasks. The best split is improved by moving single devices until nothing hel
 greedy start, because the start stays among the candidates.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate, combinations
@@ -158,9 +158,15 @@ class Search:
         if set(self.layouts) <= {"data"} or not 1 < len(devices) <= work.num_layers:
             return []
         key = (devices, work.layer_flops_shares, work.batch_size, self.heaviest.boundary_bytes)
-        if key not in self._known_cuts:
+        fitting = self._fitting(devices, self._known_cuts.get(key, []))
+        if not fitting:  # none known, or of a stage with less to train or other activations: memory is not in the key
             self._known_cuts[key] = self.cost.cuts(devices, "1f1b", self.heaviest, exact=False)
-        return [DeviceGroup(devices, "1f1b", cuts) for cuts in self._known_cuts[key]]
+            fitting = self._fitting(devices, self._known_cuts[key])
+        return fitting
+
+    def _fitting(self, devices: tuple[str, ...], cuts: Sequence[tuple[int, ...]]) -> list[DeviceGroup]:
+        groups = [DeviceGroup(devices, "1f1b", one) for one in cuts]
+        return [group for group in groups if self.cost.fits(group, self.heaviest)]
 
     def _splits(self, order: tuple[str, ...], sample: list[Weighted]) -> Iterator[Candidate]:
         """The greedy start and what local search makes of it, and the start with a pipeline for D_t."""

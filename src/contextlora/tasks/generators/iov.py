@@ -12,7 +12,7 @@ A scene is drawn from these distributions, all uniform and independent but for t
 | hazard classes  | a permutation of the four classes over the lanes: one object in each lane (column)            |
 | object          | one of its class's three kinds                                                                |
 | row, colour     | r1..r4, one of six colours; of no meaning for any task                                        |
-| place           | up to 5 pixels off the cell's centre (`renderers.scatter`)                                    |
+| place           | up to 4 pixels off the cell's centre (`renderers.scatter`)                                    |
 | weather         | one of five, for the whole image; of no meaning for any task                                  |
 | grip readings   | percent; a permutation of the four bands over the lanes, then uniform over the band's middle  |
 | option order    | a permutation, for each item                                                                  |
