@@ -99,6 +99,12 @@ def test_a_dry_run_shows_the_plan_and_leaves_no_run(make_config, capsys):
         assert text in shown
 
 
+def test_a_dry_run_says_that_a_method_may_change_what_is_shown(make_config, capsys):
+    for delta, says in (("auto", True), ("1", False)):
+        train(make_config(f"method.delta={delta}"), dry_run=True)
+        assert ("this is how training begins" in capsys.readouterr().out) is says
+
+
 def test_evaluating_a_run_again_gives_the_same_figures(make_config):
     config = make_config()
     run = train(config)

@@ -106,6 +106,8 @@ def show_plan(config: RunConfig) -> None:
     for table in (graph_table(graph), partition_table(plan), stages_table(plan, steps, trainable)):
         print_in_full(CONSOLE, table)
     # Outside of a stage slices are buffers, and routers require gradients: what is left is the base.
+    if module.method.changes_uses:
+        CONSOLE.print("this is how training begins: after each validation the method may open or freeze other ranks")
     num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
