@@ -93,6 +93,8 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("method.delta=nan", ["method.delta must be between 0 and 1, or auto", "nan"]),
         ("gear.layouts=[ring]", ["gear.layouts[0]: ", "ring", "data", "1f1b", "gpipe"]),
         ("method.edge_delta.u->v=2", ["method.edge_delta must be at least 0 and at most 1, got 2"]),
+        ("training.learning_rate=.inf", ["training.learning_rate must be a finite number, got inf"]),
+        ("method.gate_init=.nan", ["method.gate_init must be a finite number, got nan"]),
         ("training.warmup_share=1", ["training.warmup_share must be at least 0 and below 1, got 1"]),
         ("method.learning_rate_scale=0", ["method.learning_rate_scale must be above 0, got 0"]),
         ("method.rank=0", ["method.rank must be at least 1, got 0"]),

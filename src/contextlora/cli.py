@@ -123,12 +123,13 @@ def _settings_help() -> Iterator[str]:
 def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     command = COMMANDS[options.command]
     config_dir = getattr(options, "config_dir", None)
-    # A mistake in the settings is found before the import below, which takes seconds where it brings torch.
-    config = load_config(settings, config_dir)
     run = None
     if command.run:
-        run = RunFolder.open(options.run) if options.run else _default_run(command.run, config.runs_dir)
-        config = load_config(settings, config_dir, saved=run.config_file)
+        # The run's own settings say which other keys there are.
+        where = load_config([text for text in settings if text.startswith("runs_dir=")], config_dir).runs_dir
+        run = RunFolder.open(options.run) if options.run else _default_run(command.run, where)
+    # A mistake in the settings is found before the import below, which takes seconds where it brings torch.
+    config = load_config(settings, config_dir, saved=run.config_file if run else None)
 
     name = options.command.replace("-", "_")
     function = getattr(import_module(f"contextlora.commands.{name}"), name)

@@ -11,6 +11,7 @@ file spells keys from the root, so that a model's file can also set the learning
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
@@ -244,8 +245,12 @@ def _check_limits(section: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             _check_limits(value, f"{key}.")
         limits = {name: entry.metadata[name] for name in LIMITS if name in entry.metadata}
-        for number in () if not limits else value.values() if isinstance(value, dict) else [value]:
+        for number in value.values() if isinstance(value, dict) else [value]:
+            if not isinstance(number, int | float):
+                continue
             # Not "any breaks": so that nan fails.
-            if number is not None and not all(LIMITS[name][1](number, limit) for name, limit in limits.items()):
+            if not all(LIMITS[name][1](number, limit) for name, limit in limits.items()):
                 rule = " and ".join(f"{LIMITS[name][0]} {limit}" for name, limit in limits.items())
                 raise ConfigError(f"{key} must be {rule}, got {number}")
+            if not math.isfinite(number):
+                raise ConfigError(f"{key} must be a finite number, got {number}")

@@ -86,3 +86,11 @@ def test_a_failed_export_leaves_the_earlier_one_untouched(adapt, plan, tmp_path,
         export_adapter(adapted, "c", plan.uses["c"], tmp_path / "out", "base")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_slices_that_a_router_weighs_are_not_exported_as_their_sum(adapt, plan, tmp_path):
+    adapted = adapt()
+    next(iter(adapted.layers().values())).lora_router = torch.nn.Identity()
+    with pytest.raises(AdapterError, match="a router weighs token by token are no ordinary LoRA"):
+        export_adapter(adapted, "c", plan.uses["c"], tmp_path / "out", "base")
+    assert not (tmp_path / "out").exists()

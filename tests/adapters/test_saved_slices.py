@@ -24,7 +24,7 @@ def test_refuses_other_backbones_partitions_and_damage(adapt, tmp_path):
     save_slices(adapt(), path, "f00d", OWNERS, USES)
     with pytest.raises(AdapterError, match="another backbone, f00d: this model has beef"):
         load_slices(adapt(), path, "beef")
-    with pytest.raises(AdapterError, match=r'another partition, \{"a": 4, "b": 2, .*: this model has \{"a": 4\}'):
+    with pytest.raises(AdapterError, match=r"another partition, \{'a': 4, 'b': 2, .*: this model has \{'a': 4\}"):
         load_slices(adapt(partition=RankPartition({"a": 4})), path, "f00d")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AdapterError, match="no readable slices file"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import lightning
 import pytest
@@ -36,6 +37,11 @@ class NoCallback:
 class Refusing(Callback):
     def __init__(self, number=3):
         raise ValueError("no such number\nof anything")
+
+
+class RefusingLogger(CSVLogger):
+    def __init__(self):
+        raise ValueError("no room")
 
 
 def accuracies(row):
@@ -110,6 +116,9 @@ def test_a_script_gives_them_to_its_own_trainer(make_config, tmp_path):
         ("training.callbacks=[3]", "each entry is an import path or"),
         ("training.trainer={profilr: simple}", "no argument of lightning.Trainer; did you mean profiler?"),
         ("training.trainer={max_epochs: 3}", "decided by another setting: set training.steps_per_task"),
+        (f"training.callbacks=[{{class_path: {__name__}.Notes, init_args: 5}}]", "must be a mapping of names"),
+        ("training.trainer={fast_dev_run: true}", "decided by another setting: set training.steps_per_task"),
+        ("training.trainer={enable_checkpointing: false}", "leave it out"),
         ("training.trainer={precision: 16}", "decided by another setting: set model.dtype"),
     ],
 )
@@ -121,8 +130,43 @@ def test_a_mistake_is_one_line_and_leaves_no_run_folder(setting, said, tiny_sett
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_a_class_of_the_users_raises_is_one_line(tiny_settings, capsys):
-    assert main(["train", *tiny_settings, *QUICK, f"training.callbacks=[{__name__}.Refusing]"]) == 2
-    first, *rest = capsys.readouterr().err.splitlines()
-    assert first.endswith("Refusing cannot be built (ValueError: no such number)")
-    assert all(line.startswith("continue it with") for line in rest)
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (f"training.callbacks=[{__name__}.Refusing]", "Refusing cannot be built (ValueError: no such number)"),
+        (f"training.loggers=[{__name__}.RefusingLogger]", "RefusingLogger cannot be built (ValueError: no room)"),
+        ("training.trainer={profiler: sundial}", "sundial"),
+    ],
+)
+def test_what_shows_only_when_it_is_built_is_one_line_and_leaves_no_run(setting, said, tiny_settings, tmp_path, capsys):
+    assert main(["train", *tiny_settings, *QUICK, setting]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not list((tmp_path / "runs").glob("*/*/*"))
+
+
+def test_a_file_of_the_users_may_lie_in_the_current_folder_and_may_be_wrong(
+    tiny_settings, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "own_callback.py").write_text(
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Marks(Callback):\n"
+        "    def on_fit_start(self, trainer, module):\n"
+        "        open('marked', 'w').close()\n"
+    )
+    assert main(["train", *tiny_settings, *QUICK, "training.callbacks=[own_callback.Marks]"]) == 0
+    assert (tmp_path / "marked").exists()
+    (tmp_path / "wrong_callback.py").write_text("nothing_of_this_name\n")
+    assert main(["train", *tiny_settings, *QUICK, "training.callbacks=[wrong_callback.Marks]"]) == 2
+    assert "importing wrong_callback.Marks fails (NameError: name" in capsys.readouterr().err
+
+
+def test_a_callback_that_stops_training_is_named_as_the_cause(tiny_settings, capsys):
+    stop = (
+        "training.callbacks=[{class_path: lightning.pytorch.callbacks.EarlyStopping, "
+        "init_args: {monitor: stage/accuracy, mode: max, stopping_threshold: 0.0}}]"
+    )
+    assert main(["train", *tiny_settings, *QUICK, stop]) == 2
+    assert "a callback stopped training in stage" in capsys.readouterr().err

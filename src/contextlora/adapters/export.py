@@ -36,8 +36,11 @@ def export_adapter(
         base_model_name_or_path: what the adapter's readers load as its base.
 
     Raises:
-        AdapterError: if `folder` exists and holds something else than an adapter.
+        AdapterError: the layers weigh slices by a router, which no ordinary LoRA does; or `folder` exists and holds
+            something else than an adapter.
     """
+    if any(layer.lora_router is not None for layer in adapted.layers().values()):
+        raise AdapterError("slices that a router weighs token by token are no ordinary LoRA: use the model itself")
     folder = Path(folder)
     # What lies there is deleted below: a mistaken path must not cost more than an export.
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _FILES):

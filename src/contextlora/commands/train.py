@@ -1,7 +1,10 @@
 """`contextlora train`: one run from its configuration to its figures; `resume` goes on in the middle of it."""
 
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from contextlora.commands import CONSOLE
 from contextlora.commands.evaluate import measure, print_results
 from contextlora.commands.export import export_tasks
 from contextlora.config import RunConfig, to_yaml
+from contextlora.errors import ConfigError
 from contextlora.evaluation.plots import learning_figure, matrix_figure, plan_figure, save_figure
 from contextlora.evaluation.report import (
     graph_table,
@@ -54,9 +58,21 @@ def train(config: RunConfig, dry_run: bool = False) -> RunFolder | None:
         # Before there is a run folder: a mistake leaves nothing behind.
         module, plan = module_and_plan(config, peers)
         run = _new_folder(config)
-        with run.recording():
+        with _leaving_nothing_of_a_mistake(run), run.recording():
             carry_out(config, module, run, began, peers, plan)
     return run
+
+
+@contextmanager
+def _leaving_nothing_of_a_mistake(run: RunFolder) -> Iterator[None]:
+    """Removes the folder of a run that a setting ends before it has trained: going on would meet the same mistake."""
+    try:
+        yield
+    except ConfigError as error:
+        if not (run.folder("checkpoints") / LAST).exists():
+            shutil.rmtree(run.path)
+            error.__notes__.clear()  # how to resume
+        raise
 
 
 def _new_folder(config: RunConfig) -> RunFolder:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from contextlora.errors import ConfigError, first_line, suggestion
+from contextlora.errors import ConfigError, UserError, first_line, suggestion
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from contextlora.training.module import ContextLoraModule
@@ -36,10 +36,20 @@ OWN_OPTIONS = {
     "limit_train_batches": "training.steps_per_task",
     "limit_val_batches": "training.validate_every_steps",
     "accumulate_grad_batches": "training.batch_size",
+    "max_time": "training.steps_per_task",
+    "fast_dev_run": "training.steps_per_task",
+    "overfit_batches": "taskset.train_items",
+    "min_epochs": "training.patience",
+    "min_steps": "training.patience",
     "num_nodes": "torchrun",
     "plugins": "model.dtype",
     "precision": "model.dtype",
 }
+NEEDED_AS_THEY_ARE = (
+    "barebones",
+    "enable_checkpointing",
+    "reload_dataloaders_every_n_epochs",
+)
 
 
 def compute_device(accelerator: str) -> torch.device:
@@ -87,6 +97,8 @@ class TrainerSettings:
                 )
             if name in OWN_OPTIONS:
                 raise ConfigError(f"training.trainer.{name} is decided by another setting: set {OWN_OPTIONS[name]}.")
+            if name in NEEDED_AS_THEY_ARE:
+                raise ConfigError(f"training.trainer.{name}: the stages need Lightning's default; leave it out.")
 
     def trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Trainer:
         """A trainer for one fit.
@@ -145,6 +157,9 @@ def fit(
         console: for progress bars; None draws none.
         callbacks, loggers: of the Trainer, beside those of the run.
         agree: makes the first of several devices' word everybody's; only that one needs the checkpoint.
+
+    Raises:
+        UserError: something stopped the trainer before the last stage had ended.
     """
     last = checkpoints / LAST
     checkpoint = load_checkpoint(last) if last.exists() else None
@@ -159,6 +174,12 @@ def fit(
     own = [RunCheckpoint(checkpoints, metrics_file, save_stage), LogStatuses()]
     trainer = settings.trainer([*own, *([StageBars(console)] if console else []), *callbacks], loggers)
     trainer.fit(module, datamodule=module.data, ckpt_path=last if state == "interrupted" else None)
+    if not module.finished:
+        where = f"stage {module.progress.stage + 1} of {len(module.plan.stages)}"
+        raise UserError(
+            f"a callback stopped training in {where}: stages end by training.patience and training.steps_per_task; "
+            "leave the callback out of training.callbacks"
+        )
 
 
 def silence() -> None:

@@ -1,6 +1,8 @@
 """Lightning callbacks and loggers of the user's own, from the settings."""
 
 import inspect
+import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -45,12 +47,11 @@ def _checked(entry: Any, kind: type, key: str, folder: Path | None) -> tuple[typ
         raise ConfigError(f"{key}: each entry is an import path or {{class_path: ..., init_args: ...}}, got {entry!r}")
     if unknown := set(entry) - {"class_path", "init_args"}:
         raise ConfigError(f"{key}: an entry has the keys class_path and init_args, got {sorted(unknown)[0]!r}")
-    path, arguments = entry["class_path"], dict(entry.get("init_args") or {})
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:  # ValueError: a name without a module
-        raise ConfigError(f"{key}: there is no {path} ({first_line(error)})") from error
+    path, arguments = entry["class_path"], entry.get("init_args") or {}
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"{key}: init_args of {path} must be a mapping of names to values, got {arguments!r}")
+    arguments = dict(arguments)
+    found = _imported(path, key)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ConfigError(f"{key}: {path} must be a class of Lightning {kind.__name__}s, got {found!r}")
     signature = inspect.signature(found)
@@ -62,3 +63,16 @@ def _checked(entry: Any, kind: type, key: str, folder: Path | None) -> tuple[typ
     except TypeError as error:
         raise ConfigError(f"{key}: {path} cannot be built ({first_line(error)})") from error
     return found, arguments
+
+
+def _imported(path: str, key: str) -> Any:
+    module, _, name = path.rpartition(".")
+    # `python -m` finds a file of the user's in the current folder; an installed script does not.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:  # ValueError: a name without a module
+        raise ConfigError(f"{key}: there is no {path} ({first_line(error)})") from error
+    except Exception as error:  # whatever a user's file may raise
+        raise ConfigError(f"{key}: importing {path} fails ({type(error).__name__}: {first_line(error)})") from error

@@ -6,6 +6,7 @@ how the tasks used the slices when the stage ended.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -14,6 +15,8 @@ from contextlora.adapters import AdaptedModel, AdapterError
 from contextlora.files import write_atomically
 from contextlora.graph import SliceUse
 from contextlora.training.module import ContextLoraModule
+
+HEADER = "contextlora"  # the entry of a file's metadata
 
 
 class StageFiles:
@@ -67,8 +70,9 @@ def save_slices(
         uses: task -> how it uses the slices now.
     """
     header = _header(adapted, fingerprint)
-    header["uses"] = json.dumps({task: [use.own, use.prerequisites] for task, use in uses.items()})
-    write_atomically(Path(path), save(adapted.adapter_state(owners), metadata=header))
+    header["uses"] = {task: [use.own, use.prerequisites] for task, use in uses.items()}
+    # One entry: safetensors writes several in random order, and equal weights would make unequal files.
+    write_atomically(Path(path), save(adapted.adapter_state(owners), metadata={HEADER: json.dumps(header)}))
 
 
 def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> dict[str, SliceUse]:
@@ -82,9 +86,9 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        uses = {task: SliceUse(tuple(own), rest) for task, (own, rest) in json.loads(header.pop("uses", "{}")).items()}
+        uses = {task: SliceUse(tuple(own), rest) for task, (own, rest) in header.pop("uses", {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(
             f"{path} is no readable slices file ({error}): is the path right and the file whole?"
@@ -96,6 +100,5 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     return uses
 
 
-def _header(adapted: AdaptedModel, fingerprint: str) -> dict[str, str]:
-    # safetensors headers hold text only.
-    return {"backbone": fingerprint, "partition": json.dumps(dict(adapted.partition.ranks))}
+def _header(adapted: AdaptedModel, fingerprint: str) -> dict[str, Any]:
+    return {"backbone": fingerprint, "partition": dict(adapted.partition.ranks)}
