@@ -96,11 +96,6 @@ class StageCost:
         layers = group.layers(num_layers)[position]
         return self.stage_bytes(layers, task, size, alive=in_flight if trains else 0)
 
-    def fits(self, group: DeviceGroup, task: TaskWork) -> bool:
-        """Whether a group could train a task at all: with micro-batches of the smallest size."""
-        smallest = min(self.sizes)
-        return all(self._misfit(group, at, task, smallest, trains=True) is None for at in range(len(group.devices)))
-
     def _misfit(self, group: DeviceGroup, position: int, task: TaskWork, size: int, trains: bool) -> Misfit | None:
         device = self.devices[group.devices[position]]
         needed = self.memory_bytes(group, position, task, size, trains)

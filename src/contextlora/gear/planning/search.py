@@ -165,8 +165,14 @@ class Search:
         return fitting
 
     def _fitting(self, devices: tuple[str, ...], cuts: Sequence[tuple[int, ...]]) -> list[DeviceGroup]:
-        groups = [DeviceGroup(devices, "1f1b", one) for one in cuts]
-        return [group for group in groups if self.cost.fits(group, self.heaviest)]
+        def fits(group: DeviceGroup) -> bool:
+            return all(
+                self.cost.memory_bytes(group, position, self.heaviest, min(self.cost.sizes), trains=True)
+                <= self.cost.devices[name].memory_bytes
+                for position, name in enumerate(devices)
+            )
+
+        return list(filter(fits, (DeviceGroup(devices, "1f1b", one) for one in cuts)))
 
     def _splits(self, order: tuple[str, ...], sample: list[Weighted]) -> Iterator[Candidate]:
         """The greedy start and what local search makes of it, and the start with a pipeline for D_t."""
