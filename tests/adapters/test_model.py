@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from contextlora.adapters import AdapterError
+from contextlora.adapters import AdaptedModel, AdapterConfig, AdapterError
 from contextlora.graph import GraphError, RankPartition, SliceUse
 
 
@@ -181,3 +181,9 @@ def test_copies_are_independent(duplicate, adapt, inputs, plan):
         assert torch.equal(logits(twin, batch), logits(adapted, batch))
     twin.load_adapter_state({name: torch.zeros_like(values) for name, values in twin.adapter_state().items()})
     assert all(values.any() for values in adapted.adapter_state().values())
+
+
+def test_a_model_that_carries_an_adapter_gets_no_other(adapt, plan):
+    adapted = adapt()
+    with pytest.raises(AdapterError, match="this LlamaForCausalLM carries one already: load the backbone again"):
+        AdaptedModel(adapted.model, plan.partition, AdapterConfig())

@@ -61,6 +61,13 @@ def test_runs_that_differ_only_in_the_seed_form_a_group():
     assert groups[0].accuracies("mean") == pytest.approx({0: 0.8, 1: 0.7})
 
 
+@pytest.mark.parametrize("key", ["training.callbacks", "training.loggers", "training.progress", "gear.devices"])
+def test_what_only_watches_a_run_makes_no_group(key):
+    watched = run("joint", 1, 0.7)
+    (group,) = group_runs([run("joint", 0, 0.7), FinishedRun(watched.settings | {key: ["x"]}, watched.results)])
+    assert sorted(group.by_seed) == [0, 1]
+
+
 def test_of_two_runs_with_one_seed_the_later_counts():
     (group,) = group_runs([run("joint", 0, 0.1), run("joint", 0, 0.2)])
     assert group.accuracies("u") == {0: 0.2}

@@ -148,3 +148,11 @@ def test_training_a_task_leaves_the_answers_of_those_it_does_not_change(make_con
     assert asked_by_predicting_all() == {"d"}  # one answer is held per question
     shake(module.adapted, lambda name: name.endswith(".b"))
     assert asked_by_predicting_all() == set("bcd")
+
+
+def test_an_answer_is_given_anew_when_a_prerequisite_s_prerequisite_changes(make_config):
+    module = build(make_config("method=per_task"))  # c does not hold the slice of b, so only its prompts tell
+    shake(module.adapted, lambda name: True)
+    before = module.evaluator.predict("d", "test", "predicted")
+    module.adapted.load_adapter_state({n: -v for n, v in module.adapted.adapter_state({"b"}).items()})
+    assert module.evaluator.predict("d", "test", "predicted") is not before

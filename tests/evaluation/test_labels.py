@@ -41,7 +41,7 @@ def test_a_legend_holds_no_setting_s_name():
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend == [
         "chance",
-        "per task (right answers in the prompt, learning rate times 0.75, steps per task 40)",
+        "per_task (right answers in the prompt, learning rate times 0.75, steps per task 40)",
         "contextlora",
     ]
     keys = {key.split(".")[-1] for key in SETTINGS if "_" in key}

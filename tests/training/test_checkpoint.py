@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,8 +47,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(path, monkeypatch):
 @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda _: b"?"])
 def test_a_damaged_checkpoint_is_named(path, damage):
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"must be whole: .*last\.ckpt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"must be whole: .*last\.ckpt cannot be read") as caught:
         load_checkpoint(path)
+    assert str(caught.value).isprintable()  # torch's own words hold escape codes and lines
 
 
 def test_code_in_a_checkpoint_is_not_run(path, tmp_path):
@@ -79,3 +81,19 @@ def test_a_checkpoint_of_another_backbone_is_refused():
     check_identity({"backbone": "1", "dtype": "x"}, {"backbone": "1"})
     with pytest.raises(CheckpointError, match="the backbone that it was made with: it has 1, here it is 2"):
         check_identity({"backbone": "1"}, {"backbone": "2"})
+
+
+@pytest.mark.parametrize("value, named", [(Path("/x"), "pathlib.PosixPath"), (lambda: 0, "something else")])
+def test_a_callback_s_state_that_could_not_be_read_again_is_not_written(value, named, path):
+    state = {"Plain": {"best": 0.5, "seen": [("a", torch.ones(2))]}, "Other": {"seen": value}}
+    with pytest.raises(CheckpointError, match=f"and tensors: that of Other holds {named}. Turn it into one of these"):
+        AtomicCheckpointIO().save_checkpoint(GOOD | {"callbacks": state}, path)
+    assert "callbacks" not in load_checkpoint(path)
+    AtomicCheckpointIO().save_checkpoint(GOOD | {"callbacks": {"Plain": state["Plain"]}}, path)
+    assert load_checkpoint(path)["callbacks"]["Plain"]["best"] == 0.5
+
+
+def test_a_whole_checkpoint_that_holds_more_than_values_is_not_called_damaged(path):
+    torch.save(GOOD | {"seen": Path("/x")}, path)
+    with pytest.raises(CheckpointError, match=r"only plain values and tensors: .*last\.ckpt holds pathlib\.PosixPath"):
+        load_checkpoint(path)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from lightning import Trainer
 from safetensors.torch import load_file
 
 from contextlora.assembly.build import build_data, build_module
+from contextlora.errors import UserError
 from contextlora.methods.per_task import PerTask
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.training.fit import TrainerSettings, fit
@@ -105,3 +107,28 @@ def test_a_stage_ends_with_the_weights_of_its_best_validation(make_config, tmp_p
     for stage, best in enumerate((1, 0, 3, 2)):
         expected = module.at_validation[stage, best]
         assert all(torch.equal(at_stage_end[stage][name], tensor) for name, tensor in expected.items())
+
+
+@pytest.fixture
+def make_trainer():
+    return lambda: Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False)
+
+
+def test_a_trainer_that_is_to_measure_is_told_what_does(make_config, make_trainer):
+    module = build_module(make_config(), build_data(make_config()))
+    for name in ("validate", "test", "predict"):
+        with pytest.raises(UserError, match=rf"only fit this module, got {name}: call module.accuracies\(split\)"):
+            getattr(make_trainer(), name)(module, datamodule=module.data)
+
+
+def test_a_fit_after_the_last_stage_says_so(make_config, make_trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config("training.steps_per_task=1")
+    module, trainer = build_module(config, build_data(config)), make_trainer()
+    trainer.fit(module, datamodule=module.data)
+    trained = module.accuracies()
+    resumed = build_module(config, build_data(config))
+    for one, checkpoint in ((module, None), (resumed, trainer.checkpoint_callback.best_model_path)):
+        with pytest.raises(UserError, match="a fit needs a stage that is left, all 3 are done"):
+            make_trainer().fit(one, datamodule=one.data, ckpt_path=checkpoint)
+        assert one.accuracies() == trained

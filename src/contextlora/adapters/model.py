@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -34,6 +35,9 @@ class AdaptedModel(nn.Module):
         target_modules: the regular expression that PEFT resolves to the adapted layers.
         state: all values by name, with their versions.
         parts: what trains beside the slices.
+
+    Raises:
+        AdapterError: the model carries an adapter already.
     """
 
     def __init__(
@@ -44,6 +48,10 @@ class AdaptedModel(nn.Module):
         edges: Sequence[tuple[str, str]] = (),
     ):
         super().__init__()
+        if any(isinstance(layer, BaseTunerLayer) for layer in model.modules()):
+            raise AdapterError(
+                f"a model gets one adapter, this {type(model).__name__} carries one already: load the backbone again"
+            )
         self.model, self.partition, self.config = model.requires_grad_(False), partition, config
         self.edges = tuple(edges) if config.gated else ()
         self.target_modules = resolve_targets(model, config.target_modules)

@@ -38,6 +38,6 @@ def setting_label(key: str, value: Any) -> str:
 
 
 def group_label(method: str, settings: Mapping[str, Any]) -> str:
-    """A method and the settings, by dotted key, that tell it apart: "per task (right answers in the prompt)"."""
+    """A method and the settings, by dotted key, that tell it apart: "per_task (right answers in the prompt)"."""
     details = ", ".join(setting_label(key, value) for key, value in settings.items())
-    return method.replace("_", " ") + (f" ({details})" if details else "")
+    return method + (f" ({details})" if details else "")

@@ -2,6 +2,7 @@
 """Checkpoints that survive a kill at any instant, and that say what is wrong with them."""
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
+        for key, state in checkpoint.get("callbacks", {}).items():
+            _check_callback(key, state)
         # Serialise to memory first: a full disk then shows as OSError(ENOSPC) and not as an error of the zip writer.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -39,6 +42,26 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+def _check_callback(key: str, state: Any) -> None:
+    """Raises `CheckpointError` for what could be written, but not be read without unpickling code."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(state, buffer)
+        buffer.seek(0)
+        torch.load(buffer, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle raises what it meets
+        raise CheckpointError(
+            f"A callback's state_dict may hold only numbers, text, lists, dicts and tensors: that of {key} holds "
+            f"{_foreign_type(error) or 'something else'}. Turn it into one of these."
+        ) from error
+
+
+def _foreign_type(error: Exception) -> str | None:
+    """What a refusal to unpickle names, such as "pathlib.PosixPath"."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found and found[1]
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint without unpickling code.
 
@@ -51,8 +74,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types, by where the damage lies
+        if foreign := _foreign_type(error):
+            raise CheckpointError(
+                f"A checkpoint may hold only plain values and tensors: {path} holds {foreign}, and reading that could "
+                "run code. Train again without the callback that adds it."
+            ) from error
+        reason = first_line(error).partition(". ")[0]  # torch goes on with advice, some of it for terminals
         raise CheckpointError(
-            f"A checkpoint must be whole: {path} cannot be read ({first_line(error)[:120]}). Delete it and train again."
+            f"A checkpoint must be whole: {path} cannot be read ({reason}). Delete it and train again."
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise CheckpointError(f"A checkpoint must come from ContextLoRA: {path} was written by another program.")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from contextlora.adapters.config import LANGUAGE_LINEAR
 from contextlora.backbones.scoring import OptionBatch, option_scores
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, UserError
 from contextlora.graph.plan import SliceUse
 from contextlora.methods import Method
 from contextlora.tasks.datamodule import TaskSetDataModule
@@ -107,8 +107,16 @@ class ContextLoraModule(StagedModule):
     # ---- Lightning hooks, in the order in which they run
 
     def setup(self, stage: str) -> None:
+        if stage != "fit":
+            asked = self.trainer.state.fn.value
+            raise UserError(f"a Trainer can only fit this module, got {asked}: call module.accuracies(split) instead")
         if self.trainer.datamodule is not self.data:
             raise ConfigError("the Trainer must get the data module that the module was made with: fit(module, data)")
+
+    def test_step(self, *_: Any) -> None:
+        raise NotImplementedError  # `setup` refuses before; without this method Lightning does, and names no remedy
+
+    predict_step = test_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint[KEY]
@@ -136,6 +144,11 @@ class ContextLoraModule(StagedModule):
         return self.adapted.adapter_state(self.adapted.state.changed | self.adapted.trained_owners)
 
     def configure_optimizers(self) -> dict[str, Any]:
+        if self.finished:  # by an earlier fit, or in the checkpoint
+            raise UserError(
+                f"a fit needs a stage that is left, all {self.progress.stage} are done: call module.accuracies(split) "
+                "to measure what is trained, or make a new module to train again"
+            )
         if not self._stage_is_ready:
             self.begin_stage()
             self._stage_is_ready = True
