@@ -75,7 +75,7 @@ def main() -> None:
     num_ancestors = len(module.data.taskset.graph.prerequisites(last, "ancestors"))
     chained = seconds(lambda: predict_chain(module, last))
     print(f"the same at a chain's end    {1e3 * chained:8.3f} ms ({num_ancestors} ancestors)")
-    print(f"keeping the best weights     {seconds(lambda: adapted.adapter_state(adapted.trained_owners)):8.3f} s")
+    print(f"keeping the best weights     {seconds(lambda: adapted.state.read(adapted.trained_owners)):8.3f} s")
     adapted.mark_trained()
     with tempfile.TemporaryDirectory() as folder:
         files = StageFiles(Path(folder), module)

@@ -140,9 +140,9 @@ def adapt(plan, tiny_model):
         adapted = AdaptedModel(model, partition or plan.partition, config, plan.edges)
         if random_values:
             generator = torch.Generator().manual_seed(2)
-            state = adapted.adapter_state()
+            state = adapted.state.read()
             values = {name: torch.randn(t.shape, generator=generator) * 0.1 for name, t in state.items()}
-            adapted.load_adapter_state(values)
+            adapted.state.write(values)
         return adapted.eval()
 
     return make

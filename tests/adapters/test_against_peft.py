@@ -30,7 +30,7 @@ def native(model, pattern, slices):
 
 def factors_of(adapted, name, ranks=slice(None)):
     """module -> copies of A and B of some ranks of a slice; a list of ranks per module, or a slice."""
-    state = adapted.adapter_state()
+    state = adapted.state.read()
     chosen = ranks if isinstance(ranks, dict) else dict.fromkeys(adapted.layers(), ranks)
     return {m: (state[f"{m}.lora_A.{name}"][chosen[m]], state[f"{m}.lora_B.{name}"][:, chosen[m]]) for m in chosen}
 

@@ -25,13 +25,13 @@ def stage_uses(plan, index):
 def test_frozen_and_masked_ranks_do_not_move(kind, gated, adapt, train, inputs, plan):
     adapted = adapt(gated=gated)
     base = {name: values.clone() for name, values in adapted.state_dict().items() if "lora_" not in name}
-    before = adapted.adapter_state()
+    before = adapted.state.read()
     adapted.begin_stage(stage_uses(plan, 1))
     orders = adapted.stage_state()
     optimizer = make_optimizer(adapted, kind)
     train(adapted, stage_uses(plan, 1), optimizer, inputs(), range(6))
     adapted.end_stage()
-    after = adapted.adapter_state()
+    after = adapted.state.read()
 
     for module in adapted.layers():
         for name in ("b", "x"):  # frozen whole, masked
@@ -54,9 +54,9 @@ def test_a_rank_open_for_one_task_rests_in_the_batches_of_another(adapt, train, 
     adapted.begin_stage(uses)
     optimizer = make_optimizer(adapted)
     train(adapted, {"c": uses["c"]}, optimizer, inputs(), range(2))
-    before = adapted.adapter_state()
+    before = adapted.state.read()
     train(adapted, {"d": uses["d"]}, optimizer, inputs(), range(2))
-    after = adapted.adapter_state()
+    after = adapted.state.read()
     for module, orders in adapted.stage_state().items():
         moved = (after[f"{module}.lora_A.a"] != before[f"{module}.lora_A.a"]).any(dim=1)
         assert moved[orders["a"][3:]].all() and not moved[orders["a"][:3]].any()  # d freezes three of four
@@ -66,7 +66,7 @@ def test_a_rank_open_for_one_task_rests_in_the_batches_of_another(adapt, train, 
 def checkpoint(adapted, optimizer):
     """To disk and back, without pickled code."""
     buffer = io.BytesIO()
-    torch.save((adapted.adapter_state(), adapted.stage_state(), optimizer.state_dict()), buffer)
+    torch.save((adapted.state.read(), adapted.stage_state(), optimizer.state_dict()), buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True)
 
@@ -87,7 +87,7 @@ def test_resume_in_mid_stage_is_bit_identical(policy, gated, architecture, dtype
 
     resumed = adapt(architecture, dtype, random_values=False, **settings)  # a new process: fresh values
     resumed.begin_stage(uses, state=stage)
-    resumed.load_adapter_state(values)
+    resumed.state.write(values)
     optimizer = make_optimizer(resumed)
     optimizer.load_state_dict(moments)
     train(resumed, uses, optimizer, batch, range(3, 6))
@@ -95,8 +95,8 @@ def test_resume_in_mid_stage_is_bit_identical(policy, gated, architecture, dtype
     assert resumed.stage_state() == whole.stage_state()
     for model in (whole, resumed):
         model.end_stage()
-    expected = whole.adapter_state()
-    for name, tensor in resumed.adapter_state().items():
+    expected = whole.state.read()
+    for name, tensor in resumed.state.read().items():
         assert torch.equal(tensor, expected[name]), name
     assert any(not torch.equal(tensor, expected[name]) for name, tensor in values.items())
 
@@ -109,7 +109,7 @@ def test_values_may_also_be_loaded_before_the_stage(adapt, train, inputs, plan):
     train(whole, uses, optimizer, inputs(), range(2))
     values, stage, _ = checkpoint(whole, optimizer)
     resumed = adapt(random_values=False)
-    resumed.load_adapter_state(values)
+    resumed.state.write(values)
     resumed.begin_stage(uses, state=stage)
     for new, old in zip(resumed.parameter_groups()["open"], whole.parameter_groups()["open"], strict=True):
         assert torch.equal(new, old)
@@ -119,10 +119,10 @@ def test_loading_keeps_the_parameters_that_the_optimizer_holds(adapt, train, inp
     """Best-weights restore at the end of a stage."""
     uses, adapted = stage_uses(plan, 1), adapt()
     adapted.begin_stage(uses)
-    best = adapted.adapter_state()
+    best = adapted.state.read()
     leaves = adapted.parameter_groups()["own"]
     train(adapted, uses, make_optimizer(adapted), inputs(), range(2))
-    adapted.load_adapter_state(best)
+    adapted.state.write(best)
     assert all(new is old for new, old in zip(adapted.parameter_groups()["own"], leaves, strict=True))
     adapted.end_stage()
-    assert all(torch.equal(values, best[name]) for name, values in adapted.adapter_state().items())
+    assert all(torch.equal(values, best[name]) for name, values in adapted.state.read().items())

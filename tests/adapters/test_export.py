@@ -44,7 +44,7 @@ def test_the_files_hold_the_active_ranks_only(adapt, plan, tmp_path):
     tensors = safetensors.torch.load_file(tmp_path / "c/adapter_model.safetensors")
     assert len(tensors) == 2 * 14
     assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {10}
-    state, module = adapted.adapter_state(), "model.layers.0.mlp.up_proj"
+    state, module = adapted.state.read(), "model.layers.0.mlp.up_proj"
     B = tensors[f"base_model.model.{module}.lora_B.weight"]
     assert torch.equal(B[:, :4], state[f"{module}.lora_B.c"])
     assert torch.equal(B[:, 4:8], state[f"{module}.lora_B.a"] * state[f"{module}.lora_gate.a->c"])

@@ -39,8 +39,8 @@ def test_active_puts_slices_in_force_nests_and_restores(adapt, tiny_model, input
 
 
 def test_initial_values_are_pefts_and_do_not_depend_on_other_tasks(adapt):
-    few = adapt(random_values=False, partition=RankPartition({"a": 4, "b": 2}), seed=1).adapter_state()
-    many = adapt(random_values=False, partition=RankPartition({"z": 8, "b": 2, "a": 4}), seed=1).adapter_state()
+    few = adapt(random_values=False, partition=RankPartition({"a": 4, "b": 2}), seed=1).state.read()
+    many = adapt(random_values=False, partition=RankPartition({"z": 8, "b": 2, "a": 4}), seed=1).state.read()
     assert few.keys() < many.keys()
     assert all(torch.equal(values, many[name]) for name, values in few.items())
     A = torch.cat([values.flatten() for name, values in few.items() if ".lora_A." in name and "down_proj" not in name])
@@ -49,7 +49,7 @@ def test_initial_values_are_pefts_and_do_not_depend_on_other_tasks(adapt):
     assert all(not values.any() for name, values in few.items() if ".lora_B." in name)
     same_shape = [few[f"model.layers.{block}.self_attn.{name}_proj.lora_A.a"] for block in (0, 1) for name in "qkvo"]
     assert not any(torch.equal(A, B) for A, B in itertools.combinations(same_shape, 2))
-    other = adapt(random_values=False, partition=RankPartition({"a": 4}), seed=2).adapter_state()
+    other = adapt(random_values=False, partition=RankPartition({"a": 4}), seed=2).state.read()
     assert not any(torch.equal(values, few[name]) for name, values in other.items() if ".lora_A." in name)
 
 
@@ -77,11 +77,11 @@ def test_a_shared_slice_trains_in_every_task_of_a_joint_stage(adapt, train, inpu
     adapted = adapt(partition=RankPartition({"all": 4}))
     adapted.begin_stage(uses)
     assert list(adapted.parameter_groups()) == ["own"]
-    before = adapted.adapter_state()
+    before = adapted.state.read()
     for task in uses:
         optimizer = torch.optim.AdamW(adapted.parameter_groups()["own"], lr=0.1)
         train(adapted, {task: uses[task]}, optimizer, inputs(), range(1))
-        after = adapted.adapter_state()
+        after = adapted.state.read()
         assert not any(torch.equal(after[name], before[name]) for name in before)
         before = after
 
@@ -90,7 +90,7 @@ def test_the_largest_ranks_of_each_module_stay_frozen(adapt, plan):
     adapted = adapt()
     adapted.begin_stage({"c": plan.uses["c"]})
     for module, orders in adapted.stage_state().items():
-        state = {name: adapted.adapter_state()[f"{module}.lora_{name}.a"] for name in "AB"}
+        state = {name: adapted.state.read()[f"{module}.lora_{name}.a"] for name in "AB"}
         by_hand = [float(torch.outer(state["B"][:, i], state["A"][i]).norm()) for i in range(4)]
         assert orders["a"] == sorted(range(4), key=lambda i: -by_hand[i])
     assert len({tuple(orders["a"]) for orders in adapted.stage_state().values()}) > 1
@@ -98,18 +98,18 @@ def test_the_largest_ranks_of_each_module_stay_frozen(adapt, plan):
 
 def test_state_names_shapes_and_round_trip(adapt):
     adapted = adapt(gated=True)
-    state = adapted.adapter_state()
+    state = adapted.state.read()
     module = "model.layers.1.mlp.down_proj"
     assert state[f"{module}.lora_A.x"].shape == (3, 40) and state[f"{module}.lora_B.x"].shape == (32, 3)
     assert state[f"{module}.lora_gate.a->c"].shape == ()
     assert len(state) == 14 * (2 * 5 + 3)
     assert all(values.dtype == torch.float32 and values.is_contiguous() for values in state.values())
     with torch.inference_mode():  # as in a validation hook, to keep the best values
-        assert not any(values.is_inference() for values in adapted.adapter_state().values())
+        assert not any(values.is_inference() for values in adapted.state.read().values())
     fresh = adapt(random_values=False, gated=True, gate_init=0.25)
-    assert fresh.adapter_state()[f"{module}.lora_gate.a->c"] == 0.25
-    fresh.load_adapter_state(state)
-    assert all(torch.equal(values, state[name]) for name, values in fresh.adapter_state().items())
+    assert fresh.state.read()[f"{module}.lora_gate.a->c"] == 0.25
+    fresh.state.write(state)
+    assert all(torch.equal(values, state[name]) for name, values in fresh.state.read().items())
 
 
 @pytest.mark.parametrize("in_stage", [False, True])
@@ -117,7 +117,7 @@ def test_refuses_a_foreign_state_before_it_changes_anything(adapt, plan, in_stag
     adapted = adapt()
     if in_stage:
         adapted.begin_stage({"c": plan.uses["c"]})
-    state = adapted.adapter_state()
+    state = adapted.state.read()
     first = next(iter(state))
     wrong = {
         "holds 1 foreign tensors, such as other": {**{n: v + 1 for n, v in state.items()}, "other": torch.zeros(1)},
@@ -125,8 +125,8 @@ def test_refuses_a_foreign_state_before_it_changes_anything(adapt, plan, in_stag
     }
     for words, foreign in wrong.items():
         with pytest.raises(AdapterError, match=words):
-            adapted.load_adapter_state(foreign)
-    assert all(torch.equal(values, state[name]) for name, values in adapted.adapter_state().items())
+            adapted.state.write(foreign)
+    assert all(torch.equal(values, state[name]) for name, values in adapted.state.read().items())
 
 
 def test_refuses_a_stage_state_of_another_partition(adapt, plan):
@@ -179,11 +179,11 @@ def test_copies_are_independent(duplicate, adapt, inputs, plan):
     twin = duplicate(adapted)
     with adapted.active(plan.uses["c"], "c"), twin.active(plan.uses["c"], "c"):
         assert torch.equal(logits(twin, batch), logits(adapted, batch))
-    twin.load_adapter_state({name: torch.zeros_like(values) for name, values in twin.adapter_state().items()})
-    assert all(values.any() for values in adapted.adapter_state().values())
+    twin.state.write({name: torch.zeros_like(values) for name, values in twin.state.read().items()})
+    assert all(values.any() for values in adapted.state.read().values())
 
 
 def test_a_model_that_carries_an_adapter_gets_no_other(adapt, plan):
     adapted = adapt()
-    with pytest.raises(AdapterError, match="this LlamaForCausalLM carries one already: load the backbone again"):
+    with pytest.raises(AdapterError, match="this LlamaForCausalLM carries an adapter already: load the backbone again"):
         AdaptedModel(adapted.model, plan.partition, AdapterConfig())

@@ -14,8 +14,8 @@ def test_round_trip_is_bit_identical(adapt, tmp_path):
     adapted, fresh = adapt(gated=True), adapt(gated=True, random_values=False)
     save_slices(adapted, tmp_path / "slices.safetensors", "f00d", OWNERS, USES)
     assert load_slices(fresh, tmp_path / "slices.safetensors", "f00d") == USES
-    expected = adapted.adapter_state()
-    assert all(torch.equal(values, expected[name]) for name, values in fresh.adapter_state().items())
+    expected = adapted.state.read()
+    assert all(torch.equal(values, expected[name]) for name, values in fresh.state.read().items())
     assert [path.name for path in tmp_path.iterdir()] == ["slices.safetensors"]
 
 
@@ -42,8 +42,8 @@ def test_the_gated_variant_does_not_load_into_the_other(adapt, tmp_path):
 def test_only_the_wanted_values_are_written_and_the_others_stay(adapt, tmp_path):
     adapted, fresh = adapt(gated=True), adapt(gated=True, random_values=False)
     save_slices(adapted, tmp_path / "slices", "f00d", {"c", "->d"}, USES)
-    written, before = load_file(tmp_path / "slices"), fresh.adapter_state()
+    written, before = load_file(tmp_path / "slices"), fresh.state.read()
     assert {name.rpartition(".lora_")[2] for name in written} == {"A.c", "B.c", "gate.a->d"}
     load_slices(fresh, tmp_path / "slices", "f00d")
-    for name, values in fresh.adapter_state().items():
-        assert torch.equal(values, adapted.adapter_state()[name] if name in written else before[name]), name
+    for name, values in fresh.state.read().items():
+        assert torch.equal(values, adapted.state.read()[name] if name in written else before[name]), name

@@ -41,16 +41,16 @@ def test_an_optimizer_step_changes_the_versions_of_what_trains(adapted, plan, ve
 
 def test_gates_alone_are_a_change_of_their_task(adapted, versions):
     before = versions(adapted)
-    adapted.load_adapter_state({n: v + 1 for n, v in adapted.adapter_state({"->d"}).items()})
+    adapted.state.write({n: v + 1 for n, v in adapted.state.read({"->d"}).items()})
     assert changed(before, versions(adapted)) == {"d"}
 
 
 def test_loading_changes_the_versions_of_what_differs_only(adapted, versions):
-    before, state = versions(adapted), adapted.adapter_state()
-    adapted.load_adapter_state(state)
+    before, state = versions(adapted), adapted.state.read()
+    adapted.state.write(state)
     assert versions(adapted) == before
     name = "model.layers.1.mlp.up_proj.lora_B.b"
-    adapted.load_adapter_state(state | {name: state[name] * 2})
+    adapted.state.write(state | {name: state[name] * 2})
     assert changed(before, versions(adapted)) == {"b", "c"}
 
 
@@ -59,14 +59,14 @@ def test_replaced_gives_values_and_versions_back(in_stage, adapted, plan, versio
     adapted.state.touch({"b"})
     if in_stage:
         adapted.begin_stage({"c": plan.uses["c"]})
-    before, state = versions(adapted), adapted.adapter_state()
-    other = {name: values + 1 for name, values in adapted.adapter_state({"a", "->c"}).items()}
+    before, state = versions(adapted), adapted.state.read()
+    other = {name: values + 1 for name, values in adapted.state.read({"a", "->c"}).items()}
     with pytest.raises(KeyError), adapted.state.replaced(other):
         assert changed(before, versions(adapted)) == {"a", "c", "d"}
-        assert all(torch.equal(adapted.adapter_state()[name], values) for name, values in other.items())
+        assert all(torch.equal(adapted.state.read()[name], values) for name, values in other.items())
         raise KeyError
     assert versions(adapted) == before
-    assert all(torch.equal(adapted.adapter_state()[name], values) for name, values in state.items())
+    assert all(torch.equal(adapted.state.read()[name], values) for name, values in state.items())
 
 
 def test_parts_train_with_every_task_and_are_read_and_written_like_slices(adapted, plan, versions):
@@ -76,9 +76,9 @@ def test_parts_train_with_every_task_and_are_read_and_written_like_slices(adapte
     assert adapted.trained_owners == {"b", "+router"}
     adapted.mark_trained()
     assert changed(before, versions(adapted)) == set(TASKS)
-    state = adapted.adapter_state({"+router"})
+    state = adapted.state.read({"+router"})
     assert len(state) == 14 and all(".lora_router.gate.weight" in name for name in state)
-    adapted.load_adapter_state({name: values + 1 for name, values in state.items()})
+    adapted.state.write({name: values + 1 for name, values in state.items()})
     assert all(parameter.eq(1).all() for parameter in adapted.parts[0].parameters())
 
 

@@ -22,7 +22,7 @@ def adapted_by(backbone, dropout=0.0):
     """The whole LoRA moved away from zero, and in training mode."""
     adapted = AdaptedModel(backbone.model, RankPartition({"v": 2}), AdapterConfig(dropout=dropout))
     torch.manual_seed(3)
-    adapted.load_adapter_state({name: torch.randn(t.shape) / 8 for name, t in adapted.adapter_state().items()})
+    adapted.state.write({name: torch.randn(t.shape) / 8 for name, t in adapted.state.read().items()})
     adapted.begin_stage({"v": USE})
     return adapted.train()
 

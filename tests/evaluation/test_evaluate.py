@@ -24,11 +24,11 @@ def module(make_config):
 
 def shake(adapted, chosen):
     generator = torch.Generator().manual_seed(1)
-    state = adapted.adapter_state()
+    state = adapted.state.read()
     for name, tensor in state.items():
         if chosen(name):
             state[name] = torch.randn(tensor.shape, generator=generator)
-    adapted.load_adapter_state(state)
+    adapted.state.write(state)
 
 
 def scores_one_by_one(module, task, item, context, use):
@@ -141,9 +141,9 @@ def test_training_a_task_leaves_the_answers_of_those_it_does_not_change(make_con
     assert asked_by_predicting_all() == set()
     optimizer.step()
     assert asked_by_predicting_all() == {"d"}
-    module.adapted.load_adapter_state(module.adapted.adapter_state())  # equal values
+    module.adapted.state.write(module.adapted.state.read())  # equal values
     assert asked_by_predicting_all() == set()
-    with module.adapted.state.replaced({n: 2 * v for n, v in module.adapted.adapter_state({"d"}).items()}):
+    with module.adapted.state.replaced({n: 2 * v for n, v in module.adapted.state.read({"d"}).items()}):
         assert asked_by_predicting_all() == {"d"}
     assert asked_by_predicting_all() == {"d"}  # one answer is held per question
     shake(module.adapted, lambda name: name.endswith(".b"))
@@ -154,5 +154,5 @@ def test_an_answer_is_given_anew_when_a_prerequisite_s_prerequisite_changes(make
     module = build(make_config("method=per_task"))  # c does not hold the slice of b, so only its prompts tell
     shake(module.adapted, lambda name: True)
     before = module.evaluator.predict("d", "test", "predicted")
-    module.adapted.load_adapter_state({n: -v for n, v in module.adapted.adapter_state({"b"}).items()})
+    module.adapted.state.write({n: -v for n, v in module.adapted.state.read({"b"}).items()})
     assert module.evaluator.predict("d", "test", "predicted") is not before

@@ -34,7 +34,7 @@ def test_penalty_and_its_gradient_by_hand(make_config):
     module = build(make_config("method=o_lora", "method.orthogonality_weight=0.25"))
     adapted, method = module.adapted, module.method
     adapted.begin_stage({"c": module.plan.uses["c"]})
-    state, expected = adapted.adapter_state(), 0.0
+    state, expected = adapted.state.read(), 0.0
     for name in adapted.layers():
         A = {task: state[f"{name}.lora_A.{task}"] for task in TASKS}
         for earlier in ("a", "b"):

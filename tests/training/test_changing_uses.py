@@ -47,7 +47,7 @@ class Watch(Callback):
         steps = {
             name: int(state[one]["step"]) for name, one in module.adapted.named_parameters() if len(state.get(one, ()))
         }
-        return module.adapted.adapter_state(), module.adapted.stage_state(), steps
+        return module.adapted.state.read(), module.adapted.stage_state(), steps
 
 
 @pytest.fixture

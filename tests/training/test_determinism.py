@@ -57,7 +57,7 @@ def test_the_same_command_again_gives_the_same_bits(make_config, train, tmp_path
         module = train(
             make_config("training.steps_per_task=3", "training.validate_every_steps=3"), tmp_path / f"{number}"
         )
-        found.append((module.progress.history, module.adapted.adapter_state()))
+        found.append((module.progress.history, module.adapted.state.read()))
     (history, weights), (history_again, weights_again) = found
     assert history == history_again
     assert all(torch.equal(weights[name], tensor) for name, tensor in weights_again.items())

@@ -16,8 +16,8 @@ def module(make_config):
     config = make_config("method.rank=3", "method.frozen_policy=largest", "taskset.context=gold")
     module = build_module(config, build_data(config))
     generator = torch.Generator().manual_seed(1)
-    state = module.adapted.adapter_state()
-    module.adapted.load_adapter_state(
+    state = module.adapted.state.read()
+    module.adapted.state.write(
         {name: 0.3 * torch.randn(value.shape, generator=generator) for name, value in state.items()}
     )
     return module.train()
@@ -71,10 +71,10 @@ def test_a_gate_changes_the_length_of_a_gradient_and_not_its_direction(module):
 @pytest.mark.parametrize("training", [True, False])
 def test_leaves_the_model_as_it_was(module, training):
     module.train(training)
-    before, version = module.adapted.adapter_state(), module.adapted.state.version(module.uses["c"], "c")
+    before, version = module.adapted.state.read(), module.adapted.state.version(module.uses["c"], "c")
     random = torch.get_rng_state()
     slice_gradients(module, "c")
-    after = module.adapted.adapter_state()
+    after = module.adapted.state.read()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert module.adapted.state.version(module.uses["c"], "c") == version
     assert torch.equal(torch.get_rng_state(), random)

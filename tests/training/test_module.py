@@ -66,7 +66,7 @@ def test_every_task_takes_its_steps_and_frozen_slices_keep_their_bits(make_confi
     files = [load_file(tmp_path / f"stage-{number}.safetensors") for number in (1, 2, 3)]
     owners = [{name.rsplit(".", 1)[1] for name in file} for file in files]
     assert owners == [{"a", "b"}, {"c"}, {"d"}]  # a file holds what its stage trained
-    last = module.adapted.adapter_state()
+    last = module.adapted.state.read()
     assert all(torch.equal(tensor, last[name]) for file in files for name, tensor in file.items())
 
 
@@ -82,7 +82,7 @@ class Scripted(ContextLoraModule):
     def on_validation_epoch_end(self):
         for sums in self._sums.values():
             sums[1] = next(self.scripted)
-        self.at_validation[self.progress.stage, self.progress.interval] = self.adapted.adapter_state()
+        self.at_validation[self.progress.stage, self.progress.interval] = self.adapted.state.read()
         super().on_validation_epoch_end()
 
 
@@ -100,7 +100,7 @@ def test_a_stage_ends_with_the_weights_of_its_best_validation(make_config, tmp_p
         TrainerSettings(accelerator="cpu"),
         checkpoints=tmp_path,
         metrics_file=tmp_path / "metrics.jsonl",
-        save_stage=lambda stage, owners: at_stage_end.append(module.adapted.adapter_state()),
+        save_stage=lambda stage, owners: at_stage_end.append(module.adapted.state.read()),
         console=None,
     )
     assert module.progress.steps_taken == [4, 3, 4, 4]

@@ -41,7 +41,7 @@ class Observer(Callback):
     def on_train_epoch_start(self, trainer, module):
         if module.progress.interval == 0:
             if module.progress.stage == 0:
-                self.seen.start = module.adapted.adapter_state()
+                self.seen.start = module.adapted.state.read()
             self.seen.orders.append(module.adapted.stage_state())
             groups = module.adapted.parameter_groups()
             self.seen.gates.append([gate.tolist() for gate in groups.get("gate", [])])
@@ -61,7 +61,7 @@ class Observer(Callback):
         self.seen.gradients.append(torch.cat([weight.grad.flatten() for weight in weights]))
 
     def on_train_end(self, trainer, module):
-        self.seen.steps, self.seen.end = module.progress.steps_taken, module.adapted.adapter_state()
+        self.seen.steps, self.seen.end = module.progress.steps_taken, module.adapted.state.read()
         self.seen.plan = {task: dict(use.prerequisites) for task, use in module.plan.uses.items()}
 
 

@@ -45,7 +45,7 @@ def after_stage(build, tmp_path):
 
     def save(stage, owners):
         files.save(stage, owners)
-        kept.append(module.adapted.adapter_state())
+        kept.append(module.adapted.state.read())
 
     settings = {"checkpoints": tmp_path, "metrics_file": tmp_path / "metrics.jsonl", "console": None}
     fit(module, TrainerSettings(accelerator="cpu"), save_stage=save, **settings)
@@ -71,15 +71,15 @@ def test_the_files_up_to_a_stage_give_the_weights_after_it(build, after_stage, t
     files = StageFiles(tmp_path, module)
     for stage, expected in enumerate(after_stage):
         files.load(stage)
-        assert_same(module.adapted.adapter_state(), expected)
+        assert_same(module.adapted.state.read(), expected)
 
     module = build()
     files = StageFiles(tmp_path, module)
     files.load_last()
-    assert_same(module.adapted.adapter_state(), after_stage[2])
+    assert_same(module.adapted.state.read(), after_stage[2])
     files.load(1)  # back: what had been trained by then is as it was
     trained = set("abc") | {"->c", "+router"}
     assert_same(
-        module.adapted.adapter_state(trained),
-        {name: after_stage[1][name] for name in module.adapted.adapter_state(trained)},
+        module.adapted.state.read(trained),
+        {name: after_stage[1][name] for name in module.adapted.state.read(trained)},
     )

@@ -1,7 +1,7 @@
 """AdaptedModel: a Hugging Face model with one LoRA cut into rank slices, and the stages that train them."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,8 @@ from contextlora.adapters.slices import ActiveUse, Leaf, RankSlices
 from contextlora.adapters.state import AdapterState
 from contextlora.adapters.targets import resolve_targets
 from contextlora.graph import RankPartition, SliceUse
+
+Edge = tuple[str, str]  # (prerequisite slice, task)
 
 
 class AdaptedModel(nn.Module):
@@ -41,17 +43,11 @@ class AdaptedModel(nn.Module):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        partition: RankPartition,
-        config: AdapterConfig,
-        edges: Sequence[tuple[str, str]] = (),
+        self, model: PreTrainedModel, partition: RankPartition, config: AdapterConfig, edges: Sequence[Edge] = ()
     ):
         super().__init__()
         if any(isinstance(layer, BaseTunerLayer) for layer in model.modules()):
-            raise AdapterError(
-                f"a model gets one adapter, this {type(model).__name__} carries one already: load the backbone again"
-            )
+            raise AdapterError(f"this {type(model).__name__} carries an adapter already: load the backbone again")
         self.model, self.partition, self.config = model.requires_grad_(False), partition, config
         self.edges = tuple(edges) if config.gated else ()
         self.target_modules = resolve_targets(model, config.target_modules)
@@ -143,11 +139,9 @@ class AdaptedModel(nn.Module):
         assert not self._in_stage, "end_stage() comes before the next begin_stage()"
         for task, use in uses.items():
             self._check_use(use, task)
-        prerequisites = list(dict.fromkeys(name for use in uses.values() for name in use.prerequisites))
+        names = list(dict.fromkeys(name for use in uses.values() for name in use.prerequisites))
         # Chosen once a stage: norms change while it trains, and with them the order would.
-        self._orders = (
-            self._choose_orders(prerequisites) if state is None else self._checked_orders(prerequisites, state)
-        )
+        self._orders = self._choose_orders(names) if state is None else self._checked_orders(names, state)
         for module, slices in self._slices.items():
             slices.begin_stage(uses, self._orders[module])
         for parameter in self._part_parameters():
@@ -164,9 +158,7 @@ class AdaptedModel(nn.Module):
 
     def stage_state(self) -> dict[str, dict[str, list[int]]]:
         """Module -> prerequisite slice -> its ranks, first to be frozen first; empty outside of a stage."""
-        return {
-            module: {name: list(order) for name, order in orders.items()} for module, orders in self._orders.items()
-        }
+        return {one: {name: list(order) for name, order in orders.items()} for one, orders in self._orders.items()}
 
     def _part_parameters(self) -> list[nn.Parameter]:
         return [parameter for parts in self.parts for parameter in parts.parameters()]
@@ -242,23 +234,6 @@ class AdaptedModel(nn.Module):
 
     def _num_per_rank(self) -> int:
         return sum(slices.A.shape[1] + slices.B.shape[0] for slices in self._slices.values())
-
-    def adapter_state(self, owners: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Current values of every slice, gate and part, or of those of some owners, as float32 clones on the CPU.
-
-        `adapters.state` says how they are called and who owns them.
-        """
-        return self.state.read(owners)
-
-    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes values over, in mid-stage also into the leaves (in place: an optimizer keeps its parameters).
-
-        What `state` does not name keeps its values.
-
-        Raises:
-            AdapterError: for foreign or mis-shaped tensors, before anything is changed.
-        """
-        self.state.write(state)
 
     def mark_trained(self) -> None:
         """Says that an optimizer has moved what the stage trains; call it after each of its steps."""

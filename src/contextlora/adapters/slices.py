@@ -71,8 +71,7 @@ class RankSlices(nn.Module):
     """A (R, d_in), B (d_out, R) and the gates of one layer; during a stage also the leaves.
 
     Args:
-        d_in: input features of the layer.
-        d_out: output features of the layer.
+        d_in, d_out: input and output features of the layer.
         partition: slice -> ranks.
         edges: (slice, task) pairs that have a gate.
         scale: s = alpha / r, the same for every slice.

@@ -121,9 +121,7 @@ def _owner(name: str) -> str:
 def _check(views: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     if foreign := sorted(state.keys() - views.keys()):
         some = ", ".join(foreign[:3])
-        raise AdapterError(
-            f"the adapter state holds {len(foreign)} foreign tensors, such as {some}: same model and graph?"
-        )
+        raise AdapterError(f"the state holds {len(foreign)} foreign tensors, such as {some}: same model and graph?")
     for name, value in state.items():
         if value.shape != views[name].shape:
             shapes = f"{tuple(value.shape)}, expected {tuple(views[name].shape)}"

@@ -52,9 +52,8 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """
     stacks = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
     if not stacks:
-        kind = type(model).__name__
         raise AdapterError(
-            f"{kind} has no list of transformer blocks: set model.target_modules to a regular expression"
+            f"{type(model).__name__} has no list of transformer blocks: set model.target_modules to a regex"
         )
     # Gemma 3n keeps a list of projections beside its blocks.
     return max(stacks, key=len)

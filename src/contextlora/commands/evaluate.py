@@ -46,9 +46,9 @@ def measure(
             files.load(stage)
         if peers is not None:
             # Stage files lie with process 0 alone, maybe on another machine.
-            ours = (module.adapted.adapter_state(), module.progress.uses) if files else None
+            ours = (module.adapted.state.read(), module.progress.uses) if files else None
             state, uses = broadcast_tree(ours, 0, ProcessGroups())
-            module.adapted.load_adapter_state(state)
+            module.adapted.state.write(state)
             module.set_uses({task: SliceUse(tuple(own), rest) for task, (own, rest) in uses.items()})
 
     with CONSOLE.status("evaluating") if run else nullcontext():

@@ -133,15 +133,15 @@ class ContextLoraModule(StagedModule):
 
     def _restore_snapshot(self, weights: dict[str, torch.Tensor]) -> None:
         """Makes the answers that several devices had not finished; Lightning loads the weights of now after this."""
-        self.adapted.load_adapter_state(weights)
+        self.adapted.state.write(weights)
         self.answers = self._snapshot_answers(self._untrained())
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *_: Any, **__: Any) -> None:
-        self.adapted.load_adapter_state(state_dict)
+        self.adapted.state.write(state_dict)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
         # The base is loaded anew, and the seed gives what has never trained: neither is saved.
-        return self.adapted.adapter_state(self.adapted.state.changed | self.adapted.trained_owners)
+        return self.adapted.state.read(self.adapted.state.changed | self.adapted.trained_owners)
 
     def configure_optimizers(self) -> dict[str, Any]:
         if self.finished:  # by an earlier fit, or in the checkpoint

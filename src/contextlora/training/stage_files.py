@@ -72,7 +72,7 @@ def save_slices(
     header = _header(adapted, fingerprint)
     header["uses"] = {task: [use.own, use.prerequisites] for task, use in uses.items()}
     # One entry: safetensors writes several in random order, and equal weights would make unequal files.
-    write_atomically(Path(path), save(adapted.adapter_state(owners), metadata={HEADER: json.dumps(header)}))
+    write_atomically(Path(path), save(adapted.state.read(owners), metadata={HEADER: json.dumps(header)}))
 
 
 def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> dict[str, SliceUse]:
@@ -96,7 +96,7 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     for key, expected in _header(adapted, fingerprint).items():
         if header.get(key) != expected:
             raise AdapterError(f"{path} was written for another {key}, {header.get(key)}: this model has {expected}")
-    adapted.load_adapter_state(state)
+    adapted.state.write(state)
     return uses
 
 

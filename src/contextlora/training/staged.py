@@ -129,7 +129,7 @@ class StagedModule(lightning.LightningModule):
         self.adapted.begin_stage(self._stage_uses(), orders)
         # What begins to train only now is still as it was at the best validation.
         opened = self.adapted.trained_owners.difference(self.progress.owners)
-        self.best_state |= self.adapted.adapter_state(opened)
+        self.best_state |= self.adapted.state.read(opened)
         # The new optimizer goes on in the schedule of the stage.
         self.progress.optimizer_step = self._steps_done()
         self.trainer.strategy.setup_optimizers(self.trainer)
@@ -186,7 +186,7 @@ class StagedModule(lightning.LightningModule):
         # Before `record`, which counts the interval as done.
         steps = self.length.interval_steps(self.stage_tasks, progress.interval)
         if progress.record(steps, accuracy, loss):
-            self.best_state = self.adapted.adapter_state(self.stage_owners)
+            self.best_state = self.adapted.state.read(self.stage_owners)
         row = {"stage": stage, "interval": progress.interval, "step": progress.total_steps}
         row |= {"train_loss": self._mean_train_loss(), "accuracy": accuracy, "loss": loss}
         row |= {f"accuracy/{task}": value[0] for task, value in rows.items()}
@@ -202,7 +202,7 @@ class StagedModule(lightning.LightningModule):
         return float(torch.stack(self._train_losses).mean())
 
     def _end_stage(self) -> None:
-        self.adapted.load_adapter_state(self.best_state)
+        self.adapted.state.write(self.best_state)
         # Before the stage ends: without its uses nobody knows what it trained.
         self.ended_stage = self.progress.stage, self.stage_owners
         self.adapted.end_stage()

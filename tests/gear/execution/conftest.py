@@ -60,7 +60,7 @@ def _train(config: RunConfig, folder: Path, roles: StageRoles | None, peers: Pee
     if module._trainer is not None:  # none where nothing was left to train
         for _, state in sorted(module.optimizers(use_pl_optimizer=False).state_dict()["state"].items()):
             moments += [state["exp_avg"].numpy(), state["exp_avg_sq"].numpy()]
-    weights = {name: tensor.numpy() for name, tensor in module.adapted.adapter_state().items()}
+    weights = {name: tensor.numpy() for name, tensor in module.adapted.state.read().items()}
     return Trained(weights, moments, module.progress.history)
 
 

@@ -131,7 +131,7 @@ class GearedContextLoraModule(ContextLoraModule):
     def _snapshot_answers(self, untrained: Collection[str]) -> Answers:
         """Right answers of the untrained; the others come batch by batch, from these weights."""
         # All else has its initial values through the whole stage and needs no copy.
-        self.snapshot = self.adapted.adapter_state(self.adapted.state.changed | self.stage_owners)
+        self.snapshot = self.adapted.state.read(self.adapted.state.changed | self.stage_owners)
         self._list_chains(untrained)
         right = self.evaluator.chain_answers(self.stage_tasks, "train", set(self.uses))  # right ones: no pass is run
         return {key: word for key, word in right.items() if key[0] in untrained}
