@@ -99,12 +99,11 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
-    option_ids = torch.zeros(len(prompts), num_options, length, dtype=torch.long)
-    option_mask = torch.zeros(len(prompts), num_options, length, dtype=torch.bool)
-    for b, row in enumerate(encoded):
-        for k, option in enumerate(row.options):
-            option_ids[b, k, : len(option)] = torch.tensor(option)
-            option_mask[b, k, : len(option)] = True
+    # One tensor of nested lists: a tensor for each row takes longer than all else that a batch needs.
+    options = [row.options + [[]] * (num_options - len(row.options)) for row in encoded]
+    option_ids = torch.tensor([[ids + [0] * (length - len(ids)) for ids in row] for row in options])
+    lengths = torch.tensor([[len(ids) for ids in row] for row in options])
+    option_mask = torch.arange(length) < lengths[..., None]
     inputs = _pad_prompts(backbone, encoded, images, width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
     return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size)
@@ -222,19 +221,17 @@ def _pad_prompts(
     backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[_SeenImage | None], width: int
 ) -> dict[str, torch.Tensor]:
     """Arguments of the model's forward. Padded columns are masked, so that any id will do in them."""
+    padding = [[0] * (width - len(row.ids)) for row in encoded]
     inputs = {
-        "input_ids": torch.zeros(len(encoded), width, dtype=torch.long),
-        "attention_mask": torch.zeros(len(encoded), width, dtype=torch.long),
+        "input_ids": torch.tensor([pad + row.ids for pad, row in zip(padding, encoded, strict=True)]),
+        "attention_mask": torch.tensor([pad + [1] * len(row.ids) for pad, row in zip(padding, encoded, strict=True)]),
     }
     for name in {name for image in images if image for name in image.per_token}:
         inputs[name] = torch.zeros_like(inputs["input_ids"])  # 0, as of text, where no image stands
-    for b, (row, image) in enumerate(zip(encoded, images, strict=True)):
-        first = width - len(row.ids)
-        inputs["input_ids"][b, first:] = torch.tensor(row.ids)
-        inputs["attention_mask"][b, first:] = 1
-        for name, values in image.per_token.items() if image else ():
-            at = first + row.image_start
-            inputs[name][b, at : at + len(values)] = torch.tensor(values)
+        for b, (row, image) in enumerate(zip(encoded, images, strict=True)):
+            if image:
+                at = len(padding[b]) + row.image_start
+                inputs[name][b, at : at + len(image.per_token[name])] = torch.tensor(image.per_token[name])
     if _takes_position_ids(backbone):
         # Absolute positions must count from the first real token, not from the padding.
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
