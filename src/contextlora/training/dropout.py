@@ -3,9 +3,9 @@
 A mask is drawn for the whole batch, from a generator of its own, and each process takes what belongs to its rows: the
 masks are the same whoever computes which rows or layers, in micro-batches or at once, and whatever was drawn before.
 
-On a CPU torch draws one Bernoulli number per element, serially; at (1856, 192) that takes over 2 ms on one core, and with
-dropout on every adapted layer it is a third of a training step of the bundled model. Four decisions from each 64-bit
-random number, and numpy's fastest generator for these, take 0.2 ms.
+On a CPU torch draws one Bernoulli number per element, serially; at (1856, 192) that takes over 2 ms on one core, and
+with dropout on every adapted layer it is a third of a training step of the bundled model. Four decisions from each
+64-bit random number, and numpy's fastest generator for these, take 0.2 ms.
 """
 
 from dataclasses import dataclass
