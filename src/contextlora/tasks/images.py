@@ -37,13 +37,14 @@ class ImageCheck:
     def __init__(self, folder: Path) -> None:
         self.folder, self._real = folder, folder.resolve()
         self._pixels = 0
-        self._known: dict[str, str] = {}
+        self._known: set[str] = set()
 
     def fault(self, name: str) -> str:
-        """What is wrong with an image of this path, or nothing."""
-        if name not in self._known:
-            self._known[name] = self._find(name)
-        return self._known[name]
+        """What is wrong with an image of this path, or nothing; said once, however many items show it."""
+        if name in self._known:
+            return ""
+        self._known.add(name)
+        return self._find(name)
 
     def _find(self, name: str) -> str:
         try:

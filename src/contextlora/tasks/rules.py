@@ -48,19 +48,22 @@ class ItemRules:
                 self.faults.add(placed.where, fault)
         return kept
 
-    def complete(self, items: Mapping[tuple[str, str], Sequence[Placed]]) -> dict[tuple[str, str], tuple[Item, ...]]:
-        """The items with all the right answers of their scene's ancestors; notes given ones that are not right."""
-        words = {
-            (task, placed.item.scene): placed.item.answer_word for (task, _), rows in items.items() for placed in rows
-        }
-        offered = {
-            name: {word for split in SPLITS for p in items.get((name, split), ()) for word in p.item.options}
-            for name in self.tasks
-        }
-        return {
+    def complete(
+        self, items: Mapping[tuple[str, str], Sequence[Placed]]
+    ) -> tuple[dict[tuple[str, str], tuple[Item, ...]], dict[tuple[str, str], tuple[str, ...]]]:
+        """The items with all the right answers of their scene's ancestors, and their places.
+
+        Given answers that are not right go to the faults.
+        """
+        words, offered = {}, {}
+        for (task, _), rows in items.items():
+            words |= {(task, placed.item.scene): placed.item.answer_word for placed in rows}
+            offered.setdefault(task, set()).update(word for placed in rows for word in placed.item.options)
+        splits = {
             (task, split): tuple(self._with_gold(task, placed, words, offered) for placed in rows)
             for (task, split), rows in items.items()
         }
+        return splits, {key: tuple(placed.where for placed in rows) for key, rows in items.items()}
 
     def _own(self, task: Task, item: Item) -> Iterator[str]:
         name = f"item {label(item.id)}"

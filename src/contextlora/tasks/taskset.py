@@ -8,7 +8,7 @@ images/...              image files that the items name
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class TaskSet:
         graph: which task needs which.
         template: prompt template, see `contextlora.tasks.prompts`.
         splits: the items of each (task, split).
+        places: where each of them stands, such as `train/route.jsonl:3`; for messages.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TaskSet:
     graph: TaskGraph
     template: str
     splits: Mapping[tuple[str, str], tuple[Item, ...]]
+    places: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, folder: str | Path) -> "TaskSet":
@@ -56,11 +58,11 @@ class TaskSet:
         faults = Faults(str(folder))
         description = read_description(folder / DESCRIPTION_FILE, faults)
         rules = ItemRules(folder, description.tasks, faults)
-        splits = rules.complete(read_items(folder, rules))
+        splits, places = rules.complete(read_items(folder, rules))
         note_stray_files(folder, description.tasks, faults)
         faults.raise_any()
         graph = TaskGraph({task.name: task.prerequisites for task in description.tasks.values()})
-        return cls(description.name, folder, description.tasks, graph, description.template, splits)
+        return cls(description.name, folder, description.tasks, graph, description.template, splits, places)
 
     @classmethod
     def from_items(
@@ -99,9 +101,9 @@ class TaskSet:
             placed[task, split] = rules.sound(known[task], split, places)
         for key in items.keys() - placed.keys():
             faults.add("", f"items must be of a known task and split, got {shown(key)}")
-        splits = rules.complete(placed)
+        splits, places = rules.complete(placed)
         faults.raise_any()
-        return cls(name, folder, known, graph, template, splits)
+        return cls(name, folder, known, graph, template, splits, places)
 
     @cached_property
     def has_images(self) -> bool:
