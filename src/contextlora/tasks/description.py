@@ -79,7 +79,8 @@ def _read_file(folder: Path, task: Task, split: str, rules: ItemRules) -> list[P
         return []
     if not num_lines:
         rules.faults.add(where, "holds no item; each task needs at least one in every split")
-    return rules.sound(task, split, found)
+    rules.check(task, split, found)
+    return found
 
 
 def _loose(name: str, config: Any, tasks: Mapping[str, Any]) -> Task:

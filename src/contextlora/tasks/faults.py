@@ -36,7 +36,7 @@ class Faults:
         """Notes that a rule is broken; `where` is a place within the source, or empty for all of it."""
         self.count += 1
         if len(self._kept) < _MOST_KEPT:
-            self._kept.append((where, rule))
+            self._kept.append((_end(where), rule))
 
     def raise_any(self) -> None:
         """Raises `TaskSetError` with a line for each fault, where there is one."""

@@ -73,7 +73,7 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
             with Image.open(path, formats=_FORMATS) as file:
                 if file.width * file.height > _MOST_PIXELS:
                     raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has {file.width} x {file.height}")
-                if quick and file.format == "PNG" and file.mode != "I":
+                if quick and file.format == "PNG" and file.mode in ("1", "L", "P", "LA", "RGB", "RGBA"):
                     file.verify()
                     return file
                 if quick:
@@ -95,12 +95,13 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     image.load()
+    kind = image.format
     image = ImageOps.exif_transpose(image)
     see_through = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if image.mode == "F" or image.mode.startswith("I"):
         if see_through:
             raise TaskSetError(f"must have 8 bits a channel where it is transparent, its mode is {image.mode}")
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        return Image.fromarray(_eight_bits(image, kind)).convert("RGB")
     if not see_through:
         return image.convert("RGB")
     # Not convert("RGB"): it shows the colours that transparent pixels hide.
@@ -108,10 +109,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layer.size, (*_BACKGROUND, 255)), layer).convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> np.ndarray:
+def _eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
     """Grey values 0 to 255; Pillow's conversion would cut off all that is above 255."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("I;16"):
+    values = np.asarray(image).astype(np.float32)
+    # In these formats whole numbers have 16 bits, whatever mode Pillow keeps them in.
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         return np.rint(values / 257).astype(np.uint8)
     if image.mode == "F" and np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
         return np.rint(values * 255).astype(np.uint8)

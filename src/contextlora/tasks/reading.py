@@ -134,8 +134,13 @@ def read_yaml(path: Path, faults: Faults) -> tuple[Any, dict[str, int]]:
         raise TaskSetError("is no valid YAML: lists or mappings lie too deep in one another") from None
     except TaskSetError:
         raise
-    except Exception as error:  # PyYAML lets through whatever a wrong value behind an explicit tag causes
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise TaskSetError(f"is no valid YAML: {line}{error.problem or error.context}") from error
+    except yaml.YAMLError as error:
         raise TaskSetError(f"is no valid YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # PyYAML lets through whatever a wrong value behind an explicit tag causes
+        raise TaskSetError("is no valid YAML: a number is too long, or a value does not fit its !!tag") from error
 
 
 def _check_nodes(node: yaml.Node, name: str, faults: Faults, sizes: dict[int, int]) -> int:

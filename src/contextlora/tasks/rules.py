@@ -36,17 +36,19 @@ class ItemRules:
         self._task_scenes: dict[tuple[str, str], tuple[str, str]] = {}  # (task, scene) -> split and place
         self._scenes: dict[str, tuple[str, str]] = {}  # scene -> split, where it stands first
 
-    def sound(self, task: Task, split: str, found: Sequence[Placed]) -> list[Placed]:
-        """Items of one task and split whose form is right; notes every rule that any of them breaks."""
-        kept = []
+    def well_formed(self, found: Sequence[Placed]) -> list[Placed]:
+        """The items that break no rule by themselves, as those made in memory may; notes the faults of the others."""
+        faulty = {placed.where: list(item_faults(vars(placed.item))) for placed in found}
+        for where, faults in faulty.items():
+            for fault in faults:
+                self.faults.add(where, fault)
+        return [placed for placed in found if not faulty[placed.where]]
+
+    def check(self, task: Task, split: str, found: Sequence[Placed]) -> None:
+        """Notes every rule that well-formed items of one task and split break."""
         for placed in found:
-            own = list(item_faults(vars(placed.item)))
-            if not own:
-                kept.append(placed)
-                own = [*self._own(task, placed.item), *self._placed(task, split, placed)]
-            for fault in own:
+            for fault in (*self._own(task, placed.item), *self._placed(task, split, placed)):
                 self.faults.add(placed.where, fault)
-        return kept
 
     def complete(
         self, items: Mapping[tuple[str, str], Sequence[Placed]]

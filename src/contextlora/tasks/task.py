@@ -83,7 +83,7 @@ def item_faults(record: Any) -> Iterator[str]:
     if not isinstance(question, str) or not question.strip():
         yield f"{name}: question must be text that asks something, got {shown(question)}"
     for key in ("image", "image_text"):
-        if not isinstance(record.get(key), str | None):
+        if not isinstance(record.get(key), str | None) or (key == "image" and record.get(key) == ""):
             yield f"{name}: {key} must be text or left out, got {shown(record[key])}"
     for key, kinds, what in (
         ("prerequisites", str | None, "tasks to their right answers, as words"),
@@ -154,6 +154,7 @@ class Task:
         return config
 
 
+_MOST_OPTIONS = 10_000
 _TASK_KEYS = ("prerequisites", "num_options", "description", "rule")
 
 
@@ -169,8 +170,8 @@ def _task_faults(config: Any) -> Iterator[str]:
     if not isinstance(config, dict):
         return
     num_options = config.get("num_options")
-    if type(num_options) is not int or num_options < 2:
-        yield f"num_options must be a whole number of at least 2, got {shown(num_options)}"
+    if type(num_options) is not int or not 2 <= num_options <= _MOST_OPTIONS:
+        yield f"num_options must be a whole number of at least 2, at most {_MOST_OPTIONS}, got {shown(num_options)}"
     if isinstance(config.get("description"), list | dict):
         yield f"description must be text, got {shown(config['description'])}"
     prerequisites = _listed(config, "prerequisites")

@@ -98,7 +98,8 @@ class TaskSet:
             places = [Placed(f"{split}/{task}[{index}]", item) for index, item in enumerate(found)]
             if not found:
                 faults.add("", f"task {task} has no {split} item; each task needs at least one in every split")
-            placed[task, split] = rules.sound(known[task], split, places)
+            placed[task, split] = rules.well_formed(places)
+            rules.check(known[task], split, placed[task, split])
         for key in items.keys() - placed.keys():
             faults.add("", f"items must be of a known task and split, got {shown(key)}")
         splits, places = rules.complete(placed)
