@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from contextlora.backbones.load import Backbone, BackboneError
-from contextlora.tasks.faults import TaskSetError, label
+from contextlora.tasks.faults import TaskSetError, tail
 from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
 
@@ -191,7 +191,7 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     try:
         image = read_image(path)
     except TaskSetError as error:
-        raise BackboneError(f"image {label(str(path))} {error}") from error
+        raise BackboneError(f"image {tail(path)} {error}") from error
     # The image token alone: what comes back is what it becomes within a whole prompt.
     made = backbone.processor(
         text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"

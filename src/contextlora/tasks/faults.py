@@ -36,7 +36,7 @@ class Faults:
         """Notes that a rule is broken; `where` is a place within the source, or empty for all of it."""
         self.count += 1
         if len(self._kept) < _MOST_KEPT:
-            self._kept.append((_end(where), rule))
+            self._kept.append((tail(where), rule))
 
     def raise_any(self) -> None:
         """Raises `TaskSetError` with a line for each fault, where there is one."""
@@ -44,9 +44,9 @@ class Faults:
             return
         if self.count == 1:
             [(where, rule)] = self._kept
-            raise TaskSetError(cut(f"{_end(self.source)}{'/' if where else ''}{where}: {rule}"))
+            raise TaskSetError(cut(f"{tail(self.source)}{'/' if where else ''}{where}: {rule}"))
         lines = [cut(f"{where}: {rule}" if where else rule) for where, rule in self._kept]
-        shown = [f"task set {_end(self.source)} has {self.count} faults:"]
+        shown = [f"task set {tail(self.source)} has {self.count} faults:"]
         shown += [cut(f"  {line}") for line in lines[:_MOST_SHOWN]]
         if self.count > _MOST_SHOWN:
             shown.append(f"  and {self.count - _MOST_SHOWN} more; mend these first")
@@ -78,6 +78,12 @@ def label(value: object) -> str:
     return text if text and text.isprintable() and len(text) <= _VALUE else shown(value)
 
 
+def tail(path: object) -> str:
+    """A path in a message, or the end of one that would fill the line."""
+    text = str(path) if str(path).isprintable() else ascii(str(path))
+    return text if len(text) <= _LINE // 3 else f"...{text[-_LINE // 3 :]}"
+
+
 def cut(text: str) -> str:
     """A line of a report, at its longest."""
     text = " ".join(text.split("\n"))
@@ -86,11 +92,6 @@ def cut(text: str) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= _VALUE else f"{text[: _VALUE - 4]} ..."
-
-
-def _end(path: str) -> str:
-    """A path, or the end of one that would fill the line."""
-    return path if len(path) <= _LINE // 3 else f"...{path[-_LINE // 3 :]}"
 
 
 def _depth(value: object, most: int = 3) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from contextlora.tasks.faults import TaskSetError
+from contextlora.tasks.faults import TaskSetError, tail
 
 # Not all that Pillow knows: some of its readers start other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
@@ -52,7 +52,7 @@ class ImageCheck:
             if not path.resolve().is_relative_to(self._real):
                 return "must lie in the task set's folder, links and .. included; copy it there"
             if not path.is_file():
-                return f"not found in {self.folder}" if not path.exists() else "must be an ordinary file"
+                return f"not found in {tail(self.folder)}" if not path.exists() else "must be an ordinary file"
             image = _opened(path, quick=self._pixels >= _DECODED_PIXELS)
         except TaskSetError as error:
             return str(error)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from contextlora.tasks.faults import Faults, label, shown
+from contextlora.tasks.faults import Faults, label, shown, tail
 from contextlora.tasks.images import ImageCheck
 from contextlora.tasks.task import SPLITS, Item, Task, item_faults
 
@@ -81,7 +81,7 @@ class ItemRules:
         # Found out now, not when training comes to the item.
         fault = self._images.fault(item.image) if item.image else ""
         if fault:
-            yield f"{name}: image {label(item.image)} {fault}"
+            yield f"{name}: image {tail(item.image)} {fault}"
 
     def _placed(self, task: Task, split: str, placed: Placed) -> Iterator[str]:
         item, scene = placed.item, label(placed.item.scene)

@@ -7,7 +7,7 @@ from pathlib import Path
 from contextlora.errors import suggestion
 from contextlora.files import put_in_place, scratch_folder, write_atomically
 from contextlora.settings import TasksetConfig
-from contextlora.tasks.faults import TaskSetError, label, shown
+from contextlora.tasks.faults import TaskSetError, shown, tail
 from contextlora.tasks.generators import iov
 from contextlora.tasks.reading import read_bytes
 from contextlora.tasks.taskset import DESCRIPTION_FILE, TaskSet
@@ -47,9 +47,9 @@ def resolve_taskset(name_or_folder: str, data_dir: str | Path = "data", seed: in
         if (Path(name_or_folder) / DESCRIPTION_FILE).exists():
             return TaskSet.load(name_or_folder)
         if Path(name_or_folder).is_dir():
-            raise TaskSetError(f"task set folder {label(name_or_folder)} holds no {DESCRIPTION_FILE}")
+            raise TaskSetError(f"task set folder {tail(name_or_folder)} holds no {DESCRIPTION_FILE}")
     except OSError as error:  # a name too long, a folder that may not be read
-        raise TaskSetError(f"task set {label(name_or_folder)} cannot be read: {error.strerror or error}") from error
+        raise TaskSetError(f"task set {tail(name_or_folder)} cannot be read: {error.strerror or error}") from error
     raise TaskSetError(
         f"taskset must be one of {', '.join(TASKSETS)} or a folder with a {DESCRIPTION_FILE}, "
         f"got {shown(name_or_folder)}{suggestion(name_or_folder, TASKSETS)}"
