@@ -209,6 +209,9 @@ def test_a_missing_text_view_is_found_before_training(change):
 def test_items_made_in_memory_are_checked_like_those_that_are_read(tmp_path):
     items = {("a", split): [Item(split, split, "q ?", ("x", "y"), 0)] for split in SPLITS}
     assert TaskSet.from_items([Task("a", (), 2)], items).items("a", "test")[0].id == "test"
+    loose = items | {("a", "test"): [Item("1", "z", "q ?", ["x", "y"], 1, prerequisites=None, fields=None)]}
+    [item] = TaskSet.from_items([Task("a", (), 2)], loose).items("a", "test")
+    assert (item.options, item.prerequisites, item.fields) == (("x", "y"), {}, {})
     wrong = items | {("a", "train"): [replace(items["a", "train"][0], answer=7, image=5)], ("zzz", "train"): []}
     with pytest.raises(TaskSetError) as caught:
         TaskSet.from_items([Task("a", (), 2)], wrong, folder=tmp_path)

@@ -107,7 +107,7 @@ def _note_graph_faults(file: str, tasks: Mapping[str, Task], lines: Mapping[str,
 
 def _name(path: Path, found: Mapping[str, Any], faults: Faults) -> str:
     name = found.get("name")
-    if name is None:
+    if name in (None, "None"):
         return path.parent.name
     # It becomes a part of paths, tables and tracked runs.
     plain = str(name) if isinstance(name, str | int) else ""
@@ -119,7 +119,7 @@ def _name(path: Path, found: Mapping[str, Any], faults: Faults) -> str:
 
 
 def _template(path: Path, found: Mapping[str, Any], faults: Faults) -> str:
-    template = DEFAULT_TEMPLATE if found.get("template") is None else found["template"]
+    template = DEFAULT_TEMPLATE if found.get("template") in (None, "None") else found["template"]
     if not isinstance(template, str):
         faults.add(path.name, f"template must be text, got {shown(template)}")
         return DEFAULT_TEMPLATE

@@ -42,6 +42,14 @@ class Item:
         """The right option."""
         return self.options[self.answer]
 
+    def __post_init__(self) -> None:
+        # As scripts pass them; what is none of these is for `item_faults` to name.
+        for key in ("prerequisites", "fields"):
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, _EMPTY)
+        if isinstance(self.options, list):
+            object.__setattr__(self, "options", tuple(self.options))
+
     @classmethod
     def from_record(cls, record: Any) -> "Item":
         """Builds an item from one decoded JSON line, in which null stands for what is left out.
