@@ -1,12 +1,13 @@
 """Scores against an oracle without padding, batches or caches: one row an option, log-softmax over every position."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers import normalizers
 
-from contextlora.backbones.load import Backbone, load_backbone
+from contextlora.backbones.load import Backbone, BackboneError, load_backbone
 from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.prompts import Prompt
 
@@ -55,6 +56,20 @@ def test_images_equal_the_oracle(backbone, tmp_path, options):
     expected = torch.stack([oracle(loaded, prompt) for prompt in asked])
     torch.testing.assert_close(option_scores(loaded.model, loaded.encode(asked)), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(expected[1], expected[2])  # the image does matter
+
+
+def test_a_model_sees_sixteen_bits_as_eight_and_no_damaged_image(backbone, tmp_path):
+    loaded, grey = backbone("llava"), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = []
+    for values in (grey, grey.astype(np.uint16) * 257, grey.astype(np.float32) / 255):
+        path = tmp_path / f"{values.dtype}.tiff"
+        Image.fromarray(values).save(path)
+        pixels.append(loaded.encode(prompts(path)).inputs["pixel_values"])
+    assert pixels[0].std() > 0.1 and torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2])
+    cut = tmp_path / "cut.tiff"
+    cut.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BackboneError, match=r"image .*cut\.tiff cannot be read"):
+        loaded.encode(prompts(cut))
 
 
 def test_an_image_is_processed_once(backbone, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_iov_has_no_shortcut_and_needs_its_graph(iov):
         (to_front, "answer position"),
         (always_x, "option popularity"),
         (lambda item: replace(item, fields={**item.fields, "leak": item.answer_word}), "field leak"),
-        (lambda item: replace(item, prerequisites={"root": item.answer_word}), "prerequisite root"),
+        (lambda item: replace(item, answer=item.options.index(item.prerequisites["root"])), "prerequisite root"),
     ],
 )
 def test_a_shortcut_is_found(weaken, change, probe):
@@ -97,7 +97,7 @@ def test_copies_across_splits_are_found(weaken):
 
 def test_a_graph_that_does_not_matter_is_found(weaken):
     def unrelated(item: Item) -> Item:
-        return replace(item, prerequisites={"root": WORDS[int(item.id) % 4]})
+        return replace(item, answer=item.options.index(WORDS[int(item.id) % 4]))
 
     assert not verdicts(weaken(unrelated), "child")["inputs + gold answers, linear"]
 

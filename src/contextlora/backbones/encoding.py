@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from contextlora.backbones.load import Backbone, BackboneError
+from contextlora.tasks.faults import TaskSetError, tail
+from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
 
 _IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
@@ -188,10 +189,9 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     if path in cache.images:
         return cache.images[path]
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise BackboneError(f"image {path} cannot be read: {error.strerror or error}") from error
+        image = read_image(path)
+    except TaskSetError as error:
+        raise BackboneError(f"image {tail(path)} {error}") from error
     # The image token alone: what comes back is what it becomes within a whole prompt.
     made = backbone.processor(
         text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"

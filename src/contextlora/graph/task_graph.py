@@ -10,7 +10,7 @@ lie in S_1 .. S_{k-1}, so the tasks of one generation may be trained together. P
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import networkx as nx
@@ -82,8 +82,6 @@ def _checked(prerequisites: Mapping | Iterable) -> dict[str, tuple[str, ...]]:
     pairs = prerequisites.items() if isinstance(prerequisites, Mapping) else prerequisites
     direct: dict[str, tuple[str, ...]] = {}
     for task, needed in pairs:
-        if not isinstance(task, str) or not _NAME.fullmatch(task):
-            raise GraphError(f"a task's name is made of letters, digits, '_' and '-', got {task!r}")
         if task in direct:
             raise GraphError(f"task {task!r} is declared twice: give each task one entry")
         # A word is iterable too, letter by letter.
@@ -93,19 +91,23 @@ def _checked(prerequisites: Mapping | Iterable) -> dict[str, tuple[str, ...]]:
     if not direct:
         raise GraphError("the task graph is empty: declare at least one task")
     for task, needed in direct.items():
-        _check_prerequisites(task, needed, direct)
+        for fault in declaration_faults(task, needed, direct):
+            raise GraphError(fault)
     return direct
 
 
-def _check_prerequisites(task: str, needed: tuple[str, ...], known: Mapping) -> None:
+def declaration_faults(task: str, needed: Sequence[str], known: Mapping) -> Iterator[str]:
+    """Every rule that one task's declaration breaks; `known` holds all tasks."""
+    if not isinstance(task, str) or not _NAME.fullmatch(task):
+        yield f"a task's name is made of letters, digits, '_' and '-', got {task!r}"
     if task in needed:
-        raise GraphError(f"task {task!r} is its own prerequisite: remove it from its list")
+        yield f"task {task!r} is its own prerequisite: remove it from its list"
     for name in needed:
         if name not in known:
-            raise GraphError(f"task {task!r} needs unknown task {name!r}{_known(name, known)}")
+            yield f"task {task!r} needs unknown task {name!r}{_known(name, known)}"
     if len(set(needed)) != len(needed):
         twice = next(name for name in needed if needed.count(name) > 1)
-        raise GraphError(f"task {task!r} lists prerequisite {twice!r} twice: keep one")
+        yield f"task {task!r} lists prerequisite {twice!r} twice: keep one"
 
 
 def _generations(graph: nx.DiGraph) -> tuple[tuple[str, ...], ...]:

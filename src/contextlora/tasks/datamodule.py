@@ -12,6 +12,7 @@ import lightning
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
+from contextlora.tasks.faults import Faults, label
 from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, render, resolve_image_view
 from contextlora.tasks.task import Item, TaskSetError
 from contextlora.tasks.taskset import TaskSet
@@ -76,9 +77,31 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
         self.image = resolve_image_view(image, backbone.is_multimodal)
+        self._check_prompts()
         self.answers: Mapping[tuple[str, str], str] = {}
         self.by_numbers, self.part = False, (0, 1)
         self.set_interval(0, (), 0, 0)
+
+    def _check_prompts(self) -> None:
+        """Raises `TaskSetError` for all items whose prompt cannot be written, or would lack context without a word."""
+        faults = Faults(self.taskset.name)
+        for (task, split), items in self.taskset.splits.items():
+            needed = self.taskset.graph.prerequisites(task, scope=self.scope) if self.context != "none" else ()
+            places = self.taskset.places.get((task, split)) or [f"{split}/{task}"] * len(items)
+            for where, item in zip(places, items, strict=False):  # a learning curve takes the first items only
+                try:
+                    self._prompt(task, item, None)
+                except TaskSetError as error:
+                    faults.add(where, str(error))
+                for name in needed:
+                    asked = self.taskset.item(name, split, item.scene) is not None
+                    if name not in item.prerequisites or (self.context == "predicted" and not asked):
+                        faults.add(
+                            where,
+                            f"item {label(item.id)}: context {self.context} needs an answer of task {name} for scene "
+                            f"{label(item.scene)}; add an item of {name} for it, or set taskset.context=none",
+                        )
+        faults.raise_any()
 
     def set_interval(self, stage: int, tasks: Sequence[str], first_step: int, num_steps: int) -> None:
         """Says what the next iterations yield: steps first_step .. first_step + num_steps - 1 of a stage of tasks."""
@@ -111,19 +134,19 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
         Of a batch that several devices share, `rows` are this device's.
         """
-        prompts = [
-            render(
-                item,
-                self.taskset.tasks[task],
-                contexts[index] if contexts else None,
-                template=self.taskset.template,
-                image=self.image,
-                answer_format=self.answer_format,
-                folder=self.taskset.folder,
-            )
-            for index, item in enumerate(items)
-        ]
+        prompts = [self._prompt(task, item, contexts[index] if contexts else None) for index, item in enumerate(items)]
         return self.backbone.encode(prompts, rows)
+
+    def _prompt(self, task: str, item: Item, context: Mapping[str, str] | None) -> Prompt:
+        return render(
+            item,
+            self.taskset.tasks[task],
+            context,
+            template=self.taskset.template,
+            image=self.image,
+            answer_format=self.answer_format,
+            folder=self.taskset.folder,
+        )
 
     def right_context(self, task: str, item: Item) -> dict[str, str]:
         """The right answers of an item's prerequisites, where prompts hold context."""

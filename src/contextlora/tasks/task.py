@@ -1,18 +1,14 @@
 """What a task set is made of: tasks and their multi-choice items, each able to explain what is wrong with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from contextlora.errors import UserError
+from contextlora.tasks.faults import TaskSetError, label, shown
 
 SPLITS = ("train", "validation", "test")
 _EMPTY: Mapping[str, str] = MappingProxyType({})  # shared by all items, so nobody may write to it
-
-
-class TaskSetError(UserError):
-    """A task set's folder or one of its items breaks a rule of the format."""
 
 
 @dataclass(frozen=True)
@@ -46,34 +42,82 @@ class Item:
         """The right option."""
         return self.options[self.answer]
 
+    def __post_init__(self) -> None:
+        # As scripts pass them; what is none of these is for `item_faults` to name.
+        for key in ("prerequisites", "fields"):
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, _EMPTY)
+        if isinstance(self.options, list):
+            object.__setattr__(self, "options", tuple(self.options))
+
     @classmethod
     def from_record(cls, record: Any) -> "Item":
-        """Builds an item from one decoded JSON line; a `TaskSetError` lacks file and line, which the caller knows."""
-        if not isinstance(record, dict):
-            raise TaskSetError("each line must be a JSON object")
-        known = cls.__dataclass_fields__
-        missing = [key for key in ("id", "scene", "question", "options", "answer") if key not in record]
-        # A misspelt key would leave its field empty without a word.
-        unknown = [key for key in record if key not in known]
-        if missing or unknown:
-            problem = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown)}"
-            raise TaskSetError(f"item {record.get('id', '?')} {problem}; keys of an item: {', '.join(known)}")
+        """Builds an item from one decoded JSON line, in which null stands for what is left out.
+
+        Raises:
+            TaskSetError: with all its faults; they lack file and line, which the caller knows.
+        """
+        faults = list(item_faults(record))
+        if faults:
+            raise TaskSetError(faults[0], faults)
+        given = {key: value for key, value in record.items() if value is not None}
+        for key in {"prerequisites", "fields"} & set(given):
+            given[key] = {name: value for name, value in given[key].items() if value is not None}
         # Scenes join the items of tasks by equality: 7 in one file and "7" in another are one scene.
-        return cls(**{**record, "id": str(record["id"]), "scene": str(record["scene"]), "options": _options(record)})
+        named = {"id": str(record["id"]), "scene": str(record["scene"]), "options": tuple(record["options"])}
+        return cls(**{**given, **named})
 
 
-def _options(record: dict[str, Any]) -> tuple[str, ...]:
-    options, answer = record["options"], record["answer"]
-    if not isinstance(options, list) or not all(isinstance(word, str) and word.strip() for word in options):
-        raise TaskSetError(f"item {record['id']}: options must be a list of words, got {options!r}")
-    if len(set(options)) != len(options) or len(options) < 2:
-        raise TaskSetError(f"item {record['id']}: options must be two or more different words, got {options!r}")
+_REQUIRED = ("id", "scene", "question", "options", "answer")
+
+
+def item_faults(record: Any) -> Iterator[str]:
+    """Every rule that a record breaks by itself."""
+    if not isinstance(record, Mapping):
+        yield f"each line must be a JSON object, got {shown(record)}"
+        return
+    name, known = f"item {label(record.get('id', '?'))}", Item.__dataclass_fields__
+    missing = [key for key in _REQUIRED if key not in record]
+    # A misspelt key would leave its field empty without a word.
+    unknown = [label(key) for key in record if key not in known]
+    if missing or unknown:
+        problem = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown[:3])}"
+        yield f"{name} {problem}; keys of an item: {', '.join(known)}"
+    for key in ("id", "scene"):
+        value = record.get(key, "?")
+        if not (isinstance(value, str) and value.strip()) and type(value) is not int:
+            yield f"{name}: {key} must be text or a whole number, got {shown(value)}"
+    question = record.get("question", "?")
+    if not isinstance(question, str) or not question.strip():
+        yield f"{name}: question must be text that asks something, got {shown(question)}"
+    for key in ("image", "image_text"):
+        if not isinstance(record.get(key), str | None) or (key == "image" and record.get(key) == ""):
+            yield f"{name}: {key} must be text or left out, got {shown(record[key])}"
+    for key, kinds, what in (
+        ("prerequisites", str | None, "tasks to their right answers, as words"),
+        ("fields", str | int | float | None, "names to text or numbers"),
+    ):
+        value = record.get(key) if record.get(key) is not None else {}
+        if not isinstance(value, Mapping):
+            yield f"{name}: {key} must map {what}, got {shown(value)}"
+            continue
+        wrong = next((part for part in value.items() if not isinstance(part[1], kinds)), None)
+        if wrong:
+            yield f"{name}: {key} must map {what}, got {shown(wrong[1])} for {label(wrong[0])}"
+    yield from (f"{name}: {fault}" for fault in _option_faults(record.get("options"), record.get("answer"), missing))
+
+
+def _option_faults(options: Any, answer: Any, missing: Sequence[str]) -> Iterator[str]:
+    if "options" in missing:
+        return
+    if not isinstance(options, list | tuple) or not all(isinstance(word, str) and word.strip() for word in options):
+        yield f"options must be a list of words, got {shown(options)}"
+        return
+    if len(options) < 2 or len({" ".join(word.split()).casefold() for word in options}) < len(options):
+        yield f"options must be two or more different words, by more than case and spaces, got {shown(options)}"
     # JSON's `true` would pass for option 1.
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
-        raise TaskSetError(
-            f"item {record['id']}: answer must be the index of an option, 0 to {len(options) - 1}, got {answer!r}"
-        )
-    return tuple(options)
+    if "answer" not in missing and (type(answer) is not int or not 0 <= answer < len(options)):
+        yield f"answer must be the index of an option, 0 to {len(options) - 1}, got {shown(answer)}"
 
 
 @dataclass(frozen=True)
@@ -96,18 +140,17 @@ class Task:
 
     @classmethod
     def from_config(cls, name: str, config: Any) -> "Task":
-        """Builds a task from its entry in `taskset.yaml`."""
-        keys = ("prerequisites", "num_options", "description", "rule")
-        if not isinstance(config, dict) or set(config) - set(keys):
-            raise TaskSetError(f"task {name} must be a mapping with the keys {', '.join(keys)}, got {config!r}")
-        num_options = config.get("num_options")
-        if not isinstance(num_options, int) or num_options < 2:
-            raise TaskSetError(f"task {name}: num_options must be a whole number of at least 2, got {num_options!r}")
-        prerequisites = config.get("prerequisites") or []
-        if not isinstance(prerequisites, list):
-            raise TaskSetError(f"task {name}: prerequisites must be a list of task names, got {prerequisites!r}")
-        rule = _rule(name, prerequisites, config["rule"]) if config.get("rule") else None
-        return cls(name, tuple(prerequisites), num_options, str(config.get("description", "")), rule)
+        """Builds a task from its entry in `taskset.yaml`.
+
+        Raises:
+            TaskSetError: with all faults of the entry.
+        """
+        faults = [f"task {label(name)}: {fault}" for fault in _task_faults(config)]
+        if faults:
+            raise TaskSetError(faults[0], faults)
+        prerequisites, rows = _listed(config, "prerequisites"), _listed(config, "rule")
+        rule = {tuple(row[:-1]): row[-1] for row in rows} if rows else None
+        return cls(name, tuple(prerequisites), config["num_options"], str(config.get("description") or ""), rule)
 
     def to_config(self) -> dict[str, Any]:
         """The inverse of `from_config`, without the name."""
@@ -119,11 +162,46 @@ class Task:
         return config
 
 
-def _rule(name: str, prerequisites: Sequence[str], rows: Any) -> dict[tuple[str, ...], str]:
+_MOST_OPTIONS = 10_000
+_TASK_KEYS = ("prerequisites", "num_options", "description", "rule")
+
+
+def _listed(config: Mapping[str, Any], key: str) -> Any:
+    """A list of the entry that may be left out; `None` is how Python writes null."""
+    value = config.get(key)
+    return [] if value in (None, "None") else value
+
+
+def _task_faults(config: Any) -> Iterator[str]:
+    if not isinstance(config, dict) or set(config) - set(_TASK_KEYS):
+        yield f"must be a mapping with the keys {', '.join(_TASK_KEYS)}, got {shown(config)}"
+    if not isinstance(config, dict):
+        return
+    num_options = config.get("num_options")
+    if type(num_options) is not int or not 2 <= num_options <= _MOST_OPTIONS:
+        yield f"num_options must be a whole number of at least 2, at most {_MOST_OPTIONS}, got {shown(num_options)}"
+    if isinstance(config.get("description"), list | dict):
+        yield f"description must be text, got {shown(config['description'])}"
+    prerequisites = _listed(config, "prerequisites")
+    if not isinstance(prerequisites, list) or not all(isinstance(name, str) for name in prerequisites):
+        yield f"prerequisites must be a list of task names (numbers in quotes), got {shown(prerequisites)}"
+        return
+    yield from _rule_faults(prerequisites, _listed(config, "rule"))
+
+
+def _rule_faults(prerequisites: Sequence[str], rows: Any) -> Iterator[str]:
     width = len(prerequisites) + 1
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == width for row in rows):
-        raise TaskSetError(
-            f"task {name}: each row of its rule must list {width} words: the answers of "
-            f"{', '.join(prerequisites) or 'no prerequisite'}, then the task's own"
+        yield (
+            f"each row of its rule must list {width} words: the answers of "
+            f"{shown(prerequisites) if prerequisites else 'no prerequisite'}, then the task's own"
         )
-    return {tuple(row[:-1]): row[-1] for row in rows}
+        return
+    wrong = next((word for row in rows for word in row if not isinstance(word, str)), "")
+    if wrong != "":
+        yield f"its rule must hold words only, got {shown(wrong)}; put numbers and null in quotes"
+        return
+    given = [tuple(row[:-1]) for row in rows]
+    if len(set(given)) < len(given):
+        twice = next(answers for answers in given if given.count(answers) > 1)
+        yield f"its rule must have one row for each case, got two for {shown(list(twice))}"

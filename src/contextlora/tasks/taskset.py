@@ -5,9 +5,10 @@ taskset.yaml            name, template (optional), tasks: {name: {prerequisites,
 images/...              image files that the items name
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import yaml
 
 from contextlora.files import write_atomically
 from contextlora.graph.task_graph import TaskGraph
+from contextlora.tasks.description import read_description, read_items
+from contextlora.tasks.faults import Faults, shown
 from contextlora.tasks.prompts import DEFAULT_TEMPLATE, check_template
-from contextlora.tasks.task import SPLITS, Item, Task, TaskSetError
+from contextlora.tasks.rules import ItemRules, Placed, note_stray_files
+from contextlora.tasks.task import SPLITS, Item, Task
 
 DESCRIPTION_FILE = "taskset.yaml"
 
@@ -32,6 +36,7 @@ class TaskSet:
         graph: which task needs which.
         template: prompt template, see `contextlora.tasks.prompts`.
         splits: the items of each (task, split).
+        places: where each of them stands, such as `train/route.jsonl:3`; for messages.
     """
 
     name: str
@@ -40,26 +45,24 @@ class TaskSet:
     graph: TaskGraph
     template: str
     splits: Mapping[tuple[str, str], tuple[Item, ...]]
+    places: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, folder: str | Path) -> "TaskSet":
         """Reads and checks a whole folder.
 
         Raises:
-            TaskSetError: the folder, a task or an item breaks a rule; the message names file and line.
-            GraphError: the prerequisites are no directed acyclic graph.
+            TaskSetError: the folder, the graph, tasks or items break rules; names file and line of each fault.
         """
         folder = Path(folder)
-        name, tasks, template = _read_description(folder)
-        graph = TaskGraph({task.name: task.prerequisites for task in tasks.values()})
-        splits = {}
-        for task in tasks.values():
-            ancestors = set(graph.prerequisites(task.name, scope="ancestors"))
-            # Of all splits together: no scene may be trained on and tested.
-            split_of_scene: dict[str, str] = {}
-            for split in SPLITS:
-                splits[task.name, split] = _read_items(folder, task, split, ancestors, split_of_scene)
-        return cls(name, folder, tasks, graph, template, splits)
+        faults = Faults(str(folder))
+        description = read_description(folder / DESCRIPTION_FILE, faults)
+        rules = ItemRules(folder, description.tasks, faults)
+        splits, places = rules.complete(read_items(folder, rules))
+        note_stray_files(folder, description.tasks, faults)
+        faults.raise_any()
+        graph = TaskGraph({task.name: task.prerequisites for task in description.tasks.values()})
+        return cls(description.name, folder, description.tasks, graph, description.template, splits, places)
 
     @classmethod
     def from_items(
@@ -84,24 +87,24 @@ class TaskSet:
             TaskSetError: an item breaks a rule, or a task has no items in a split.
             GraphError: the prerequisites are no directed acyclic graph.
         """
-        known, folder = {task.name: task for task in tasks}, Path(folder)
-        graph = TaskGraph({task.name: task.prerequisites for task in known.values()})
+        tasks, folder = tuple(tasks), Path(folder)
+        graph = TaskGraph((task.name, task.prerequisites) for task in tasks)
         check_template(template, where=name)
-        splits = {}
-        for task in known.values():
-            ancestors = set(graph.prerequisites(task.name, scope="ancestors"))
-            split_of_scene: dict[str, str] = {}
-            for split in SPLITS:
-                found = tuple(items.get((task.name, split), ()))
-                for item in found:
-                    _check(item, task, folder, ancestors)
-                    _enter_scene(item, task, split, split_of_scene)
-                if not found:
-                    raise TaskSetError(
-                        f"task {task.name} has no {split} item; each task needs at least one in every split"
-                    )
-                splits[task.name, split] = found
-        return cls(name, folder, known, graph, template, splits)
+        known, faults = {task.name: task for task in tasks}, Faults(name)
+        rules = ItemRules(folder, known, faults)
+        placed = {}
+        for task, split in itertools.product(graph.tasks, SPLITS):
+            found = tuple(items.get((task, split), ()))
+            places = [Placed(f"{split}/{task}[{index}]", item) for index, item in enumerate(found)]
+            if not found:
+                faults.add("", f"task {task} has no {split} item; each task needs at least one in every split")
+            placed[task, split] = rules.well_formed(places)
+            rules.check(known[task], split, placed[task, split])
+        for key in items.keys() - placed.keys():
+            faults.add("", f"items must be of a known task and split, got {shown(key)}")
+        splits, places = rules.complete(placed)
+        faults.raise_any()
+        return cls(name, folder, known, graph, template, splits, places)
 
     @cached_property
     def has_images(self) -> bool:
@@ -145,76 +148,3 @@ def write_taskset(
 def _record(item: Item) -> dict[str, object]:
     record = {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(item).items()}
     return {key: value for key, value in record.items() if value not in (None, {})}
-
-
-def _read_description(folder: Path) -> tuple[str, dict[str, Task], str]:
-    path = folder / DESCRIPTION_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TaskSetError(f"a task set needs a readable {path}: {error.strerror}") from error
-    try:
-        description = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TaskSetError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(description, dict) or not isinstance(description.get("tasks"), dict):
-        raise TaskSetError(f"{path} must hold the keys name and tasks (a mapping from task name to its settings)")
-    unknown = set(description) - {"name", "template", "tasks"}
-    if unknown:
-        raise TaskSetError(f"{path} has unknown keys {', '.join(sorted(unknown))}; known: name, template, tasks")
-    tasks = {str(name): Task.from_config(str(name), config) for name, config in description["tasks"].items()}
-    template = str(description.get("template", DEFAULT_TEMPLATE))
-    check_template(template, where=str(path))
-    return str(description.get("name", folder.name)), tasks, template
-
-
-def _read_items(
-    folder: Path, task: Task, split: str, ancestors: set[str], split_of_scene: dict[str, str]
-) -> tuple[Item, ...]:
-    path = folder / split / f"{task.name}.jsonl"
-    try:
-        # Not splitlines(): JSON may hold U+2028 and other line ends as they are.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskSetError(f"task {task.name} needs a readable {path}: {error}") from error
-    items = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            item = Item.from_record(json.loads(line))
-            _check(item, task, folder, ancestors)
-            _enter_scene(item, task, split, split_of_scene)
-        except json.JSONDecodeError as error:
-            raise TaskSetError(f"{path}:{number}: not valid JSON: {error}") from error
-        except TaskSetError as error:
-            raise TaskSetError(f"{path}:{number}: {error}") from None
-        items.append(item)
-    if not items:
-        raise TaskSetError(f"{path} holds no item; each task needs at least one in every split")
-    return tuple(items)
-
-
-def _enter_scene(item: Item, task: Task, split: str, split_of_scene: dict[str, str]) -> None:
-    if item.scene in split_of_scene:
-        raise TaskSetError(
-            f"scene {item.scene} already has an item of task {task.name} in {split_of_scene[item.scene]}; "
-            "give each item a scene of its own, and no scene to two splits"
-        )
-    split_of_scene[item.scene] = split
-
-
-def _check(item: Item, task: Task, folder: Path, ancestors: set[str]) -> None:
-    if len(item.options) > task.num_options:
-        raise TaskSetError(f"item {item.id} has {len(item.options)} options, its task at most {task.num_options}")
-    unknown = set(item.prerequisites) - ancestors
-    if unknown:
-        raise TaskSetError(
-            f"item {item.id} answers {', '.join(sorted(unknown))}, no prerequisite of {task.name}; "
-            f"its prerequisites: {', '.join(sorted(ancestors)) or 'none'}"
-        )
-    # Found out now, not when training comes to the item.
-    if item.image and not (folder / item.image).is_file():
-        raise TaskSetError(f"item {item.id}: image {item.image} not found in {folder}")
-    if not item.image and item.image_text is None and not item.question:
-        raise TaskSetError(f"item {item.id} asks nothing: question and image are empty")

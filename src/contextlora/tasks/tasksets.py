@@ -7,8 +7,9 @@ from pathlib import Path
 from contextlora.errors import suggestion
 from contextlora.files import put_in_place, scratch_folder, write_atomically
 from contextlora.settings import TasksetConfig
+from contextlora.tasks.faults import TaskSetError, shown, tail
 from contextlora.tasks.generators import iov
-from contextlora.tasks.task import TaskSetError
+from contextlora.tasks.reading import read_bytes
 from contextlora.tasks.taskset import DESCRIPTION_FILE, TaskSet
 
 # Raise it when any generator or renderer writes something else for the same seed: older folders are then made anew.
@@ -19,6 +20,7 @@ REGIMES = {  # scenes in each split
     "full": {"train": 4000, "validation": 500, "test": 1000},
 }
 _MANIFEST = "manifest.json"
+_MOST_MANIFEST_BYTES = 1 << 20
 
 
 def load_taskset(chosen: TasksetConfig) -> TaskSet:
@@ -41,13 +43,16 @@ def resolve_taskset(name_or_folder: str, data_dir: str | Path = "data", seed: in
     """
     if name_or_folder in TASKSETS:
         return TaskSet.load(_generated(name_or_folder, Path(data_dir), seed, regime))
-    if (Path(name_or_folder) / DESCRIPTION_FILE).is_file():
-        return TaskSet.load(name_or_folder)
-    if Path(name_or_folder).is_dir():
-        raise TaskSetError(f"task set folder {name_or_folder} holds no {DESCRIPTION_FILE}")
+    try:
+        if (Path(name_or_folder) / DESCRIPTION_FILE).exists():
+            return TaskSet.load(name_or_folder)
+        if Path(name_or_folder).is_dir():
+            raise TaskSetError(f"task set folder {tail(name_or_folder)} holds no {DESCRIPTION_FILE}")
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise TaskSetError(f"task set {tail(name_or_folder)} cannot be read: {error.strerror or error}") from error
     raise TaskSetError(
         f"taskset must be one of {', '.join(TASKSETS)} or a folder with a {DESCRIPTION_FILE}, "
-        f"got {name_or_folder!r}{suggestion(name_or_folder, TASKSETS)}"
+        f"got {shown(name_or_folder)}{suggestion(name_or_folder, TASKSETS)}"
     )
 
 
@@ -73,6 +78,6 @@ def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
 
 def _is_current(folder: Path, manifest: Mapping[str, object]) -> bool:
     try:
-        return json.loads((folder / _MANIFEST).read_text(encoding="utf-8")) == manifest
-    except (OSError, ValueError):  # not there, or damaged: made anew
+        return json.loads(read_bytes(folder / _MANIFEST, _MOST_MANIFEST_BYTES)) == manifest
+    except (OSError, ValueError, RecursionError):  # not there, or damaged: made anew
         return False

@@ -1,0 +1,123 @@
+"""Opens the images that items name, as the 8-bit RGB pictures that a viewer would show."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from contextlora.tasks.faults import TaskSetError, tail
+
+# Not all that Pillow knows: some of its readers start other programs.
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+_MOST_PIXELS = 89_000_000  # Pillow's own bound for what may be a bomb
+_BACKGROUND = (255, 255, 255)
+_DECODED_PIXELS = 1 << 26  # a second or two
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image in RGB: turned as its EXIF says, on white where it is transparent, 16 bits and 0.0 to 1.0 as 0 to 255.
+
+    Raises:
+        TaskSetError: the file is no image of a known kind, damaged, too large, or of values without a known range.
+    """
+    return _opened(path)
+
+
+class ImageCheck:
+    """Says of each image whether it can be shown.
+
+    Images are decoded until they come to `_DECODED_PIXELS` together. Of the others PNG files are held against their
+    checksums, and JPEG files decoded at an eighth of their size: enough to find damage, in a part of the time.
+
+    Args:
+        folder: which all images must lie in, links followed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._real = folder, folder.resolve()
+        self._pixels = 0
+        self._known: set[str] = set()
+
+    def fault(self, name: str) -> str:
+        """What is wrong with an image of this path, or nothing; said once, however many items show it."""
+        if name in self._known:
+            return ""
+        self._known.add(name)
+        return self._find(name)
+
+    def _find(self, name: str) -> str:
+        try:
+            path = self.folder / name
+            if not path.resolve().is_relative_to(self._real):
+                return "must lie in the task set's folder, links and .. included; copy it there"
+            if not path.is_file():
+                return f"not found in {tail(self.folder)}" if not path.exists() else "must be an ordinary file"
+            image = _opened(path, quick=self._pixels >= _DECODED_PIXELS)
+        except TaskSetError as error:
+            return str(error)
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, NUL in a path
+            return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        self._pixels += image.width * image.height
+        return ""
+
+
+def _opened(path: Path, quick: bool = False) -> Image.Image:
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            path.stat()
+            raise TaskSetError("must be an ordinary file")
+        with warnings.catch_warnings():
+            # Pillow's warnings are about files that are odd; what matters is checked here.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as file:
+                if file.width * file.height > _MOST_PIXELS:
+                    raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has {file.width} x {file.height}")
+                if quick and file.format == "PNG" and file.mode in ("1", "L", "P", "LA", "RGB", "RGBA"):
+                    file.verify()
+                    return file
+                if quick:
+                    file.draft("RGB", (file.width // 8, file.height // 8))
+                return _rgb(file)
+    except TaskSetError:
+        raise
+    except Image.DecompressionBombError:
+        raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has far more; make it smaller") from None
+    except Image.UnidentifiedImageError:
+        raise TaskSetError(f"cannot be read: it is none of {', '.join(_FORMATS)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise TaskSetError(
+            f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+        ) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    kind = image.format
+    image = ImageOps.exif_transpose(image)
+    see_through = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    if image.mode == "F" or image.mode.startswith("I"):
+        if see_through:
+            raise TaskSetError(f"must have 8 bits a channel where it is transparent, its mode is {image.mode}")
+        return Image.fromarray(_eight_bits(image, kind)).convert("RGB")
+    if not see_through:
+        return image.convert("RGB")
+    # Not convert("RGB"): it shows the colours that transparent pixels hide.
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (*_BACKGROUND, 255)), layer).convert("RGB")
+
+
+def _eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
+    """Grey values 0 to 255; Pillow's conversion would cut off all that is above 255."""
+    values = np.asarray(image).astype(np.float32)
+    # In these formats whole numbers have 16 bits, whatever mode Pillow keeps them in.
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        return np.rint(values / 257).astype(np.uint8)
+    if image.mode == "F" and np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
+        return np.rint(values * 255).astype(np.uint8)
+    raise TaskSetError(
+        f"must have 8 or 16 bits a channel, or floats from 0 to 1; its mode is {image.mode}, "
+        f"its values {values.min():.6g} to {values.max():.6g}"
+    )
