@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import shutil
 import sys
 import textwrap
@@ -57,9 +58,14 @@ All keys with their defaults, from which files in configs/ may deviate (`context
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal or pipe has no such letter, its code is better than no line. (None: closed by the caller.)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         _call_command(options, settings)
+        return 0
     except KeyboardInterrupt as error:
         return _report(error, "interrupted", 130, options.debug)
     except UserError as error:
@@ -72,7 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(error, str(error), 1, options.debug)
         # Nobody expected this one: its traceback is what a bug report needs.
         return _report(error, "this is probably a bug in contextlora", 1, debug=True)
-    return 0
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

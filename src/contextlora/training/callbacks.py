@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from contextlora.evaluation.report import print_in_full
 from contextlora.files import write_atomically
 from contextlora.training.module import ContextLoraModule
 
@@ -50,14 +51,16 @@ class StageBars(Callback):
     """
 
     def __init__(self, console: Console) -> None:
+        self._is_live = console.is_terminal or console.is_jupyter
         self._bars = Progress(  # all of it within 80 columns where task names are no longer than those of iov
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[accuracy]}"),
             console=console,
+            disable=not self._is_live,
         )
         self._bar: TaskID | None = None
         self._stage = -1
@@ -91,6 +94,8 @@ class StageBars(Callback):
         self._show_accuracy(pl_module)
         self._close_bar()
         self._bars.stop()
+        if not self._is_live:
+            print_in_full(self._bars.console, self._bars.make_tasks_table(self._bars.tasks))
 
     def on_exception(self, trainer: Trainer, pl_module: ContextLoraModule, exception: BaseException) -> None:
         self._bars.stop()
