@@ -20,6 +20,7 @@ from typing import Any
 
 from contextlora.errors import UserError
 from contextlora.files import write_atomically
+from contextlora.signals import Terminated
 
 STATES = ("running", "interrupted", "failed", "finished")
 
@@ -159,14 +160,14 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt) or (
+            interrupted = isinstance(error, KeyboardInterrupt | Terminated) or (
                 isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
             )
             with suppress(
                 OSError
             ):  # disk full: the status stays `running`, which without its process means interrupted
                 self._set_state("interrupted" if interrupted else "failed")
-            leaving = KeyboardInterrupt() if interrupted else error
+            leaving = KeyboardInterrupt() if isinstance(error, SystemExit) and interrupted else error
             leaving.add_note(self.how_to_resume)
             raise leaving from error.__cause__
 
