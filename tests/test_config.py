@@ -215,9 +215,8 @@ def test_a_file_may_refer_to_its_own_keys_but_not_read_the_environment(config_di
     for arguments in ({"arguments": ["experiment=foreign"]}, {"saved": tmp_path / "saved.yaml"}):
         if is_taken:
             found = load_config(config_dir=config_dir, **arguments)
-            assert found.tracking.project == value.replace("${runs_dir}", found.runs_dir).replace(
-                "${seed}", str(found.seed)
-            )
+            expected = value.replace("${runs_dir}", found.runs_dir).replace("${seed}", str(found.seed))
+            assert found.tracking.project == expected
             continue
         with pytest.raises(ConfigError, match=r"tracking\.project.*command line") as caught:
             load_config(config_dir=config_dir, **arguments)
