@@ -7,8 +7,7 @@ import sys
 try:
     words = shlex.split(os.environ.get("ARGS", ""))
 except ValueError as error:
-    print(
-        f"ARGS must be words, quoted where they hold blanks or quotes ({error}): {os.environ['ARGS']}", file=sys.stderr
-    )
+    text = f"ARGS must be words, quoted where they hold blanks or quotes ({error}): {os.environ['ARGS']}"
+    print(text, file=sys.stderr)
     sys.exit(2)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:], *words])

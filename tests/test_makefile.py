@@ -85,6 +85,16 @@ def test_no_target_runs_what_is_in_a_variable(tmp_path, target, value):
     assert not [path for path in ROOT.glob("ran") if not path.unlink()]
 
 
+def test_the_python_of_the_setup_is_a_path_as_it_is(tmp_path):
+    (tmp_path / "my python").symlink_to(sys.executable)
+    setup = [f"VENV={tmp_path}", "PY=true", "PIP=true", f"{tmp_path}/.ready"]
+    assert "Setting up" in make(*setup, f"PYTHON={tmp_path / 'my python'}").stdout
+    for value in CODE:
+        (tmp_path / ".ready").unlink(missing_ok=True)
+        make(*setup, f"PYTHON={value}")
+        assert not [path for path in ROOT.glob("ran") if not path.unlink()]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -152,7 +152,7 @@ def test_code_of_a_checkpoint_is_not_run(foreign, kind, file, mapped, model_type
     if loads:
         load_backbone(str(folder))
     else:
-        with pytest.raises(BackboneError, match="brings code of its own.*model.trust_remote_code=true") as caught:
+        with pytest.raises(BackboneError, match=r"brings code of its own.*model\.trust_remote_code=true") as caught:
             load_backbone(str(folder))
         assert len(str(caught.value)) - len(str(folder)) < 260
         with pytest.raises(ConfigError):
