@@ -13,6 +13,9 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 REPEAT_S = 2.0  # `timeout` and SLURM send a signal to the process and to its group, which is once too many
 
 
+_waits, _number = False, 0  # whether signals wait now, and the one that does
+
+
 class Terminated(BaseException):
     """Another program wants this one to end. Like KeyboardInterrupt no Exception, which somebody might pass over.
 
@@ -29,15 +32,20 @@ class Terminated(BaseException):
 def ending_in_order() -> Iterator[None]:
     """Has the signals raise `Terminated` in the main thread, where they would kill the process."""
     latest = -REPEAT_S
+    forget()
 
     def leave(number: int, _frame: FrameType | None) -> None:
         nonlocal latest
+        global _number
         # Not again while the first one is on its way out. Later it counts: somebody may have passed over the first.
         if time.monotonic() - latest < REPEAT_S:
             return
         latest = time.monotonic()
         if number == signal.SIGHUP:
             _leave_the_terminal()
+        if _waits and not _number:
+            _number = number
+            return
         raise Terminated(number)
 
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
@@ -50,6 +58,31 @@ def ending_in_order() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def wait() -> None:
+    """From now on a signal waits for `wait_no_more`; a second one does not."""
+    global _waits
+    _waits = True
+
+
+def is_waiting() -> bool:
+    """Whether a signal has come since `wait`."""
+    return bool(_number)
+
+
+def wait_no_more() -> None:
+    """Raises `Terminated` where a signal has come since `wait`; from now on it is raised at once."""
+    number = _number
+    forget()
+    if number:
+        raise Terminated(number)
+
+
+def forget() -> None:
+    """From now on signals are raised at once; one that waited is lost, as when something else ends the work."""
+    global _waits, _number
+    _waits, _number = False, 0
 
 
 def _leave_the_terminal() -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from contextlora import signals
 from contextlora.evaluation.report import print_in_full
 from contextlora.files import write_atomically
 from contextlora.training.module import ContextLoraModule
@@ -22,6 +23,8 @@ LAST = "last.ckpt"
 class RunCheckpoint(Checkpoint):
     """Saves each interval's end. Lightning calls it after the module's own hook, so a new stage has begun by then.
 
+    A signal that ends the program waits for the end of the step, and that is saved too.
+
     Args:
         folder: gets `last.ckpt`, replaced every time.
         metrics_file: gets one JSON line per validation of the run.
@@ -31,6 +34,23 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, metrics_file: Path, save_stage: Callable[[int, set[str]], None]) -> None:
         self.folder, self.metrics_file, self.save_stage = folder, metrics_file, save_stage
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        if trainer.world_size == 1:  # several would have to agree on the step
+            signals.wait()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: ContextLoraModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.is_last_of_interval(batch_idx):  # nothing is left to go on with, and validating may take long
+            signals.wait_no_more()
+        elif signals.is_waiting():
+            pl_module.break_off_interval()
+            trainer.save_checkpoint(self.folder / LAST)
+            signals.wait_no_more()
+
+    def on_exception(self, trainer: Trainer, pl_module: ContextLoraModule, exception: BaseException) -> None:
+        signals.forget()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
         if trainer.is_global_zero:
@@ -79,7 +99,7 @@ class StageBars(Callback):
             f"{self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
             total=pl_module.length.budget(tasks),
             # Not 0 where a resumed run goes on in mid-stage.
-            completed=sum(pl_module.length.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
+            completed=pl_module.data.first_step,
             loss="",
             accuracy="",
         )
