@@ -14,6 +14,7 @@ REPEAT_S = 2.0  # `timeout` and SLURM send a signal to the process and to its gr
 
 
 _waits, _number = False, 0  # whether signals wait now, and the one that does
+_has_come = threading.Event()
 
 
 class Terminated(BaseException):
@@ -33,6 +34,7 @@ def ending_in_order() -> Iterator[None]:
     """Has the signals raise `Terminated` in the main thread, where they would kill the process."""
     latest = -REPEAT_S
     forget()
+    _has_come.clear()
 
     def leave(number: int, _frame: FrameType | None) -> None:
         nonlocal latest
@@ -41,6 +43,7 @@ def ending_in_order() -> Iterator[None]:
         if time.monotonic() - latest < REPEAT_S:
             return
         latest = time.monotonic()
+        _has_come.set()
         if number == signal.SIGHUP:
             _leave_the_terminal()
         if _waits and not _number:
@@ -58,6 +61,11 @@ def ending_in_order() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def has_come() -> bool:
+    """Whether a signal has begun to end the program; for other threads."""
+    return _has_come.is_set()
 
 
 def wait() -> None:

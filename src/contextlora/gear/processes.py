@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from contextlora import signals
 from contextlora.errors import UserError
 from contextlora.gear.execution.peers import Peers
 from contextlora.signals import Terminated
@@ -132,7 +133,9 @@ def _watch_until_joined(sentinels: dict[int, int]) -> None:
     def watch() -> None:
         while not _JOINED.is_set():
             ended = wait(list(sentinels), timeout=POLL_S)
-            if ended and not _JOINED.is_set():
+            if ended:
+                time.sleep(4 * POLL_S)  # a signal to the whole group ends this one too, in order
+            if ended and not _JOINED.is_set() and not signals.has_come():
                 print(
                     f"contextlora: process {sentinels[ended[0]]} ended before training began",
                     file=sys.stderr,
