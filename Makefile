@@ -2,23 +2,30 @@
 #
 #   make train TASKSET=iov METHOD=joint SEED=1 ARGS="training.learning_rate=1e-3 model.dtype=float32"
 #
+# Values go to the programs as they are, through the environment: neither make nor a shell reads what is in them. ARGS is
+# split into words as a shell does it, so quote what holds blanks: ARGS="'tracking.project=my project'".
 # Variables that are not given keep the value of configs/; `.venv/bin/contextlora train --help` lists every key.
+
+# make would read a value from the command line each time it uses or exports it, and run a $(shell ...) in it.
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
+export TASKSET METHOD MODEL DELTA SEED DEVICES STRATEGY RUN ARGS KILLS PROCESSOR PYTHON
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
-CONTEXTLORA := $(PY) -m contextlora
+WITH_ARGS := $(PY) with_args.py
+CONTEXTLORA := $(WITH_ARGS) -m contextlora
 STAMP := $(VENV)/.ready
 # Tried in this order for one that is new enough; PYTHON=/path/to/python goes first.
-PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14
+PYTHONS := "$$PYTHON" python3 python3.11 python3.12 python3.13 python3.14
 
 # Make variable -> configuration key; an empty variable adds nothing. DEVICES is a number, but a catalogue for plan.
 DEVICES_KEY := training.devices
 plan: DEVICES_KEY := gear.devices
-SETTINGS = $(if $(TASKSET),'taskset=$(TASKSET)') $(if $(METHOD),'method=$(METHOD)') $(if $(MODEL),'model=$(MODEL)') \
-	$(if $(DELTA),'method.delta=$(DELTA)') $(if $(SEED),'seed=$(SEED)') \
-	$(if $(DEVICES),'$(DEVICES_KEY)=$(DEVICES)') $(if $(STRATEGY),'training.strategy=$(STRATEGY)') $(ARGS)
-RUN_OPTION = $(if $(RUN),--run '$(RUN)')
+SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD"} $${MODEL:+"model=$$MODEL"} \
+	$${DELTA:+"method.delta=$$DELTA"} $${SEED:+"seed=$$SEED"} \
+	$${DEVICES:+"$(DEVICES_KEY)=$$DEVICES"} $${STRATEGY:+"training.strategy=$$STRATEGY"}
+RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills test test-processors lint clean
@@ -42,7 +49,7 @@ export: setup ## write each trained task of RUN as an ordinary PEFT adapter (def
 	@$(CONTEXTLORA) export $(RUN_OPTION) $(SETTINGS)
 
 resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one), on DEVICES if given
-	@$(CONTEXTLORA) resume $(RUN_OPTION) $(if $(DEVICES),--devices '$(DEVICES)')
+	@$(CONTEXTLORA) resume $(RUN_OPTION) $${DEVICES:+--devices "$$DEVICES"}
 
 plan: setup ## plan training of TASKSET over the device catalogue DEVICES; trains nothing
 	@$(CONTEXTLORA) plan $(SETTINGS)
@@ -63,16 +70,16 @@ bench: setup ## measure time, memory and accuracy of the default command
 	@$(CONTEXTLORA) bench $(SETTINGS)
 
 bench-gear: setup ## measure ContextGear and its rivals on emulated devices and links (links need root); ARGS=cells=...
-	@TORCH_CPP_LOG_LEVEL=ERROR $(PY) bench/gear.py $(SETTINGS)
+	@TORCH_CPP_LOG_LEVEL=ERROR $(WITH_ARGS) bench/gear.py $(SETTINGS)
 
 test-kills: setup ## kill a process at KILLS=50 random instants: reports and restarts
-	@KILLS=$(or $(KILLS),50) SEED=$(SEED) $(PY) -m pytest tests/gear/execution/test_kills.py -s -n 0 $(ARGS)
+	@KILLS="$${KILLS:-50}" $(WITH_ARGS) -m pytest tests/gear/execution/test_kills.py -s -n 0
 
 test: setup ## run the test suite, the ten slowest tests last; on another processor's kernels: PROCESSOR=avx2 or default
-	@$(PROCESSOR_VARIABLES) $(PY) -m pytest $(ARGS)
+	@$(PROCESSOR_VARIABLES) $(WITH_ARGS) -m pytest
 
 # Kernels without AVX-512 and AMX, as a lesser processor would choose them (torch.backends.cpu.get_cpu_capability()).
-PROCESSOR_VARIABLES = $(if $(PROCESSOR),env ATEN_CPU_CAPABILITY='$(PROCESSOR)' ONEDNN_MAX_CPU_ISA=AVX2)
+PROCESSOR_VARIABLES = $${PROCESSOR:+env "ATEN_CPU_CAPABILITY=$$PROCESSOR" ONEDNN_MAX_CPU_ISA=AVX2}
 NUMERICAL := tests/adapters tests/methods tests/training tests/gear/execution/test_module.py
 
 test-processors: setup ## run the numerical tests with the kernels of processors without AVX-512 and AMX
@@ -92,12 +99,12 @@ clean: ## remove caches and build leftovers; keeps runs/, data/ and .venv
 # Only what gets imported is compiled to bytecode: a fifth less work than compiling every file.
 $(STAMP): pyproject.toml constraints.txt
 	@for python in $(PYTHONS); do \
-		$$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+		"$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
 		python=; \
 	done; \
 	test -n "$$python" || { echo "No Python >= 3.11 with the venv module found: install one or add PYTHON=/path/to/python" >&2; exit 2; }; \
-	echo "Setting up $(VENV) with $$($$python --version): a minute or two with a warm package cache, longer the first time"; \
-	$(PY) -c '' 2>/dev/null || $$python -m venv --clear $(VENV)
+	echo "Setting up $(VENV) with $$("$$python" --version): a minute or two with a warm package cache, longer the first time"; \
+	$(PY) -c '' 2>/dev/null || "$$python" -m venv --clear $(VENV)
 	@$(PIP) install --no-compile "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) install --no-compile --constraint constraints.txt --editable '.[dev]'
 	@env -u PYTHONDONTWRITEBYTECODE $(PY) -W ignore -c 'import lightning.pytorch, matplotlib.pyplot, networkx, peft, pytest, torchmetrics, wandb'

@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from transformers import Qwen2Config
 
 from contextlora.backbones.size import model_size
+from contextlora.commands import CONSOLE
 from contextlora.evaluation.plots import plt, save_figure
 from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.gear.planning.devices import Device, Fleet, Link
@@ -150,4 +150,4 @@ if __name__ == "__main__":
     draw(rows, target / "gear_scale.png")
     header = list(rows[0])
     cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    print_in_full(Console(), as_rich("ContextGear on paper", header, cells))
+    print_in_full(CONSOLE, as_rich("ContextGear on paper", header, cells))

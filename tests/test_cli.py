@@ -1,4 +1,4 @@
-"""The command line: which command is called with what, exit codes, and the Makefile's way to it."""
+"""The command line: which command is called with what, and exit codes."""
 
 import errno
 import os
@@ -177,41 +177,3 @@ def test_a_method_that_changes_a_default_of_all_shows_its_own(monkeypatch):
     start = rows.index(("method (wet).", "Drops a lot.", ""))
     assert rows[start + 1][:2] == ("method.dropout", "0.5")
     assert rows[start + 2][0] == "model."  # rank and alpha are as in every method
-
-
-def make(*arguments):
-    command = ["make", "--no-print-directory", "-C", str(ROOT), *arguments]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-def test_make_alone_lists_every_target():
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert [line.split()[1] for line in make().splitlines() if line.startswith("make ")] == targets
-
-
-def test_make_variables_become_settings():
-    variables = ["TASKSET=iov", "METHOD=contextlora", "MODEL=../m", "DELTA=0.5", "SEED=3", "DEVICES=2", "STRATEGY=ddp"]
-    printed = make("-n", "train", *variables, "ARGS=training.batch_size=8 tracking.mode=off")
-    words = printed.splitlines()[-1].replace("'", "").split()
-    settings = words[words.index("train") + 1 :]
-    config = load_config(settings)
-    assert (config.taskset.name, config.method.name, config.model.name, config.seed) == (
-        "iov",
-        "contextlora",
-        "../m",
-        3,
-    )
-    assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "ddp")
-    assert (config.training.batch_size, config.tracking.mode) == (8, "off")
-
-
-def test_make_plan_takes_a_device_catalogue():
-    words = make("-n", "plan", "TASKSET=iov", "DEVICES=configs/devices/laptops2.yaml").splitlines()[-1].replace("'", "")
-    config = load_config(words.split()[words.split().index("plan") + 1 :])
-    assert (config.gear.devices, config.training.devices) == ("configs/devices/laptops2.yaml", 1)
-
-
-def test_make_names_the_run():
-    assert make("-n", "export", "RUN=runs/latest").splitlines()[-1].split()[-3:] == ["export", "--run", "'runs/latest'"]
-    assert "--run" not in make("-n", "evaluate").splitlines()[-1]

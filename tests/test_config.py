@@ -1,12 +1,14 @@
 """Settings: which layer wins, and that every mistake is named with its key, its value and what is known."""
 
+import os
 import re
 from dataclasses import fields, is_dataclass
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from contextlora.config import CONFIG_DIR, GROUPS, RunConfig, load_config, to_yaml
+from contextlora.config import CONFIG_DIR, GROUPS, RunConfig, load_config, read_devices, to_yaml
 from contextlora.errors import ConfigError
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
 from contextlora.methods.contextlora import ContextLoraSettings
@@ -188,3 +190,46 @@ def test_the_default_is_what_the_dataclasses_say_about_names():
 
 def test_the_queue_is_as_long_as_that_of_a_users_own_script():
     assert RunConfig().gear.queue_batches == QUEUE_BATCHES  # settings may not import it
+
+
+@pytest.mark.parametrize(
+    ("value", "is_taken"),
+    [
+        ("${oc.env:HOME}", False),
+        ("a ${oc.env:HOME,x}", False),
+        ("${ oc.env : HOME }", False),
+        ("${oc.decode:'${oc.env:HOME}'}", False),
+        ("${${runs_dir}:HOME}", False),
+        ("${oc.${runs_dir}:HOME}", False),
+        ("${runs_dir}: x", True),
+        ("${runs_dir}/${seed}", True),
+        ("a:b", True),
+    ],
+)
+def test_a_file_may_refer_to_its_own_keys_but_not_read_the_environment(config_dir, tmp_path, value, is_taken):
+    """Files of settings and saved configurations come from others; what they copied would be logged."""
+    content = OmegaConf.to_yaml({"tracking": {"project": value}, "training": {"callbacks": [{"a": [value]}]}})
+    (config_dir / "experiment").mkdir(exist_ok=True)
+    (config_dir / "experiment" / "foreign.yaml").write_text(content)
+    (tmp_path / "saved.yaml").write_text(content)
+    for arguments in ({"arguments": ["experiment=foreign"]}, {"saved": tmp_path / "saved.yaml"}):
+        if is_taken:
+            found = load_config(config_dir=config_dir, **arguments)
+            expected = value.replace("${runs_dir}", found.runs_dir).replace("${seed}", str(found.seed))
+            assert found.tracking.project == expected
+            continue
+        with pytest.raises(ConfigError, match=r"tracking\.project.*command line") as caught:
+            load_config(config_dir=config_dir, **arguments)
+        assert os.environ["HOME"] not in str(caught.value)
+
+
+def test_the_command_line_may_read_the_environment(config_dir):
+    assert load_config(["tracking.project=${oc.env:HOME}"], config_dir).tracking.project == os.environ["HOME"]
+
+
+def test_a_device_catalogue_reads_no_environment(tmp_path):
+    (tmp_path / "c.yaml").write_text("devices: {a: {memory_bytes: '${oc.env:HOME}'}}")
+    with pytest.raises(ConfigError, match=r"devices\.a\.memory_bytes"):
+        read_devices(str(tmp_path / "c.yaml"))
+    (tmp_path / "c.yaml").write_text("b: 1\na: ${b}")
+    assert read_devices(str(tmp_path / "c.yaml"))[0] == {"a": 1, "b": 1}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from contextlora.files import put_in_place, replace_folder, scratch_folder, write_atomically
+from contextlora.files import put_in_place, replace_folder, scratch_folder, slug, write_atomically
 
 # The process ends itself where it would rename for the NUMBER-th time.
 KILLED = """\
@@ -115,3 +115,23 @@ def test_a_full_disk_at_the_end_leaves_the_old_folder_alone(folder, full_disk):
         (scratch / "file").write_text("new")
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
     assert (folder / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("/x/y", "-x-y"),
+        ("../..", "-.."),
+        ("..", "unnamed"),
+        (".", "unnamed"),
+        ("", "unnamed"),
+        (".hidden", "hidden"),
+        ("a\0b\nc\udcff", "a-b-c-"),
+        ("Straße 道路", "Straße-道路"),
+        ("道" * 300, "道" * 33),
+    ],
+)
+def test_a_foreign_name_is_one_part_of_a_path(tmp_path, name, part):
+    assert slug(name) == part
+    write_atomically(tmp_path / "below" / f"{slug(name)}-{slug(name)}.json", "")  # the disk takes it
+    assert [path.name for path in tmp_path.iterdir()] == ["below"]

@@ -35,6 +35,12 @@ def test_a_taskset_folder_counts_by_its_last_part(tmp_path):
     assert run.path.parent == tmp_path / "traffic" / "joint"
 
 
+@pytest.mark.parametrize(("taskset", "method"), [("..", ".."), ("/", "."), ("a/..", "../../x"), ("x" * 255, "/etc")])
+def test_a_run_lies_below_the_folder_of_runs_whatever_the_names(tmp_path, taskset, method):
+    run = RunFolder.create(tmp_path / "runs", taskset, method, 0, "")
+    assert run.path.resolve().parents[2] == tmp_path / "runs"
+
+
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
     assert len({create(tmp_path).path for _ in range(5)}) == 5
 

@@ -1,17 +1,20 @@
 """The command line: arguments become a RunConfig and one call of a command, errors become a line and an exit code.
 
-Exit codes: 0 done, 1 a failure that is not the user's, 2 a mistake the user can mend, 130 Ctrl-C.
+Exit codes: 0 done, 1 a failure that is not the user's, 2 a mistake the user can mend, 130 Ctrl-C,
+143 SIGTERM, 129 SIGHUP.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import io
 import shutil
 import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +22,7 @@ from pathlib import Path
 from contextlora.config import describe_settings, load_config
 from contextlora.errors import UserError
 from contextlora.runs import RunFolder, find_runs, latest_run
+from contextlora.signals import Terminated, ending_in_order
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,21 @@ All keys with their defaults, from which files in configs/ may deviate (`context
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal or pipe has no such letter, its code is better than no line. (None: closed by the caller.)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
+    with ending_in_order():
+        return _run(options, settings)
+
+
+def _run(options: argparse.Namespace, settings: list[str]) -> int:
     try:
         _call_command(options, settings)
+        return 0
+    except Terminated as error:
+        return _report(error, str(error), error.exit_code, options.debug)
     except KeyboardInterrupt as error:
         return _report(error, "interrupted", 130, options.debug)
     except UserError as error:
@@ -72,7 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(error, str(error), 1, options.debug)
         # Nobody expected this one: its traceback is what a bug report needs.
         return _report(error, "this is probably a bug in contextlora", 1, debug=True)
-    return 0
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -153,8 +168,10 @@ def _default_run(which: str, runs_dir: str) -> RunFolder:
 def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    notes = getattr(error, "__notes__", [])
-    print("\n".join([f"contextlora: {text}", *notes]), file=sys.stderr)
+    # What ends a program may end its terminal first.
+    with suppress(OSError):
+        notes, break_ = getattr(error, "__notes__", []), "; " if isinstance(error, Terminated) else "\n"
+        print(break_.join([f"contextlora: {text}", *notes]), file=sys.stderr, flush=True)
     return code
 
 

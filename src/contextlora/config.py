@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -89,7 +90,9 @@ def read_devices(name_or_path: str) -> tuple[Any, Path]:
     if not path.suffix and not path.exists():
         path = _choose(CONFIG_DIR, "devices", name_or_path)
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True), path
+        found = OmegaConf.load(path)
+        _refuse_resolvers(OmegaConf.to_container(found), path)
+        return OmegaConf.to_container(found, resolve=True), path
     except FileNotFoundError:
         raise ConfigError(f"gear.devices names no file: {path}; give a device catalogue (make: DEVICES=FILE)") from None
     except (OmegaConfBaseException, OSError, yaml.YAMLError) as error:
@@ -178,9 +181,30 @@ def _read(path: Path) -> _Layer:
         ) from None
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    _refuse_resolvers(tree, path)
     if not isinstance(tree, dict):
         raise ConfigError(f"settings in {path}: expected keys of the section, got {tree!r}")
     return _Layer(tree, f" in {path}")
+
+
+def _refuse_resolvers(tree: Any, path: Path, key: str = "") -> None:
+    """Raises `ConfigError` for `${oc.env:...}` and the like: a foreign file could copy secrets into what is logged."""
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        _refuse_resolvers(value, path, f"{key}.{name}" if key else str(name))
+    if isinstance(tree, str) and _calls_resolver(tree):
+        raise ConfigError(
+            f"{key} in {path} is {tree[:60]!r}: a file may refer to its own keys (${{a.b}}), but not "
+            "read the environment or call a resolver; write the value itself, or set the key on the command line"
+        )
+
+
+def _calls_resolver(text: str) -> bool:
+    depth = 0
+    for mark in re.findall(r"\$\{|[}:]", text):  # a resolver's name may hold references: ${${a}:b}
+        if mark == ":" and depth:
+            return True
+        depth = max(0, depth + {"${": 1, "}": -1, ":": 0}[mark])
+    return False
 
 
 def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str, Any]:

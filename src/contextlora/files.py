@@ -1,11 +1,20 @@
 """Files and folders that are replaced whole or not at all, also through a kill, a full disk or a power cut."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+MAX_SLUG_BYTES = 100  # file systems take 255, two slugs may make one name
+
+
+def slug(name: str) -> str:
+    """A name that somebody else chose as one part of a path: never a folder above, hidden, or too long for a disk."""
+    plain = re.sub(r"[^\w.-]+", "-", name).lstrip(".")
+    return plain.encode()[:MAX_SLUG_BYTES].decode(errors="ignore") or "unnamed"
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from contextlora.errors import UserError
-from contextlora.files import write_atomically
+from contextlora.files import slug, write_atomically
+from contextlora.signals import Terminated
 
 STATES = ("running", "interrupted", "failed", "finished")
 
@@ -46,7 +46,7 @@ class RunFolder:
             config: content of config.yaml.
         """
         # Resolved, as a path like `.` has no name.
-        parent = Path(runs_dir) / _slug(Path(taskset).resolve().name) / _slug(method)
+        parent = Path(runs_dir) / slug(Path(taskset).resolve().name) / slug(method)
         parent.mkdir(parents=True, exist_ok=True)
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-seed{seed}"
         number = 1
@@ -159,14 +159,14 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt) or (
+            interrupted = isinstance(error, KeyboardInterrupt | Terminated) or (
                 isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
             )
             with suppress(
                 OSError
             ):  # disk full: the status stays `running`, which without its process means interrupted
                 self._set_state("interrupted" if interrupted else "failed")
-            leaving = KeyboardInterrupt() if interrupted else error
+            leaving = KeyboardInterrupt() if isinstance(error, SystemExit) and interrupted else error
             leaving.add_note(self.how_to_resume)
             raise leaving from error.__cause__
 
@@ -216,10 +216,6 @@ def find_runs(runs_dir: Path | str, taskset: str = "*", *, finished: bool) -> li
     runs = [RunFolder(path.parent) for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml")]
     # Names begin with the time of the start.
     return sorted((run for run in runs if run.state in states), key=lambda run: run.path.name)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name) or "unnamed"
 
 
 def _is_alive(status: dict[str, Any]) -> bool:

@@ -70,6 +70,7 @@ class ModelConfig:
         "what gets LoRA: all linear layers of the language model's blocks, or a regex of module names",
     )
     chat_template: Literal["auto", "off"] = setting("auto", "wrap prompts in the model's chat template if it has one")
+    trust_remote_code: bool = setting(False, "run code that comes with the checkpoint; it may do all that you may do")
 
 
 @dataclass

@@ -1,10 +1,16 @@
+import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from contextlora.backbones import load
 from contextlora.backbones.load import BackboneError, fastest_dtype, load_backbone
+from contextlora.backbones.size import model_size
+from contextlora.errors import ConfigError
 
 STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "stories260k"
 
@@ -103,3 +109,60 @@ def test_unreachable_hub(monkeypatch):
 def test_unknown_settings(settings):
     with pytest.raises(BackboneError, match="got"):
         load_backbone("bundled", **settings)
+
+
+@pytest.fixture
+def foreign(checkpoint, tmp_path, monkeypatch):
+    """(kind, file, what it maps to code) -> a checkpoint with code that leaves `ran` in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "modules")])
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks where there is a terminal
+
+    def make(kind, file, mapped, model_type=None):
+        folder = tmp_path / "foreign"
+        shutil.copytree(checkpoint(kind), folder)
+        written = json.loads((folder / file).read_text()) | {"auto_map": mapped}
+        (folder / file).write_text(json.dumps(written | ({"model_type": model_type} if model_type else {})))
+        (folder / "code.py").write_text(
+            "open('ran', 'w').write('')\n"
+            "from transformers import Qwen2Config, Qwen2ForCausalLM, PreTrainedTokenizerFast\n"
+            "class Config(Qwen2Config): model_type = 'mine'\nclass Model(Qwen2ForCausalLM): config_class = Config"
+            "\nclass Tokenizer(PreTrainedTokenizerFast): pass\n"
+        )
+        return folder
+
+    return make
+
+
+CONFIG = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "mapped", "model_type", "loads"),
+    [
+        ("qwen2", "config.json", CONFIG, "mine", False),
+        ("qwen2", "config.json", CONFIG, None, True),  # transformers ships it under this name
+        ("qwen2", "tokenizer_config.json", {"AutoTokenizer": [None, "code.Tokenizer"]}, None, True),
+        ("llava", "processor_config.json", {"AutoProcessor": "code.Tokenizer"}, None, True),
+    ],
+)
+def test_code_of_a_checkpoint_is_not_run(foreign, kind, file, mapped, model_type, loads):
+    folder = foreign(kind, file, mapped, model_type)
+    if loads:
+        load_backbone(str(folder))
+    else:
+        with pytest.raises(BackboneError, match=r"brings code of its own.*model\.trust_remote_code=true") as caught:
+            load_backbone(str(folder))
+        assert len(str(caught.value)) - len(str(folder)) < 260
+        with pytest.raises(ConfigError):
+            model_size(folder)
+    assert not Path("ran").exists()
+
+
+def test_code_of_a_checkpoint_runs_where_the_user_says_so_and_that_is_said(foreign, capsys):
+    folder = foreign("qwen2", "config.json", CONFIG, "mine")
+    assert type(load_backbone(str(folder), trust_remote_code=True).model).__name__ == "Model"
+    assert Path("ran").exists()
+    assert f"code that comes with model {folder}" in capsys.readouterr().err
+    assert model_size(folder, trust_remote_code=True).hidden_size == 16

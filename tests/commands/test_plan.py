@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,18 @@ def test_plan_prints_the_choice_and_its_reasons_and_writes_picture_and_json(argu
         [("d", 3)],
     ]
     assert tree["stages"][2]["candidates"][0]["strategy"] == "contextgear"
+
+
+@pytest.mark.parametrize("name", ["/x/y", "../../.."])
+def test_a_plan_is_written_below_the_runs_whatever_the_task_set_calls_itself(arguments, taskset_folder, tmp_path, name):
+    folder = shutil.copytree(taskset_folder, tmp_path / "foreign")
+    file = folder / "taskset.yaml"
+    file.write_text(file.read_text().replace("name: tiny", f"name: {name}"))
+    before = {*tmp_path.rglob("*")}
+    assert main(["plan", *arguments, f"taskset={folder}"]) == 0
+    written = {path for path in {*tmp_path.rglob("*")} - before if path.is_file()}
+    assert {path.parent for path in written} == {tmp_path / "runs/plans"}
+    assert {path.suffix for path in written} == {".json", ".png"}
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """A run that is interrupted anywhere and resumed ends with the very bits of one that was not."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
+from contextlora.signals import Terminated, ending_in_order
 from contextlora.training.callbacks import LAST
-from contextlora.training.checkpoint import AtomicCheckpointIO
+from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
 
 @pytest.fixture
@@ -75,3 +79,41 @@ def test_a_half_written_checkpoint_is_ignored(make_config, train, tmp_path, kept
     folder = kept_checkpoints[2]
     (folder / f"{LAST}.tmp").write_bytes(b"half")
     assert_same_weights(train(config, folder).state_dict(), expected)
+
+
+class SignalAt(Callback):
+    """Sends this process SIGTERM while a step computes, as another program might."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("training.steps_per_task=3", "training.validate_every_steps=3"),
+        ("method=joint", "training.steps_per_task=2", "taskset.context=predicted"),
+        ("method=mole", "training.steps_per_task=2", "training.validate_every_steps=2", "method.dropout=0.5"),
+        ("method.delta=auto", "method.delta_policy=gradient", "training.steps_per_task=3"),
+    ],
+    ids=["predicted", "joint", "a router and dropout", "delta by gradients"],
+)
+def test_sigterm_saves_the_step_and_resumes_bit_identically(settings, make_config, train, tmp_path):
+    config = make_config(*settings)
+    whole = train(config, tmp_path / "whole")
+    ends = {row["step"] for row in whole.progress.history}
+    assert len(ends) < whole.progress.total_steps
+    # An interval is broken off at each of its steps in turn, and goes on each time.
+    for step in range(whole.progress.total_steps):
+        with ending_in_order(), pytest.raises(Terminated):
+            train(config, tmp_path / "broken", callbacks=[SignalAt(step)])
+        if step + 1 not in ends:
+            assert load_checkpoint(tmp_path / "broken" / LAST)["global_step"] == step + 1
+    resumed = train(config, tmp_path / "broken")
+    assert_same_weights(resumed.state_dict(), whole.state_dict())
+    assert resumed.progress.history == whole.progress.history
+    assert (tmp_path / "broken" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()

@@ -32,6 +32,7 @@ def build_data(config: RunConfig) -> TaskSetDataModule:
         device=compute_device(config),
         attn_implementation=model.attn_implementation,
         chat_template=model.chat_template,
+        trust_remote_code=model.trust_remote_code,
     )
     return TaskSetDataModule(
         taskset,

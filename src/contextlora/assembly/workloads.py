@@ -24,7 +24,7 @@ def stage_workloads(config: RunConfig, taskset: TaskSet) -> tuple[tuple[Workload
     from contextlora.backbones.size import model_size  # imports torch
 
     folder = _model_folder(config.model.name)
-    size = model_size(folder, config.model.target_modules)
+    size = model_size(folder, config.model.target_modules, config.model.trust_remote_code)
     image = resolve_image_view(config.taskset.image, size.vision is not None)
     method_plan = build_method(config.method).plan(taskset.graph, config.taskset.scope)
     # Right answers stand for predicted ones: as long, and known before anything has trained.

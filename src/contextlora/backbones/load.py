@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     attn_implementation: str = "eager",
     chat_template: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Loads model, tokenizer and processor. Only safetensors weights and code that transformers ships are accepted.
 
@@ -96,6 +98,7 @@ def load_backbone(
         device: where the model goes.
         attn_implementation: as in transformers; eager is fastest for short prompts on CPUs.
         chat_template: auto (used where the tokenizer has one) or off.
+        trust_remote_code: also run code that comes with the checkpoint, and say so on stderr.
 
     Raises:
         BackboneError: nothing loadable there, or an unknown dtype or chat_template.
@@ -104,14 +107,16 @@ def load_backbone(
         raise BackboneError(f"model dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
     if chat_template not in ("auto", "off"):
         raise BackboneError(f"model chat_template must be auto or off, got {chat_template!r}")
-    source = _source(path_or_name)
+    source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
+    if trust_remote_code:
+        print(f"contextlora: code that comes with model {path_or_name} may do all that you may do", file=sys.stderr)
     with _errors_of(path_or_name):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **trust)
         is_multimodal = takes_images(config)
-        processor = AutoProcessor.from_pretrained(source) if is_multimodal else None
-        tokenizer = processor.tokenizer if is_multimodal else AutoTokenizer.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, **trust) if is_multimodal else None
+        tokenizer = processor.tokenizer if is_multimodal else AutoTokenizer.from_pretrained(source, **trust)
         chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
-        model = _load_model(source, auto_class(config), chosen, attn_implementation)
+        model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     return Backbone(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -124,12 +129,15 @@ def load_backbone(
     )
 
 
-def _load_model(source: str, model_class: _AutoClass, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+def _load_model(
+    source: str, model_class: _AutoClass, dtype: torch.dtype, attn_implementation: str, trust_remote_code: bool
+) -> PreTrainedModel:
     model, loaded = model_class.from_pretrained(
         source,
         dtype=dtype,
         attn_implementation=attn_implementation,
         use_safetensors=True,
+        trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
     # transformers fills them with random numbers and only warns.
@@ -198,6 +206,11 @@ def _errors_of(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise BackboneError(
+                f"model {name} brings code of its own, which may do all that you may do, and is not run; take a model "
+                "that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
+            ) from error
         raise BackboneError(f"model {name} cannot be loaded: {first_line(error)}") from error
     finally:
         if shows_progress:

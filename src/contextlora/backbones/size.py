@@ -28,19 +28,22 @@ _BEHIND = re.compile(r"(final_|project_out)")
 _USUAL_IMAGE_SIZE = 224  # pixels, for towers that take images of any size
 
 
-def model_size(source: Path | PretrainedConfig, target_modules: str = LANGUAGE_LINEAR) -> ModelSize:
+def model_size(
+    source: Path | PretrainedConfig, target_modules: str = LANGUAGE_LINEAR, trust_remote_code: bool = False
+) -> ModelSize:
     """Counts the model of a folder with a config.json, or of a configuration.
 
     Args:
-        source: only code that transformers ships is run.
+        source: what is counted.
         target_modules: which linear layers LoRA adapts, see `AdapterConfig`.
+        trust_remote_code: also run code that lies in the folder; else only what transformers ships.
 
     Raises:
         ConfigError: transformers cannot build it, or it is no decoder-only transformer.
         AdapterError: the target modules do not fit it.
     """
     where = type(source).__name__ if isinstance(source, PretrainedConfig) else str(source / "config.json")
-    config, model = _build(source, where)
+    config, model = _build(source, where, trust_remote_code)
     try:
         blocks = decoder_blocks(model)
     except AdapterError:
@@ -51,13 +54,17 @@ def model_size(source: Path | PretrainedConfig, target_modules: str = LANGUAGE_L
     return _count(model, config, blocks, target_modules, where)
 
 
-def _build(source: Path | PretrainedConfig, where: str) -> tuple[PretrainedConfig, PreTrainedModel]:
+def _build(
+    source: Path | PretrainedConfig, where: str, trust_remote_code: bool
+) -> tuple[PretrainedConfig, PreTrainedModel]:
     try:
         config = source
         if not isinstance(source, PretrainedConfig):
-            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = auto_class(config).from_config(config, trust_remote_code=False, attn_implementation="eager")
+            model = auto_class(config).from_config(
+                config, trust_remote_code=trust_remote_code, attn_implementation="eager"
+            )
     except Exception as error:  # whatever the code of a family stumbles over
         raise ConfigError(
             f"{where}: transformers cannot build a language model from it ({type(error).__name__}: "

@@ -51,7 +51,7 @@ def measure(
             module.adapted.state.write(state)
             module.set_uses({task: SliceUse(tuple(own), rest) for task, (own, rest) in uses.items()})
 
-    with CONSOLE.status("evaluating") if run else nullcontext():
+    with CONSOLE.status("evaluating", spinner="line") if run else nullcontext():
         found = evaluate_suite(
             module.evaluator,
             module.plan.stages,

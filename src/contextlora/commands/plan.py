@@ -12,7 +12,7 @@ from contextlora.assembly.workloads import stage_workloads
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig, read_devices
 from contextlora.evaluation.report import print_in_full
-from contextlora.files import write_atomically
+from contextlora.files import slug, write_atomically
 from contextlora.gear.planning.candidates import plan_task
 from contextlora.gear.planning.cost import StageCost
 from contextlora.gear.planning.devices import Fleet
@@ -65,7 +65,7 @@ def plan(config: RunConfig) -> Plan:
     CONSOLE.print(f"predicted time of all stages: {made.seconds:.4g} s", highlight=False)
     drawn = stages_to_draw(made, workloads)
     panels = [(stage, _simulate_best(fleet, workload, stage, config.gear.queue_batches)) for stage, workload in drawn]
-    _write(config, f"{taskset.name}-{fleet.name}", made, panels)
+    _write(config, f"{slug(taskset.name)}-{slug(fleet.name)}", made, panels)
     return made
 
 

@@ -6,10 +6,13 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from contextlora.graph.plan import TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
 from contextlora.tracking import Tracker
+
+MAX_WIDTH = 1_000_000  # characters, for names of any length
 
 
 def percent(value: float | None) -> str:
@@ -31,7 +34,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for task, row in results["tasks"].items():
         accuracies = [percent(row[key]) for key in ("chance", "zero_shot", "own_stage", "final")]
         bounds = interval(results["intervals"][task]["end_to_end"])
-        table.add_row(task, *accuracies, f"[bold]{percent(row['end_to_end'])}[/]", bounds, str(row["n"]))
+        table.add_row(task, *accuracies, Text(percent(row["end_to_end"]), "bold"), bounds, str(row["n"]))
     return table
 
 
@@ -99,10 +102,10 @@ def stages_table(plan: TrainingPlan, steps: Sequence[int], trainable: Sequence[i
     return table
 
 
-def _status(status: Mapping[str, int]) -> str:
+def _status(status: Mapping[str, int]) -> Text:
     text = f"{status['train']}/{status['freeze']}/{status['mask']}"
     colour = "green" if status["train"] else "cyan" if status["freeze"] else "dim"
-    return f"[{colour}]{text}[/]"
+    return Text(text, colour)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -111,7 +114,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows)) + "\n"
 
 
-def as_rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def as_rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     """The same rows for the terminal."""
     table = _table(title, header[0])
     for column in header[1:]:
@@ -123,7 +126,10 @@ def as_rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def print_in_full(console: Console, table: Table) -> None:
     """Prints a table that may be wider than the terminal, which then breaks its lines: no figure is cut off."""
-    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    if table.title:  # as a line of its own: within the table it would be broken at the table's width
+        console.print(f"{table.title}", style=table.title_style, soft_wrap=True)
+        table.title = None
+    table.width = console.measure(table, options=console.options.update(max_width=MAX_WIDTH)).maximum
     console.print(table, crop=False)
 
 

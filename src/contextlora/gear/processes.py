@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 
+from contextlora import signals
 from contextlora.errors import UserError
 from contextlora.gear.execution.peers import Peers
+from contextlora.signals import Terminated
 
 _JOINED = threading.Event()
 POLL_S = 0.5
@@ -46,6 +49,10 @@ def joined(size: int, device: torch.device, work: Callable[..., Any], *arguments
     try:
         yield peers
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | Terminated):
+            # At once, and without a word of theirs: this process says what there is to say.
+            for process in multiprocessing.active_children():
+                process.terminate()
         peers.leave(error)
         raise
     finally:
@@ -110,6 +117,8 @@ def _start(size: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> d
 def _enter(work: Callable[..., Any], arguments: tuple[Any, ...], variables: dict[str, str]) -> None:
     """What a process that `_start` started does."""
     os.environ.update(variables)  # process 0's came with its environment
+    # A terminal tells all processes of Ctrl-C: process 0 answers it, and this one just ends.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _watch_until_joined({multiprocessing.parent_process().sentinel: 0})
     try:
         work(*arguments)
@@ -124,7 +133,9 @@ def _watch_until_joined(sentinels: dict[int, int]) -> None:
     def watch() -> None:
         while not _JOINED.is_set():
             ended = wait(list(sentinels), timeout=POLL_S)
-            if ended and not _JOINED.is_set():
+            if ended:
+                time.sleep(4 * POLL_S)  # a signal to the whole group ends this one too, in order
+            if ended and not _JOINED.is_set() and not signals.has_come():
                 print(
                     f"contextlora: process {sentinels[ended[0]]} ended before training began",
                     file=sys.stderr,

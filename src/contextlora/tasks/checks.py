@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from rich.table import Table
+from rich.text import Text
 
 from contextlora.tasks import probes
 from contextlora.tasks.task import Item, Task
@@ -65,7 +66,7 @@ def check_table(checks: list[Check], all_rows: bool = False) -> Table:
         if check in rivals and check.ok and check != max(rivals, key=lambda rival: rival.score) and not all_rows:
             continue
         limit = f"{'>=' if check.at_least else '<='} {check.limit:.3f}"
-        verdict = "[green]yes[/]" if check.ok else "[red]NO[/]"
+        verdict = Text("yes", "green") if check.ok else Text("NO", "red")
         table.add_row(check.task, check.probe, f"{check.score:.3f}", f"{check.chance:.3f}", limit, verdict)
     return table
 

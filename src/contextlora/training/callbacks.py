@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from contextlora import signals
+from contextlora.evaluation.report import print_in_full
 from contextlora.files import write_atomically
 from contextlora.training.module import ContextLoraModule
 
@@ -21,6 +23,8 @@ LAST = "last.ckpt"
 class RunCheckpoint(Checkpoint):
     """Saves each interval's end. Lightning calls it after the module's own hook, so a new stage has begun by then.
 
+    A signal that ends the program waits for the end of the step, and that is saved too.
+
     Args:
         folder: gets `last.ckpt`, replaced every time.
         metrics_file: gets one JSON line per validation of the run.
@@ -30,6 +34,23 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, metrics_file: Path, save_stage: Callable[[int, set[str]], None]) -> None:
         self.folder, self.metrics_file, self.save_stage = folder, metrics_file, save_stage
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        if trainer.world_size == 1:  # several would have to agree on the step
+            signals.wait()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: ContextLoraModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.is_last_of_interval(batch_idx):  # nothing is left to go on with, and validating may take long
+            signals.wait_no_more()
+        elif signals.is_waiting():
+            pl_module.break_off_interval()
+            trainer.save_checkpoint(self.folder / LAST)
+            signals.wait_no_more()
+
+    def on_exception(self, trainer: Trainer, pl_module: ContextLoraModule, exception: BaseException) -> None:
+        signals.forget()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
         if trainer.is_global_zero:
@@ -50,14 +71,16 @@ class StageBars(Callback):
     """
 
     def __init__(self, console: Console) -> None:
+        self._is_live = console.is_terminal or console.is_jupyter
         self._bars = Progress(  # all of it within 80 columns where task names are no longer than those of iov
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[accuracy]}"),
             console=console,
+            disable=not self._is_live,
         )
         self._bar: TaskID | None = None
         self._stage = -1
@@ -76,7 +99,7 @@ class StageBars(Callback):
             f"{self._stage + 1}/{len(pl_module.plan.stages)} {_short(tasks)}",
             total=pl_module.length.budget(tasks),
             # Not 0 where a resumed run goes on in mid-stage.
-            completed=sum(pl_module.length.interval_steps(tasks, k) for k in range(pl_module.progress.interval)),
+            completed=pl_module.data.first_step,
             loss="",
             accuracy="",
         )
@@ -91,6 +114,8 @@ class StageBars(Callback):
         self._show_accuracy(pl_module)
         self._close_bar()
         self._bars.stop()
+        if not self._is_live:
+            print_in_full(self._bars.console, self._bars.make_tasks_table(self._bars.tasks))
 
     def on_exception(self, trainer: Trainer, pl_module: ContextLoraModule, exception: BaseException) -> None:
         self._bars.stop()

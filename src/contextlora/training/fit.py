@@ -173,6 +173,8 @@ def fit(
         return
     own = [RunCheckpoint(checkpoints, metrics_file, save_stage), LogStatuses()]
     trainer = settings.trainer([*own, *([StageBars(console)] if console else []), *callbacks], loggers)
+    # Lightning's own way with SIGTERM would end a fit as if all were well, and wait for other processes in the handler.
+    trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit(module, datamodule=module.data, ckpt_path=last if state == "interrupted" else None)
     if not module.finished:
         where = f"stage {module.progress.stage + 1} of {len(module.plan.stages)}"

@@ -165,7 +165,9 @@ class ContextLoraModule(StagedModule):
         # Lightning trains a model in the mode that it finds, and a backbone is loaded for inference.
         self.adapted.train()
         self.ended_stage = None
-        self._train_losses = []
+        # Every loss once, where several processes sum up theirs.
+        kept = self.progress.losses if self.trainer.is_global_zero else []
+        self._train_losses = list(torch.tensor(kept, device=self.device))
         self._epoch_began = time.monotonic()
 
     def on_train_batch_start(self, batch: OptionBatch, batch_idx: int) -> None:
@@ -180,9 +182,14 @@ class ContextLoraModule(StagedModule):
             self.log("loss", self.latest_loss, prog_bar=True)
         # Validation prompts hold what a deployed model would have: answers by the weights of now. They must be there
         # before the validation loop starts, because that fetches its first batch ahead of every hook.
-        is_last = batch_idx + 1 == self.length.interval_steps(self.stage_tasks, self.progress.interval)
-        if is_last and self.data.context != "none":
+        if self.is_last_of_interval(batch_idx) and self.data.context != "none":
             self.data.set_answers(self.answers | self._validation_answers())
+
+    def break_off_interval(self) -> None:
+        """After a step: what is saved now goes on behind it, as an epoch of its own to Lightning; for one process."""
+        self.progress.losses = torch.stack(self._train_losses).tolist()
+        self.progress.seconds += time.monotonic() - self._epoch_began
+        self.trainer.fit_loop.epoch_progress.increment_processed()
 
     def _validation_answers(self) -> Answers:
         return self.evaluator.chain_answers(self.stage_tasks, "validation")

@@ -172,12 +172,17 @@ class StagedModule(lightning.LightningModule):
     def _announce_interval(self) -> None:
         """Tells the data what the next interval trains."""
         tasks, progress = self.stage_tasks, self.progress
-        num_steps = self.length.interval_steps(tasks, progress.interval)
-        self.data.set_interval(progress.stage, tasks, self._steps_done(), num_steps)
+        num_steps, done = self.length.interval_steps(tasks, progress.interval), len(progress.losses)
+        self.data.set_interval(progress.stage, tasks, self._steps_done() + done, num_steps - done)
         answers = self.answers
         if not progress.total_steps and self.data.context != "none":  # a Trainer may validate before the first step
             answers = answers | self.evaluator.chain_answers(tasks, "validation", set(self.uses))
         self.data.set_answers(answers)
+
+    def is_last_of_interval(self, batch_idx: int) -> bool:
+        """Whether the interval's validation follows a batch; `batch_idx` counts from where it was broken off."""
+        steps = self.length.interval_steps(self.stage_tasks, self.progress.interval)
+        return batch_idx + 1 + len(self.progress.losses) == steps
 
     def _enter_validation(self, rows: Mapping[str, tuple[float, float]]) -> None:
         """Adds a validation to the progress, and keeps the weights if it is the stage's best."""

@@ -66,6 +66,7 @@ class Progress:
         owners: whose values this stage trained before its uses changed, see `adapters.state`.
         uses: task -> [own slices, {prerequisite's slice: delta}], as the tasks use the slices now.
         notes: what the method remembers of this stage, see `StageView`.
+        losses: of the steps that the interval in force had taken when it was broken off.
     """
 
     stage: int = 0
@@ -81,6 +82,7 @@ class Progress:
     owners: list[str] = field(default_factory=list)
     uses: dict[str, list[Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
     def record(self, steps: int, accuracy: float, loss: float) -> bool:
         """Enters one validation; True if it is the stage's best: higher accuracy, or the same with a lower loss.
@@ -88,7 +90,7 @@ class Progress:
         Patience counts from the latest improvement: a higher accuracy, or a loss lower by `LOSS_IMPROVEMENT`. A task
         that is solved is solved, though its loss may go on falling.
         """
-        self.interval += 1
+        self.interval, self.losses = self.interval + 1, []
         self.total_steps += steps
         if accuracy > self.best_accuracy or loss < self.best_loss - LOSS_IMPROVEMENT:
             self.improved_interval = self.interval

@@ -1,6 +1,8 @@
 """Checkpoints of several processes: the same bits with as many processes, the same within tolerance with others."""
 
+import os
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from contextlora.gear.planning.roles import Pipeline, StageRoles, TaskRoles
 from contextlora.graph.plan import SliceUse
 from contextlora.methods import METHODS
 from contextlora.methods.contextlora import ContextLora, ContextLoraSettings
+from contextlora.signals import Terminated, ending_in_order
 from contextlora.training.callbacks import LAST
-from contextlora.training.checkpoint import AtomicCheckpointIO
+from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+from contextlora.training.module import ContextLoraModule
 
 pytestmark = pytest.mark.processes
 ONE = TaskRoles((0, 4, 4), (0, 4, 4), (1, 1, 1, 1))  # process 0 trains, process 1 runs the chains
@@ -65,6 +69,27 @@ def test_a_checkpoint_goes_on_with_as_many_processes_or_others(
     assert all((ours == theirs).all() for ours, theirs in _weights(found[-1][0], wholes[0][0]))
     for name in ("two-3-alone", "layers-4-alone"):
         assert_alike(train_alone(config, tmp_path / name), alone)
+
+
+def test_an_interval_that_a_signal_broke_off_goes_on_with_several_processes(
+    make_config, chain_folder, train_alone, train_together, assert_alike, tmp_path, monkeypatch
+):
+    config = make_config(f"taskset={chain_folder}", *LENGTH)
+    alone = train_alone(config, tmp_path / "one")
+
+    def end(self, batch, batch_idx):
+        self._seed_step()
+        if self.trainer.global_step == 13:  # the second of four steps
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, ending_in_order(), pytest.raises(Terminated):
+        patch.setattr(ContextLoraModule, "on_train_batch_start", end)
+        train_alone(config, tmp_path / "broken")
+    assert load_checkpoint(tmp_path / "broken" / LAST)["global_step"] == 14
+    shutil.copytree(tmp_path / "broken", tmp_path / "layers")
+    for by_process in train_together(2, [(config, tmp_path / "broken", ONE), (config, tmp_path / "layers", LAYERS)]):
+        for ours in by_process:
+            assert_alike(ours, alone)
 
 
 def _weights(found, expected):

@@ -207,7 +207,7 @@ class GearedContextLoraModule(ContextLoraModule):
         return range(len(self._items(task)))
 
     def on_train_batch_end(self, outputs: Any, batch: ItemNumbers, batch_idx: int) -> None:
-        if batch_idx + 1 == self.length.interval_steps(self.stage_tasks, self.progress.interval):
+        if self.is_last_of_interval(batch_idx):
             strategy = self.trainer.strategy
             # Before `super`, which makes the validation's answers by the weights of now.
             strategy.share_weights()

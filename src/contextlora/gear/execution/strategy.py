@@ -107,7 +107,7 @@ class ContextGearStrategy(DDPStrategy):
     def setup(self, trainer: Trainer) -> None:
         _check(trainer)
         # Lightning asks process 0 before every step whether it got SIGTERM. Nobody could run ahead of it. Without that,
-        # the process that got the signal ends and its peers notice, as with any other end.
+        # the process that got the signal ends (see `signals`) and its peers notice, as with any other end.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         # Nor may it put a sampler of its own in the loader's place: every process walks through all batches, in order.
         trainer._accelerator_connector.use_distributed_sampler = False

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from contextlora.evaluation.report import as_rich
 from contextlora.gear.planning.devices import Device, Fleet
@@ -75,7 +76,7 @@ def candidates_table(stage: StagePlan, simulations: Sequence[Simulation], task: 
                 kept,
                 sizes,
                 *figures,
-                candidate.reason.removeprefix("slower by ") or "[bold]chosen[/]",
+                candidate.reason.removeprefix("slower by ") or Text("chosen", "bold"),
             ]
         )
     num_fit = sum(candidate.seconds is not None for candidate in stage.candidates)
