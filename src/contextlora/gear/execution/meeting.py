@@ -67,6 +67,14 @@ def meet(process: int, size: int) -> tuple[dist.TCPStore, str]:
     return store, attempt
 
 
+def join(process: int, size: int, backend: str, timeout: timedelta) -> None:
+    """Waits for all processes of the run and makes them the default process group."""
+    os.environ["WORLD_SIZE"] = str(size)
+    store, attempt = meet(process, size)
+    where = {"store": dist.PrefixStore(attempt, store), "rank": process, "world_size": size}
+    dist.init_process_group(backend, timeout=timeout, **where)
+
+
 def _agents_store(process: int, size: int) -> dist.Store | None:
     """torchrun's, where that has started the processes: it listens at the port already."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

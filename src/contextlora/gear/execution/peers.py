@@ -24,6 +24,7 @@ import torch.distributed as dist
 from contextlora.errors import ConfigError, UserError, first_line
 from contextlora.gear.execution import meeting
 from contextlora.gear.execution.gate import LOOPBACK
+from contextlora.gear.execution.process_groups import gather_trees
 
 BEAT_S = 1.0
 LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
@@ -107,16 +108,14 @@ class Peers:
     def run_in_turn(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
         """Results of all works, on every process; each is done by the first that has time, so that none waits for long.
 
-        Every process must call it with the same works.
+        Every process must call it with the same works, which give tensors and plain values.
         """
         self._num_shared += 1
         done = {}
         # `add` is atomic in the store, so that no work is taken twice.
         while (number := self._store.add(f"works/{self._num_shared}", 1) - 1) < len(works):
             done[number] = works[number]()
-        found: list[dict[int, Any]] = [{}] * self.size
-        dist.all_gather_object(found, done)
-        results = {number: result for part in found for number, result in part.items()}
+        results = {number: result for part in gather_trees(done) for number, result in part.items()}
         return [results[number] for number in range(len(works))]
 
     def name_checkpoint(self, path: str) -> None:
