@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
-from contextlora.gear.execution.trees import from_bytes, to_bytes
+from contextlora.trees import from_bytes, to_bytes
 
 FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same group
 # Of each group of all processes, since trainings that follow each other in one must not take each other's messages.

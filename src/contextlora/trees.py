@@ -37,14 +37,18 @@ def to_bytes(tree: Any) -> bytes:
             return [encode(value) for value in part]
         if isinstance(part, tuple):
             return {"tuple": [encode(value) for value in part]}
-        raise TypeError(f"processes send each other tensors and plain values only: got a {type(part).__name__}")
+        raise TypeError(f"only tensors and plain values can be sent or kept: got {type(part).__qualname__}")
 
     text = json.dumps(encode(tree))
     return safetensors.torch.save(tensors, {_KEY: text})
 
 
 def from_bytes(content: bytes) -> Any:
-    """The tree again, with its tensors on the CPU."""
+    """The tree again, with its tensors on the CPU.
+
+    Raises:
+        Exception: of many types, where the content is damaged or holds no tree.
+    """
     tensors = safetensors.torch.load(content)
     # safetensors reads its header's metadata from files only: eight bytes of length, then JSON.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -61,4 +65,7 @@ def from_bytes(content: bytes) -> Any:
             return tuple(decode(value))
         return {decode(key): decode(entry) for key, entry in value}
 
-    return decode(json.loads(header["__metadata__"][_KEY]))
+    text = header.get("__metadata__", {}).get(_KEY)
+    if text is None:
+        raise ValueError("a safetensors file with no tree in it")
+    return decode(json.loads(text))
