@@ -122,19 +122,46 @@ def test_on_one_machine_all_sockets_are_on_loopback(join, interface, run_process
     assert found == [{"127.0.0.1"}] * 2
 
 
-@pytest.mark.slow
-def test_under_torchrun_too(tmp_path):
-    """torchrun's own store is its parent's."""
-    script = tmp_path / "listen.py"
-    script.write_text(
+@pytest.fixture
+def script(tmp_path):
+    """A program that joins its peers and writes down where it listens."""
+    file = tmp_path / "listen.py"
+    file.write_text(
         f"import sys, os; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_network as here\n"
         "found = here.listen(here.by_peers)\n"
-        f"open({str(tmp_path)!r} + '/found-' + os.environ['RANK'], 'w').write(' '.join(found))\n"
+        f"open({str(tmp_path)!r} + '/found-' + os.environ['RANK'], 'w').write(' '.join(sorted(found)))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run(command, check=True, timeout=PATIENCE_S, capture_output=True)
-    assert [(tmp_path / f"found-{rank}").read_text() for rank in range(2)] == ["127.0.0.1"] * 2
+    return file
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+@pytest.mark.slow
+def test_under_torchrun_too(script):
+    """Torchrun's own store is its parent's."""
+    subprocess.run([*TORCHRUN, "--standalone", "--nproc-per-node=2", script], check=True, timeout=PATIENCE_S)
+    assert [(script.parent / f"found-{rank}").read_text() for rank in range(2)] == ["127.0.0.1"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_machines_started_by_torchrun_or_by_hand(by_hand, machines, script):
+    runs, place = [], {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29500"}
+    for rank, name in enumerate(machines):
+        where = [f"--node-rank={rank}", f"--master-addr={ADDRESSES[0]}", "--master-port=29500"]
+        launch = [sys.executable] if by_hand else [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *where]
+        own = place | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"} if by_hand else {}
+        command = ["ip", "netns", "exec", name, *launch, script]
+        runs.append(subprocess.Popen(command, env=os.environ | own | {SECRET: "one secret for all"}))
+    try:
+        assert [run.wait(PATIENCE_S) for run in runs] == [0, 0]
+    finally:
+        for run in runs:
+            run.terminate()
+            run.wait()
+    assert [(script.parent / f"found-{rank}").read_text() for rank in range(2)] == [f"{a} 127.0.0.1" for a in ADDRESSES]
 
 
 def is_reachable(port):
