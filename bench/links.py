@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import multiprocessing
 import os
+import secrets
 import select
 import shutil
 import struct
@@ -21,6 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from contextlora.gear.execution.gate import SECRET
 
 PREFIX = "clgear"
 INTERFACE = "link0"
@@ -76,6 +79,7 @@ class Network:
     def __init__(self, kind: LinkKind, size: int, realtime: bool = False) -> None:
         self.kind, self.size, self.realtime = kind, size, realtime
         self.relay: multiprocessing.Process | None = None
+        self.secret = secrets.token_hex(32)  # without one no process gets to the run's store
 
     def __enter__(self) -> "Network":
         if self.kind.mbit_per_s:
@@ -95,10 +99,10 @@ class Network:
             _remove(os.getpid())
 
     def variables(self) -> dict[str, str]:
-        """Environment of every process: where process 0 listens, and gloo's interface."""
+        """Environment of every process: where process 0 listens, gloo's interface, and what lets a process in."""
         if not self.kind.mbit_per_s:
             return {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-        return {"MASTER_ADDR": _address(0), "GLOO_SOCKET_IFNAME": INTERFACE}
+        return {"MASTER_ADDR": _address(0), "GLOO_SOCKET_IFNAME": INTERFACE, SECRET: self.secret}
 
     def enter_process(self, process: int) -> None:
         """Moves the calling thread, and what it starts from now on, to a process's end of the network."""

@@ -10,13 +10,15 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from contextlora.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "contextlora"
 # From the bottom up; a part imports only from layers below its own and from itself.
 LAYERS = (
-    ("errors", "files", "signals"),
+    ("errors", "files", "signals", "trees"),
     ("settings", "graph", "runs", "tracking"),
     ("gear/planning",),
     ("gear/simulation",),
@@ -40,6 +42,8 @@ PURE_IMPORTS = {"contextlora", "networkx", *sys.stdlib_module_names}
 # Their import must stay cheap: `--help` and a config error answer in under a second.
 LIGHT = {"errors", "files", "signals", "settings", "config", "runs", "tracking", "cli", "__main__"}
 HEAVY = {"torch", "lightning", "transformers", "peft", "wandb", "torchmetrics", "matplotlib"}
+PICKLERS = {"pickle", "_pickle", "pickletools", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+PICKLING = re.compile(r"(all_)?gather_object|\w+_object_list|allow_pickle|(torch|numpy|np)\.(load|save)")
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 
@@ -103,6 +107,20 @@ def imported_packages(tree, path):
     return {module.split(".")[0] for module, _ in imports(tree, path)}
 
 
+def pickling(tree):
+    """Names in a syntax tree that stand for pickling."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            used = [node.attr, f"{ast.unparse(node.value)}.{node.attr}"]
+        elif isinstance(node, ast.ImportFrom):
+            used = [full for alias in node.names for full in (alias.name, f"{node.module}.{alias.name}")]
+        elif isinstance(node, ast.Call):
+            used = [keyword.arg or "" for keyword in node.keywords]
+        else:
+            used = []
+        yield from filter(PICKLING.fullmatch, used)
+
+
 def refuse(broken):
     broken = list(broken)
     assert not broken, "\n".join(["", *broken])
@@ -145,6 +163,33 @@ def test_pure_packages_import_only_the_standard_library_and_networkx():
 def test_light_modules_import_nothing_heavy_when_they_are_loaded():
     heavy = {name(p): imported_packages(loaded(p), p) & HEAVY for p in MODULES if part(p) in LIGHT}
     refuse(f"{where}: {packages}" for where, packages in heavy.items() if packages)
+
+
+def test_nothing_is_pickled():
+    """What reads pickles runs code of whoever wrote them; processes, runs and models come from others."""
+    broken = []
+    for path in MODULES:
+        broken += [f"{name(path)} imports {lib}" for lib in sorted(imported_packages(parse(path), path) & PICKLERS)]
+        broken += [f"{name(path)}: {call}" for call in pickling(parse(path))]
+    refuse(broken)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "dist.all_gather_object(found, mine)",
+        "from torch.distributed import broadcast_object_list as share",
+        "torch.load(path, weights_only=True)",
+        "from torch import load",
+        "read = torch.save",
+        "numpy.load(path, allow_pickle=True)",
+    ],
+)
+def test_pickling_is_found(code):
+    tree = ast.parse(code)
+    assert imported_packages(tree, PACKAGE / "files.py") & PICKLERS or list(pickling(tree))
 
 
 def test_components_take_plain_values_not_the_whole_configuration():

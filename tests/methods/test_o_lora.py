@@ -10,6 +10,7 @@ from contextlora.backbones.scoring import option_scores
 from contextlora.graph import TaskGraph
 from contextlora.methods.o_lora import OLora, OLoraSettings
 from contextlora.training.callbacks import LAST
+from contextlora.training.checkpoint import load_checkpoint
 from contextlora.training.stage_files import StageFiles
 
 TASKS = ("a", "b", "c", "d")  # of the tiny task set, in topological order
@@ -64,7 +65,7 @@ def test_a_run_resumes_keeps_frozen_bits_and_uses_all_slices_so_far(run, make_co
     assert run.results["method"] == "o_lora"
     assert all(0 <= row["final"] <= 1 for row in run.results["tasks"].values())
 
-    last = torch.load(run.path / "checkpoints" / LAST, weights_only=False)["state_dict"]
+    last = load_checkpoint(run.path / "checkpoints" / LAST)["state_dict"]
     for task, weights in zip(TASKS, stage_weights(run), strict=True):
         assert {name.rpartition(".")[2] for name in weights} == {task}
         for name, value in weights.items():  # as its own stage left it

@@ -2,10 +2,10 @@
 
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from contextlora.assembly.build import build_data, build_module, compute_device
 from contextlora.assembly.placement import LOOPBACK, num_processes
@@ -15,8 +15,9 @@ from contextlora.backbones.scoring import option_scores
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig, write_devices
 from contextlora.gear.execution.peers import Peers
+from contextlora.gear.execution.process_groups import gather_trees
 from contextlora.gear.execution.profile import measure_device, measure_links
-from contextlora.gear.planning.devices import Device, Fleet, Link
+from contextlora.gear.planning.devices import Device, Fleet, Link, Measured
 from contextlora.gear.processes import is_first_process, joined
 from contextlora.training.module import ContextLoraModule
 
@@ -83,10 +84,11 @@ def _measure(
     measured = measure_device(f"{host}-{process}", calls, sizes, workload, work.forward_flops, _memory_bytes(device))
     if peers is None:
         return [(measured, {})]
-    found: list = [None] * peers.size
-    dist.all_gather_object(found, (measured, measure_links(peers.process, peers.size)))
-    dist.barrier()
-    return found
+    links = {pair: asdict(link) for pair, link in measure_links(peers.process, peers.size).items()}
+    return [
+        (Device(**device | {"measured": Measured(**device["measured"])}), {p: Link(**link) for p, link in row.items()})
+        for device, row in gather_trees((asdict(measured), links))
+    ]
 
 
 def _memory_bytes(device: torch.device) -> float:

@@ -1,19 +1,17 @@
 # ruff: noqa: D102 - Lightning's hooks say what they are by their names
 """Checkpoints that survive a kill at any instant, and that say what is wrong with them."""
 
-import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from contextlora.errors import UserError, first_line
 from contextlora.files import write_atomically
+from contextlora.trees import from_bytes, to_bytes
 
-FORMAT = 2
+FORMAT = 3
 KEY = "contextlora"  # our part of a Lightning checkpoint
 
 
@@ -28,10 +26,7 @@ class AtomicCheckpointIO(CheckpointIO):
         path = Path(path)
         for key, state in checkpoint.get("callbacks", {}).items():
             _check_callback(key, state)
-        # Serialise to memory first: a full disk then shows as OSError(ENOSPC) and not as an error of the zip writer.
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomically(path, buffer.getbuffer())
+        write_atomically(path, to_bytes(checkpoint))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -43,27 +38,18 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _check_callback(key: str, state: Any) -> None:
-    """Raises `CheckpointError` for what could be written, but not be read without unpickling code."""
-    buffer = io.BytesIO()
+    """Raises `CheckpointError` for what no checkpoint can hold."""
     try:
-        torch.save(state, buffer)
-        buffer.seek(0)
-        torch.load(buffer, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle raises what it meets
+        to_bytes(state)
+    except TypeError as error:
         raise CheckpointError(
-            f"A callback's state_dict may hold only numbers, text, lists, dicts and tensors: that of {key} holds "
-            f"{_foreign_type(error) or 'something else'}. Turn it into one of these."
+            f"A callback's state_dict may hold only numbers, text, lists, dicts and tensors: that of {key}: "
+            f"{first_line(error)}. Turn it into one of these."
         ) from error
 
 
-def _foreign_type(error: Exception) -> str | None:
-    """What a refusal to unpickle names, such as "pathlib.PosixPath"."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return found and found[1]
-
-
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint without unpickling code.
+    """Reads a checkpoint; no code in it could run.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not one of ours.
@@ -71,17 +57,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"A checkpoint must exist: there is no {path}. Give a run folder that holds one.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types, by where the damage lies
-        if foreign := _foreign_type(error):
-            raise CheckpointError(
-                f"A checkpoint may hold only plain values and tensors: {path} holds {foreign}, and reading that could "
-                "run code. Train again without the callback that adds it."
-            ) from error
-        reason = first_line(error).partition(". ")[0]  # torch goes on with advice, some of it for terminals
+    content = path.read_bytes()
+    if content.startswith(b"PK"):  # a zip file of pickles
         raise CheckpointError(
-            f"A checkpoint must be whole: {path} cannot be read ({reason}). Delete it and train again."
+            f"A checkpoint must have format {FORMAT}: {path} is older. Resume it with the version that wrote it."
+        )
+    try:
+        checkpoint = from_bytes(content)
+    except Exception as error:  # of safetensors, JSON or the tree, by where the damage lies
+        raise CheckpointError(
+            f"A checkpoint must be whole: {path} cannot be read ({first_line(error)}). Delete it and train again."
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise CheckpointError(f"A checkpoint must come from ContextLoRA: {path} was written by another program.")

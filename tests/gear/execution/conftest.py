@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.distributed import distributed_c10d
 
 from contextlora.assembly.build import build_data, build_module, trainer_settings
 from contextlora.config import RunConfig
@@ -64,7 +65,13 @@ def _train(config: RunConfig, folder: Path, roles: StageRoles | None, peers: Pee
     return Trained(weights, moments, module.progress.history)
 
 
+def _refuse(*_: Any) -> None:
+    raise AssertionError("something is pickled for another process, or unpickled from one")
+
+
 def _train_together(trainings: Sequence[Training]) -> list[Trained]:
+    # Through these go all of torch's collectives for objects, also those that Lightning and pipelining call.
+    distributed_c10d._object_to_tensor = distributed_c10d._tensor_to_object = _refuse
     peers, found = Peers(torch.device("cpu")), []
     for number, (config, folder, roles) in enumerate(trainings):
         whole = roles if isinstance(roles, StageRoles) else StageRoles({"": roles}, True, "")

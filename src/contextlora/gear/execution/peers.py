@@ -23,6 +23,8 @@ import torch.distributed as dist
 
 from contextlora.errors import ConfigError, UserError, first_line
 from contextlora.gear.execution import meeting
+from contextlora.gear.execution.gate import LOOPBACK
+from contextlora.gear.execution.process_groups import gather_trees
 
 BEAT_S = 1.0
 LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
@@ -47,7 +49,7 @@ class Peers:
         store, attempt = meeting.meet(self.process, self.size)
         # The watch has a connection of its own: a waiting get of the main thread would hold the beats back. It begins
         # before the process group does, so that who is lost meanwhile is missed by name.
-        self._store, self._beats = _connect(attempt), _connect(attempt)
+        self._store, self._beats = _connect(store.port, attempt), _connect(store.port, attempt)
         self._rounds = 0  # of the watch
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._watch_store)]
         for thread in self._threads:
@@ -106,16 +108,14 @@ class Peers:
     def run_in_turn(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
         """Results of all works, on every process; each is done by the first that has time, so that none waits for long.
 
-        Every process must call it with the same works.
+        Every process must call it with the same works, which give tensors and plain values.
         """
         self._num_shared += 1
         done = {}
         # `add` is atomic in the store, so that no work is taken twice.
         while (number := self._store.add(f"works/{self._num_shared}", 1) - 1) < len(works):
             done[number] = works[number]()
-        found: list[dict[int, Any]] = [{}] * self.size
-        dist.all_gather_object(found, done)
-        results = {number: result for part in found for number, result in part.items()}
+        results = {number: result for part in gather_trees(done) for number, result in part.items()}
         return [results[number] for number in range(len(works))]
 
     def name_checkpoint(self, path: str) -> None:
@@ -200,10 +200,9 @@ class Peers:
         os._exit(1)  # the main thread may be in a collective, which nothing interrupts
 
 
-def _connect(attempt: str) -> dist.Store:
+def _connect(port: int, attempt: str) -> dist.Store:
     """A new connection to process 0's store, for keys of this attempt only."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
+    store = dist.TCPStore(LOOPBACK, port, is_master=False, timeout=STORE_TIMEOUT)
     return dist.PrefixStore(f"{attempt}/peers", store)
 
 

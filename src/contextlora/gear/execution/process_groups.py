@@ -1,6 +1,5 @@
 """Process groups, and whole trees of tensors sent through them."""
 
-import io
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -8,6 +7,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+
+from contextlora.trees import from_bytes, to_bytes
 
 FIRST_TAG = 1 << 16  # of answers; far from the tags of others who use the same group
 # Of each group of all processes, since trainings that follow each other in one must not take each other's messages.
@@ -42,14 +43,21 @@ class ProcessGroups:
 
 def broadcast_tree(tree: Any, source: int, groups: ProcessGroups) -> Any:
     """Gives every process a tree of tensors (on the CPU when they arrive) and plain values that `source` has."""
+    return _broadcast(tree, source, groups.cpu)
+
+
+def gather_trees(tree: Any) -> list[Any]:
+    """The trees of all processes, in their order, on every process; messages are of the CPU, whatever the backend."""
+    return [_broadcast(tree, source, None) for source in range(dist.get_world_size())]
+
+
+def _broadcast(tree: Any, source: int, group: Any) -> Any:
     content = torch.empty(0, dtype=torch.uint8)
-    if groups.process == source:
-        buffer = io.BytesIO()
-        torch.save(tree, buffer)
-        content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+    if dist.get_rank() == source:
+        content = torch.frombuffer(bytearray(to_bytes(tree)), dtype=torch.uint8)
     size = torch.tensor([len(content)])
-    dist.broadcast(size, source, group=groups.cpu)
-    if groups.process != source:
+    dist.broadcast(size, source, group=group)
+    if dist.get_rank() != source:
         content = torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(content, source, group=groups.cpu)
-    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+    dist.broadcast(content, source, group=group)
+    return from_bytes(content.numpy().tobytes())

@@ -6,6 +6,7 @@ that does not train in a step returns a loss without a backward: its gradients s
 The weights reach it when it joins in, before a validation and before a checkpoint.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from contextlora.errors import ConfigError
 from contextlora.gear.execution.executor import Shard, StageExecutor
+from contextlora.gear.execution.meeting import join
 from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.gear.planning.roles import StageRoles
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
@@ -103,6 +106,19 @@ class ContextGearStrategy(DDPStrategy):
         super().setup_environment()
         # Only now: DDP's own set-up makes the processes join.
         self.groups = ProcessGroups()
+
+    def setup_distributed(self) -> None:
+        if not dist.is_initialized():
+            # What Lightning would open listens on all interfaces.
+            self.set_world_ranks()
+            place = self.cluster_environment
+            os.environ |= {"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)}
+            join(self.global_rank, self.world_size, self._get_process_group_backend(), self._timeout)
+        super().setup_distributed()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        # Lightning's own would unpickle what arrives.
+        return broadcast_tree(obj, src, self.groups) if hasattr(self, "groups") else obj
 
     def setup(self, trainer: Trainer) -> None:
         _check(trainer)
