@@ -40,6 +40,9 @@ class TasksetConfig:
         "direct", "a task's prerequisites: its direct parents, or all its ancestors; for slices and for context"
     )
     answer_format: Literal["word", "letter"] = setting("word", "score the option words or the option letters")
+    length_normalised: bool = setting(
+        False, "divide an option's score by its characters: lm-evaluation-harness's acc_norm; else its acc"
+    )
     image: Literal["auto", "image", "text"] = setting("auto", "show the image or its text view; auto: as the model can")
 
 

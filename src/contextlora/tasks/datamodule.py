@@ -52,6 +52,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         scope: "direct" or "ancestors": whose answers these are.
         image: "auto", "image" or "text", see `prompts.resolve_image_view`.
         answer_format: "word" or "letter".
+        length_normalised: whether options' scores are divided by their characters.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         scope: str = "direct",
         image: str = "auto",
         answer_format: str = "word",
+        length_normalised: bool = False,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
@@ -75,6 +77,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.taskset, self.backbone = taskset, backbone
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
+        self.length_normalised = length_normalised
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self.answers: Mapping[tuple[str, str], str] = {}
         self.by_numbers, self.part = False, (0, 1)
@@ -119,6 +122,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
                 template=self.taskset.template,
                 image=self.image,
                 answer_format=self.answer_format,
+                length_normalised=self.length_normalised,
                 folder=self.taskset.folder,
             )
             for index, item in enumerate(items)
