@@ -256,3 +256,10 @@ def test_length_normalised_scores_are_divided_by_characters(backbone):
     normalised = option_scores(loaded.model, loaded.encode([replace(one, length_normalised=True) for one in asked]))
     torch.testing.assert_close(normalised[:2], scores[:2] / torch.tensor([3.0, 4.0, 5.0]))
     assert normalised[2, 2] == -torch.inf
+
+
+def test_an_end_token_that_the_model_was_never_given_is_not_used(backbone):
+    loaded = backbone("gemma")
+    loaded.tokenizer.add_special_tokens({"eos_token": "<end>"})  # as some families bring one
+    assert loaded.tokenizer.eos_token_id >= loaded.model.config.vocab_size
+    assert option_scores(loaded.model, loaded.encode(prompts(options=PREFIXES))).isfinite().all()

@@ -10,8 +10,9 @@ def ended(backbone: Backbone, prompt: Prompt, options: list[list[int]]) -> list[
     """The options with an end of answer behind each, where one begins another: alone it could never score less."""
     if _beginning(options) is None:
         return options
-    tokenizer = backbone.tokenizer
-    end = tokenizer.eos_token_id
+    tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
+    if end is not None and end >= backbone.model.get_input_embeddings().weight.shape[0]:
+        end = None  # some tokenizers bring one that the model was never given
     ending = tokenizer(END_OF_ANSWER, add_special_tokens=False)["input_ids"] if end is None else [end]
     ended = [option + ending for option in options]
     if pair := _beginning(ended):

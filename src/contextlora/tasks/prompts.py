@@ -6,8 +6,8 @@ them. Parts that are empty for an item drop out together with the space behind t
     <image> lane c2 . grip c1 34 , c2 81 . route ? given : hazard heavy . options : main , bridge . answer :
     {image} {question}                             {context}              options : {options} . answer :
 
-Letter format writes `options : a main , b bridge` and the continuations are the letters. What may end an answer is told in
-`contextlora.backbones.scoring`.
+Letter format writes `options : a main , b bridge` and the continuations are the letters. What may end an answer:
+`contextlora.backbones.endings`.
 """
 
 import re
