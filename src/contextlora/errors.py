@@ -12,6 +12,15 @@ class ConfigError(UserError):
     """A configuration key or value that does not fit the schema."""
 
 
+class NotFiniteError(UserError):
+    """A number that training or evaluation goes on with is nan or infinite."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"all numbers must be finite, but {what}; lower training.learning_rate or set model.dtype=float32"
+        )
+
+
 def first_line(error: BaseException) -> str:
     """What an error says in its first line that is not blank; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

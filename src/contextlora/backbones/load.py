@@ -138,7 +138,20 @@ def _load_model(source: str, model_class: _AutoClass, dtype: torch.dtype, attn_i
             f"it lacks {len(lacking)} weights of {type(model).__name__}, {lacking[0]} among them; "
             "give a checkpoint with its language-model head"
         )
+    for name, weight in model.named_parameters():
+        if not _is_finite(weight):
+            raise BackboneError(
+                f"its weights must be finite, but {name} holds nan or infinity as {str(dtype).removeprefix('torch.')}; "
+                "give another checkpoint, or set model.dtype=float32 if this one overflows"
+            )
     return model
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if not weight.numel() or weight.dtype not in _DTYPES.values():  # quantised ones
+        return True
+    # Extremes need no memory, where a mask would take a byte for each number; nan is passed on to both.
+    return bool(torch.stack(torch.aminmax(weight.detach())).isfinite().all())
 
 
 def fastest_dtype(device: str | torch.device) -> torch.dtype:

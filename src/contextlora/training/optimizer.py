@@ -25,8 +25,10 @@ class OptimizerSettings:
     warmup_share: float = 0.05
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ConfigError(f"training.learning_rate must be above 0: got {self.learning_rate}. Raise it.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(
+                f"training.learning_rate must be above 0 and finite: got {self.learning_rate}. Change it."
+            )
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"training.warmup_share must lie in [0, 1): got {self.warmup_share}. Change it.")
 
