@@ -191,7 +191,15 @@ def test_make_alone_lists_every_target():
 
 
 def test_make_variables_become_settings():
-    variables = ["TASKSET=iov", "METHOD=contextlora", "MODEL=../m", "DELTA=0.5", "SEED=3", "DEVICES=2", "STRATEGY=ddp"]
+    variables = [
+        "TASKSET=iov",
+        "METHOD=contextlora",
+        "MODEL=../m",
+        "DELTA=0.5",
+        "SEED=3",
+        "DEVICES=2",
+        "STRATEGY=contextgear",
+    ]
     printed = make("-n", "train", *variables, "ARGS=training.batch_size=8 tracking.mode=off")
     words = printed.splitlines()[-1].replace("'", "").split()
     settings = words[words.index("train") + 1 :]
@@ -202,7 +210,7 @@ def test_make_variables_become_settings():
         "../m",
         3,
     )
-    assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "ddp")
+    assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "contextgear")
     assert (config.training.batch_size, config.tracking.mode) == (8, "off")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from contextlora.errors import ConfigError
+from contextlora.limits import check_values
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,9 @@ class OptimizerSettings:
     warmup_share: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(
-                f"training.learning_rate must be above 0 and finite: got {self.learning_rate}. Change it."
-            )
+        check_values(self, "training.")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"training.learning_rate must be above 0: got {self.learning_rate}. Raise it.")
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"training.warmup_share must lie in [0, 1): got {self.warmup_share}. Change it.")
 
