@@ -17,8 +17,19 @@ class NotFiniteError(UserError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"all numbers must be finite, but {what}; lower training.learning_rate or set model.dtype=float32"
+            f"all numbers must be finite, but {what}; train again: lower training.learning_rate or set "
+            "model.dtype=float32"
         )
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is a lack of memory; torch says so by a name or in its text only."""
+    while error is not None:
+        text = f"{type(error).__name__}: {error}"
+        if any(word in text for word in ("MemoryError", "out of memory", "allocate memory")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def first_line(error: BaseException) -> str:

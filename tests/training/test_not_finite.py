@@ -1,5 +1,6 @@
 """What is not a number ends training with a word, and never becomes a finished run."""
 
+import json
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from contextlora.adapters import AdapterError
 from contextlora.assembly.build import build_data, build_module
 from contextlora.backbones.load import BackboneError, load_backbone
 from contextlora.errors import NotFiniteError
+from contextlora.runs import RunFolder
 from contextlora.training.callbacks import LAST
 from contextlora.training.checkpoint import KEY, load_checkpoint
 from contextlora.training.module import ContextLoraModule
@@ -39,7 +41,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_checkpoint(
                 next(p for group in self.adapted.parameter_groups().values() for p in group).grad.view(-1)[0] = bad
 
     monkeypatch.setattr(ContextLoraModule, "on_after_backward", spoil)
-    with pytest.raises(NotFiniteError, match=r"at step 5, of task [ab], .* lower training.learning_rate") as caught:
+    with pytest.raises(NotFiniteError, match=r"at step 5, of task [ab], .*: lower training.learning_rate") as caught:
         train(make_config(f"training.gradient_clip={clip}"), tmp_path)
     assert len(str(caught.value)) <= 300
     ((module, weights),) = before
@@ -109,3 +111,11 @@ def test_base_weights_are_finite(bad, model_folder, tmp_path):
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(BackboneError, match=f"weights must be finite, but {min(state)} holds nan or infinity"):
         load_backbone(str(tmp_path / "model"))
+
+
+def test_nobody_is_told_to_resume_what_would_fail_again(tmp_path):
+    run = RunFolder.create(tmp_path, "tiny", "joint", 0, "")
+    with pytest.raises(NotFiniteError) as caught, run.recording():
+        raise NotFiniteError("at step 1 the loss is nan")
+    assert getattr(caught.value, "__notes__", []) == []
+    assert json.loads((run.path / "status.json").read_text())["state"] == "failed"
