@@ -33,8 +33,12 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line that is not blank; its type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an error says in its first line that is not blank, whole; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = 1
+    while lines[said - 1 : said] and lines[said - 1].endswith((":", ",")) and said < len(lines):
+        said += 1  # or it would break off in mid-sentence
+    return " ".join(lines[:said])[:200] or type(error).__name__
 
 
 def suggestion(value: object, known: Iterable[str], prefix: str = "") -> str:

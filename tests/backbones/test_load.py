@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_unreachable_hub(monkeypatch):
 def test_unknown_settings(settings):
     with pytest.raises(BackboneError, match="got"):
         load_backbone("bundled", **settings)
+
+
+def test_folder_without_a_tokenizer(checkpoint, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoint("qwen2") / name, tmp_path)
+    with pytest.raises(BackboneError, match=r"it has no tokenizer that can be read .* put tokenizer.json") as caught:
+        load_backbone(str(tmp_path))
+    assert "\n" not in str(caught.value)

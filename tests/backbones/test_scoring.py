@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 
 from contextlora.backbones.load import Backbone, load_backbone
 from contextlora.backbones.scoring import option_scores
@@ -263,3 +263,15 @@ def test_an_end_token_that_the_model_was_never_given_is_not_used(backbone):
     loaded.tokenizer.add_special_tokens({"eos_token": "<end>"})  # as some families bring one
     assert loaded.tokenizer.eos_token_id >= loaded.model.config.vocab_size
     assert option_scores(loaded.model, loaded.encode(prompts(options=PREFIXES))).isfinite().all()
+
+
+def test_what_a_tokenizer_appends_to_every_text_is_left_out(backbone):
+    plain, appending = backbone("gemma"), backbone("gemma")
+    appending.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A <unk> <unk>", special_tokens=[("<s>", 1), ("<unk>", 0)]
+    )
+    assert appending.tokenizer("dry")["input_ids"][-2:] == [0, 0]
+    for options in (("dry", "damp", "slick"), PREFIXES):
+        asked = prompts(options=options)
+        scores = [option_scores(one.model, one.encode(asked)) for one in (plain, appending)]
+        assert torch.equal(*scores)

@@ -135,7 +135,10 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
         separator = "" if text[-1:].isspace() else " "
         texts += [text, *(text + separator + option for option in prompt.continuations)]
     # A chat template writes the special tokens itself.
-    ids = iter(backbone.tokenizer(texts, add_special_tokens=not backbone.chat_template)["input_ids"])
+    special = not backbone.chat_template
+    appended = _num_appended(backbone) if special else 0
+    rows = backbone.tokenizer(texts, add_special_tokens=special)["input_ids"]
+    ids = iter([row[: len(row) - appended] for row in rows])
     for prompt in new:
         prompt_ids = list(next(ids))
         options = [_continuation(backbone, prompt, word, prompt_ids, next(ids)) for word in prompt.continuations]
@@ -145,6 +148,14 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
                 f"{', '.join(prompt.continuations)} (task {prompt.task}); it lacks these words"
             )
         known[_key(prompt)] = _with_image(backbone, prompt, prompt_ids, ended(backbone, prompt, options))
+
+
+def _num_appended(backbone: Backbone) -> int:
+    """How many tokens, such as an end token, the tokenizer puts behind any text: an option could not follow them."""
+    bare = backbone.tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = backbone.tokenizer("a")["input_ids"]
+    starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    return len(whole) - starts[0] - len(bare) if bare and starts else 0
 
 
 def _model_text(backbone: Backbone, prompt: Prompt) -> str:

@@ -109,7 +109,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(source)
         is_multimodal = takes_images(config)
         processor = AutoProcessor.from_pretrained(source) if is_multimodal else None
-        tokenizer = processor.tokenizer if is_multimodal else AutoTokenizer.from_pretrained(source)
+        tokenizer = processor.tokenizer if is_multimodal else _load_tokenizer(source)
         chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
         model = _load_model(source, auto_class(config), chosen, attn_implementation)
     return Backbone(
@@ -122,6 +122,21 @@ def load_backbone(
         fingerprint=fingerprint(model),
         chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
     )
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        reason = "its vocabulary is empty"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        tokenizer, reason = None, type(error).__name__
+    # Without files transformers makes up some families' tokenizers, which know special tokens only.
+    if tokenizer is None or not tokenizer("answer : a", add_special_tokens=False)["input_ids"]:
+        raise BackboneError(
+            f"it has no tokenizer that can be read ({reason}); put tokenizer.json and tokenizer_config.json of the "
+            "model beside its config.json"
+        )
+    return tokenizer
 
 
 def _load_model(source: str, model_class: _AutoClass, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
