@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from contextlora.cli import COMMANDS, main
 from contextlora.config import RunConfig, describe_settings, load_config, to_yaml
@@ -129,6 +130,9 @@ def disk_full_behind(error):
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "the disk is full", False),
         (disk_full_behind(RuntimeError("writing failed")), 1, "the disk is full", False),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'", False),
+        (MemoryError(), 2, "the memory is full; lower training.batch_size", False),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full", False),
+        (torch.OutOfMemoryError("CUDA out of memory."), 2, "the memory is full", False),
         (ZeroDivisionError("oops"), 1, "a bug in contextlora", True),
     ],
 )

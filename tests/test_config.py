@@ -1,18 +1,24 @@
 """Settings: which layer wins, and that every mistake is named with its key, its value and what is known."""
 
+import math
 import os
 import re
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from contextlora.adapters import AdapterConfig
 from contextlora.config import CONFIG_DIR, GROUPS, RunConfig, load_config, read_devices, to_yaml
 from contextlora.errors import ConfigError
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
 from contextlora.methods.contextlora import ContextLoraSettings
-from contextlora.settings import MethodSettings
+from contextlora.settings import MethodSettings, TrainingConfig
+from contextlora.training.fit import TrainerSettings
+from contextlora.training.optimizer import OptimizerSettings
+from contextlora.training.stages import StageLength
 
 
 @pytest.fixture
@@ -93,13 +99,13 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("method.delta=1.5", ["method.delta must be between 0 and 1, or auto", "1.5"]),
         ("method.delta=-0.1", ["method.delta must be between 0 and 1, or auto", "-0.1"]),
         ("method.delta=nan", ["method.delta must be between 0 and 1, or auto", "nan"]),
-        ("gear.layouts=[ring]", ["gear.layouts[0]: ", "ring", "data", "1f1b", "gpipe"]),
+        ("gear.layouts=[ring]", ["gear.layouts must be a list of one of data, 1f1b, gpipe, got ['ring']"]),
         ("method.edge_delta.u->v=2", ["method.edge_delta must be at least 0 and at most 1, got 2"]),
         ("training.learning_rate=.inf", ["training.learning_rate must be a finite number, got inf"]),
         ("method.gate_init=.nan", ["method.gate_init must be a finite number, got nan"]),
         ("training.warmup_share=1", ["training.warmup_share must be at least 0 and below 1, got 1"]),
         ("method.learning_rate_scale=0", ["method.learning_rate_scale must be above 0, got 0"]),
-        ("method.rank=0", ["method.rank must be at least 1, got 0"]),
+        ("method.rank=0", ["method.rank must be at least 1 and at most 4096, got 0"]),
         ("evaluation.max_items=0", ["evaluation.max_items must be at least 1, got 0"]),
         ("method.rank=eight", ["method.rank", "eight", "Integer"]),
         ("taskset.scope=all", ["taskset.scope", "all", "direct", "ancestors"]),
@@ -107,6 +113,28 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("training.batch_size=", ["training.batch_size", "None"]),
         ("training.batch_size={1", ["training.batch_size={1"]),
         ("method.rank=${x}", ["method.rank"]),
+        ("method.edge_delta=[]", ["method.edge_delta must be a mapping of names to a finite number, got []"]),
+        ("gear.layouts[0]=x", ["gear.layouts must be a list of one of data, 1f1b, gpipe, got {'0': 'x'}"]),
+        ("training.callbacks=foo", ["training.callbacks must be a list", "got 'foo'"]),
+        ("training.loggers={}", ["training.loggers must be a list", "got {}"]),
+        ("training.trainer=5", ["training.trainer must be a mapping", "got 5"]),
+        ("training.trainer={a: [.inf]}", ["training.trainer must be a mapping of names to finite values"]),
+        ("training.strategy=ddp", ["training.strategy must be one of auto, contextgear, got 'ddp'"]),
+        ("training.batch_size=1e19", ["training.batch_size must be a whole number", "got 1e+19"]),
+        (f"training.batch_size={10**19}", ["training.batch_size must be a whole number of at most", "got 1000"]),
+        (f"seed={'9' * 400}", ["seed must be a whole number of at most", "(400 characters)"]),
+        (f"training.learning_rate={'9' * 400}", ["training.learning_rate must be a finite number", "999 ..."]),
+        (f"seed={'9' * 5000}", ["cannot read 'seed=999", "digits"]),
+        (f"seed=0x{'f' * 5000}", ["seed must be a whole number", "got int of too many digits"]),
+        (f"seed={'[' * 5000}", ["cannot read 'seed=[[["]),
+        ("method.edge_delta.u->v=${x}", ["method.edge_delta", "x"]),
+        ("method.rank=1000000000", ["method.rank must be at least 1 and at most 4096, got 1000000000"]),
+        ("method.delta=true", ["method.delta must be", "number", "got True"]),
+        ("seed=1.5", ["seed must be a whole number", "got 1.5"]),
+        ("seed=null", ["seed must be a whole number", "got None"]),
+        ("runs_dir=\udcff", ["without NUL and lone surrogates", r"'runs_dir=\udcff'"]),
+        ("runs_dir=a\0b", ["without NUL and lone surrogates", r"'runs_dir=a\x00b'"]),
+        ('runs_dir="a\\0b"', ["runs_dir must be text without NUL", r"'a\x00b'"]),
         ("verbose", ["expected key=value, got 'verbose'"]),
     ],
 )
@@ -115,6 +143,38 @@ def test_a_mistake_is_named_in_one_line(config_dir, argument, said):
         load_config([argument], config_dir)
     assert all(text in str(caught.value) for text in said), caught.value
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
+
+
+PYTHON = [
+    (ContextLoraSettings, {"rank": 0}, "method.rank must be at least 1 and at most 4096, got 0"),
+    (ContextLoraSettings, {"rank": True}, "method.rank must be a whole number"),
+    (ContextLoraSettings, {"gate_init": math.nan}, "method.gate_init must be a finite number, got nan"),
+    (
+        ContextLoraSettings,
+        {"edge_delta": {"a->b": math.inf}},
+        "method.edge_delta must be a mapping of names to a finite",
+    ),
+    (ContextLoraSettings, {"delta": True}, "method.delta must be between 0 and 1, or auto: got True"),
+    (ContextLoraSettings, {"delta_policy": "x"}, "method.delta_policy must be one of gradient"),
+    (TrainingConfig, {"learning_rate": 10**400}, "training.learning_rate must be a finite number"),
+    (TrainingConfig, {"batch_size": 10**5000}, "training.batch_size must be a whole number"),
+    (TrainingConfig, {"trainer": {"x": [{"y": -math.inf}]}}, "training.trainer must be a mapping"),
+    (RunConfig, {"seed": -1}, "seed must be at least 0, got -1"),
+    (RunConfig, {"runs_dir": Path("runs")}, "runs_dir must be text"),
+    (StageLength, {"steps_per_task": math.nan}, "training.steps_per_task must be a whole number"),
+    (OptimizerSettings, {"weight_decay": math.inf}, "training.weight_decay must be a finite number"),
+    (OptimizerSettings, {"learning_rate": math.nan}, "training.learning_rate must be a finite number"),
+    (AdapterConfig, {"gate_init": math.inf}, "method.gate_init must be a finite number"),
+    (TrainerSettings, {"gradient_clip": math.nan}, "training.gradient_clip must be a finite number"),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "said"), PYTHON)
+def test_settings_from_python_are_checked_alike(kind, values, said):
+    with pytest.raises(ConfigError, match=f"^{said}") as caught:
+        kind(**values)
+    assert len(str(caught.value)) <= 300
 
 
 @pytest.mark.parametrize("key", [entry.name for entry in fields(ContextLoraSettings)])

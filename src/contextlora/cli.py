@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 
 from contextlora.config import describe_settings, load_config
-from contextlora.errors import UserError
+from contextlora.errors import UserError, is_out_of_memory
 from contextlora.runs import RunFolder, find_runs, latest_run
 from contextlora.signals import Terminated, ending_in_order
 
@@ -81,6 +81,12 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
     except UserError as error:
         return _report(error, str(error), 2, options.debug)
     except Exception as error:
+        if is_out_of_memory(error):
+            text = (
+                "the memory is full; lower training.batch_size (training.steps_per_task makes up for it), "
+                "evaluation.batch_size or method.rank, or set model.dtype=bfloat16, and train again"
+            )
+            return _report(error, text, 2, options.debug)
         if _is_disk_full(error):
             text = "the disk is full; free some space. Earlier runs and checkpoints are as they were"
             return _report(error, text, 1, options.debug)

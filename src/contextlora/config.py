@@ -11,8 +11,6 @@ file spells keys from the root, so that a model's file can also set the learning
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
@@ -25,18 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from contextlora.errors import ConfigError, first_line, suggestion
 from contextlora.files import write_atomically
+from contextlora.limits import fits, is_text, rule, shown
 from contextlora.methods import METHODS
 from contextlora.settings import MethodSettings, RunConfig
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
-# How a limit of `settings.setting` reads, and what holds for a number within it.
-LIMITS = {
-    "minimum": ("at least", operator.ge),
-    "maximum": ("at most", operator.le),
-    "above": ("above", operator.gt),
-    "below": ("below", operator.lt),
-}
+# OmegaConf's errors, and what yaml raises for numbers of too many digits, too many levels and foreign bytes.
+UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError)
 GROUPS = ("taskset", "method", "model")
 
 
@@ -64,11 +58,12 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
     schema = default_config(choices.get("method") or _method_of(base.tree))
     layers = [_checked(*layer, schema) for layer in (base, *groups, *experiment, settings)]
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from error
-    _check_limits(config)
-    return config
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
+        key = getattr(error, "full_key", "") or "settings"
+        raise ConfigError(f"{key}: {first_line(error)[:200]}") from error
 
 
 def default_config(method: str | None) -> RunConfig:
@@ -155,9 +150,11 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
     """Sort arguments into choices of files and a tree of plain settings."""
     choices, settings = {}, []
     for argument in arguments:
+        if not is_text(argument):
+            raise ConfigError(f"settings must be text without NUL and lone surrogates: got {shown(argument)}")
         key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise ConfigError(f"expected key=value, got {argument!r}")
+            raise ConfigError(f"expected key=value, got {shown(argument)}")
         # method.name=joint means method=joint: the name alone would keep the other method's settings.
         choice = key.removesuffix(".name")
         if choice in (*GROUPS, "experiment"):
@@ -166,8 +163,8 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
             settings.append(argument)
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {' '.join(settings)}: {first_line(error)}") from error
+    except UNREADABLE as error:
+        raise ConfigError(f"cannot read {shown(' '.join(settings))}: {first_line(error)[:150]}") from error
     return choices, _Layer(tree)
 
 
@@ -179,8 +176,8 @@ def _read(path: Path) -> _Layer:
         raise ConfigError(
             f"no file {path}; run from an editable install (make setup) or name the folder with --config-dir"
         ) from None
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UNREADABLE as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
     _refuse_resolvers(tree, path)
     if not isinstance(tree, dict):
         raise ConfigError(f"settings in {path}: expected keys of the section, got {tree!r}")
@@ -221,8 +218,21 @@ def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str
             value = _checked(value, source, getattr(section, key), f"{prefix}{key}.")
         elif isinstance(value, bool) and get_origin(hints[key]) is Literal:
             value = "on" if value else "off"
+        elif not _can_become(value, hints[key]):
+            raise ConfigError(f"{prefix}{key}{source} must be {rule(hints[key])}, got {shown(value)}")
         checked[key] = value
     return checked
+
+
+def _can_become(value: Any, hint: Any) -> bool:
+    """Whether OmegaConf may go on with a value, which makes numbers of words and words of numbers."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, str) and ("${" in value or kind is not Literal) and kind not in (list, dict):
+        return True
+    if kind is dict:  # what it holds is checked in the end
+        return isinstance(value, dict)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return fits(value, hint) or (is_number and (hint is bool or hint is str or str in inner))
 
 
 def _other_methods(key: str) -> str:
@@ -261,20 +271,3 @@ def _group_layers(config_dir: Path, group: str, choice: str) -> list[_Layer]:
     if group in ("taskset", "model") and ("/" in choice or Path(choice).is_dir()):
         return [name]
     return [name, _read(_choose(config_dir, group, choice))]
-
-
-def _check_limits(section: Any, prefix: str = "") -> None:
-    for entry in fields(section):
-        value, key = getattr(section, entry.name), prefix + entry.name
-        if is_dataclass(value):
-            _check_limits(value, f"{key}.")
-        limits = {name: entry.metadata[name] for name in LIMITS if name in entry.metadata}
-        for number in value.values() if isinstance(value, dict) else [value]:
-            if not isinstance(number, int | float):
-                continue
-            # Not "any breaks": so that nan fails.
-            if not all(LIMITS[name][1](number, limit) for name, limit in limits.items()):
-                rule = " and ".join(f"{LIMITS[name][0]} {limit}" for name, limit in limits.items())
-                raise ConfigError(f"{key} must be {rule}, got {number}")
-            if not math.isfinite(number):
-                raise ConfigError(f"{key} must be a finite number, got {number}")

@@ -12,9 +12,33 @@ class ConfigError(UserError):
     """A configuration key or value that does not fit the schema."""
 
 
+class NotFiniteError(UserError):
+    """A number that training or evaluation goes on with is nan or infinite."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"all numbers must be finite, but {what}; train again: lower training.learning_rate or set "
+            "model.dtype=float32"
+        )
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is a lack of memory; torch says so by a name or in its text only."""
+    while error is not None:
+        text = f"{type(error).__name__}: {error}"
+        if any(word in text for word in ("MemoryError", "out of memory", "allocate memory")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line that is not blank; its type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an error says in its first line that is not blank, whole; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = 1
+    while lines[said - 1 : said] and lines[said - 1].endswith((":", ",")) and said < len(lines):
+        said += 1  # or it would break off in mid-sentence
+    return " ".join(lines[:said])[:200] or type(error).__name__
 
 
 def suggestion(value: object, known: Iterable[str], prefix: str = "") -> str:

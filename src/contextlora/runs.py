@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contextlora.errors import UserError
+from contextlora.errors import NotFiniteError, UserError
 from contextlora.files import slug, write_atomically
 from contextlora.signals import Terminated
 
@@ -167,7 +167,8 @@ class RunFolder:
             ):  # disk full: the status stays `running`, which without its process means interrupted
                 self._set_state("interrupted" if interrupted else "failed")
             leaving = KeyboardInterrupt() if isinstance(error, SystemExit) and interrupted else error
-            leaving.add_note(self.how_to_resume)
+            if not isinstance(error, NotFiniteError):  # a resume would come to the same numbers
+                leaving.add_note(self.how_to_resume)
             raise leaving from error.__cause__
 
     def finish(self, results: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from contextlora.limits import check_values
+
 
 def setting(default: Any, text: str, **limits: float) -> Any:
     """A dataclass field with its documentation and limits, which also hold for the values of a dict.
@@ -22,10 +24,20 @@ def setting(default: Any, text: str, **limits: float) -> Any:
     return field(**value, metadata={"text": text, **limits})
 
 
+class Section:
+    """Settings that are checked whenever an instance is made; `section` is their place in the configuration."""
+
+    section = ""  # no annotation: it is no field
+
+    def __post_init__(self) -> None:
+        check_values(self, self.section and f"{self.section}.")
+
+
 @dataclass
-class TasksetConfig:
+class TasksetConfig(Section):
     """Which tasks, and how their items become prompts."""
 
+    section = "taskset"
     name: str = setting("iov", "shipped task set, or the path of a task-set folder")
     regime: Literal["low", "full"] = setting("low", "size of a shipped set: a few hundred items per task, or all")
     train_items: int | None = setting(
@@ -40,15 +52,19 @@ class TasksetConfig:
         "direct", "a task's prerequisites: its direct parents, or all its ancestors; for slices and for context"
     )
     answer_format: Literal["word", "letter"] = setting("word", "score the option words or the option letters")
+    length_normalised: bool = setting(
+        False, "divide an option's score by its characters: lm-evaluation-harness's acc_norm; else its acc"
+    )
     image: Literal["auto", "image", "text"] = setting("auto", "show the image or its text view; auto: as the model can")
 
 
 @dataclass
-class MethodSettings:
+class MethodSettings(Section):
     """What every method has; a method adds settings of its own in its file of `contextlora.methods`."""
 
+    section = "method"
     name: str = setting("", "training method, a file of configs/method")
-    rank: int = setting(8, "LoRA ranks per task (r_v)", minimum=1)
+    rank: int = setting(8, "LoRA ranks per task (r_v)", minimum=1, maximum=4096)
     alpha: float = setting(16.0, "LoRA scale numerator: every slice is scaled by alpha / rank", above=0)
     dropout: float = setting(0.0, "dropout probability on the LoRA input", minimum=0, maximum=0.99)
     learning_rate_scale: float = setting(
@@ -57,9 +73,10 @@ class MethodSettings:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
     """The frozen language model."""
 
+    section = "model"
     name: str = setting("bundled", "the bundled backbone, a checkpoint folder, or a hub id (owner/name)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "type of the frozen weights; auto: bfloat16 where the processor computes it natively"
@@ -74,9 +91,10 @@ class ModelConfig:
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Section):
     """Optimisation; every stage starts a new optimizer and schedule."""
 
+    section = "training"
     learning_rate: float = setting(
         2e-4, "peak learning rate of a task's own ranks; the default suits models of billions of parameters", above=0
     )
@@ -87,7 +105,7 @@ class TrainingConfig:
     patience: int = setting(2, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
     warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, below=1)
     gradient_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", minimum=0)
-    strategy: str = setting("auto", "Lightning strategy; contextgear for several devices")
+    strategy: Literal["auto", "contextgear"] = setting("auto", "contextgear for several devices")
     devices: int = setting(1, "devices of this machine; torchrun brings its own number of processes", minimum=1)
     accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu ...")
     progress: bool = setting(True, "show progress bars")
@@ -103,26 +121,29 @@ class TrainingConfig:
 
 
 @dataclass
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """What the final tables are computed on."""
 
+    section = "evaluation"
     batch_size: int = setting(128, "items per forward pass", minimum=1)
     split: Literal["validation", "test"] = setting("test", "split of the final tables; tune on validation")
     max_items: int | None = setting(None, "use only the first items of each task", minimum=1)
 
 
 @dataclass
-class TrackingConfig:
+class TrackingConfig(Section):
     """Weights & Biases."""
 
+    section = "tracking"
     mode: Literal["auto", "online", "offline", "off"] = setting("auto", "auto: online when logged in, else offline")
     project: str = setting("contextlora", "project that a run is logged to")
 
 
 @dataclass
-class GearConfig:
+class GearConfig(Section):
     """Several devices: `contextlora plan`, and training with training.strategy=contextgear."""
 
+    section = "gear"
     devices: str = setting(
         "", "device catalogue: a file of configs/devices, or a path; empty: jetson4 to plan, equal ones to train"
     )
@@ -139,7 +160,7 @@ class GearConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Section):
     """Everything that determines a run."""
 
     taskset: TasksetConfig = field(default_factory=TasksetConfig)

@@ -1,6 +1,7 @@
 import pytest
 
-from contextlora.adapters import AdapterConfig, AdapterError
+from contextlora.adapters import AdapterConfig
+from contextlora.errors import UserError
 
 
 def test_scale_is_alpha_over_the_reference_rank():
@@ -18,5 +19,5 @@ def test_scale_is_alpha_over_the_reference_rank():
     ],
 )
 def test_refuses_with_rule_value_and_knob(settings, words):
-    with pytest.raises(AdapterError, match=words):
+    with pytest.raises(UserError, match=words):
         AdapterConfig(**settings)

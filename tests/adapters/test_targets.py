@@ -90,3 +90,12 @@ def test_a_pattern_that_peft_reads_otherwise_is_refused(pattern):
     )
     with pytest.raises(AdapterError, match=r"PEFT reads model\.target_modules=.* otherwise in Qwen3MoeForCausalLM"):
         AdaptedModel(hf.Qwen3MoeForCausalLM(config), RankPartition({"v": 2}), AdapterConfig(target_modules=pattern))
+
+
+def test_a_weight_that_is_tied_to_another_is_refused(tiny_model):
+    model = tiny_model()
+    assert resolve_targets(model, r".*(q_proj|lm_head)")
+    model.lm_head.weight = model.get_input_embeddings().weight
+    with pytest.raises(AdapterError, match="matches lm_head, whose weight is tied to another module's"):
+        resolve_targets(model, r".*(q_proj|lm_head)")
+    assert resolve_targets(model, r".*q_proj")

@@ -166,3 +166,11 @@ def test_code_of_a_checkpoint_runs_where_the_user_says_so_and_that_is_said(forei
     assert Path("ran").exists()
     assert f"code that comes with model {folder}" in capsys.readouterr().err
     assert model_size(folder, trust_remote_code=True).hidden_size == 16
+
+
+def test_folder_without_a_tokenizer(checkpoint, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoint("qwen2") / name, tmp_path)
+    with pytest.raises(BackboneError, match=r"it has no tokenizer that can be read .* put tokenizer.json") as caught:
+        load_backbone(str(tmp_path))
+    assert "\n" not in str(caught.value)

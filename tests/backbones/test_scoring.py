@@ -1,11 +1,13 @@
 """Scores against an oracle without padding, batches or caches: one row an option, log-softmax over every position."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 
 from contextlora.backbones.load import Backbone, BackboneError, load_backbone
 from contextlora.backbones.scoring import option_scores
@@ -195,3 +197,96 @@ def test_a_tokenizer_that_joins_prompt_and_option(backbone):
     loaded = backbone("gemma")
     loaded.tokenizer.backend_tokenizer.normalizer = normalizers.Replace(": dry", "wet")
     refused(loaded, prompts()[0], "does not keep the prompt's end .* apart from the option 'dry'")
+
+
+PREFIXES = ("dry", "dry damp", "c1 slick")
+
+
+def ended_oracle(loaded: Backbone, prompt: Prompt) -> torch.Tensor:
+    """As `oracle`, with the end token behind every option."""
+    scores = []
+    for option in prompt.continuations:
+        given = len(loaded.tokenizer(prompt.text)["input_ids"])
+        ids = [*loaded.tokenizer(f"{prompt.text} {option}")["input_ids"], loaded.tokenizer.eos_token_id]
+        log_likelihood = F.log_softmax(loaded.model(input_ids=torch.tensor([ids])).logits[0].float(), dim=-1)
+        scores.append(sum(log_likelihood[i - 1, ids[i]] for i in range(given, len(ids))))
+    return torch.stack(scores)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma"])
+def test_options_that_begin_others_are_scored_with_an_end(backbone, kind):
+    loaded = backbone(kind)
+    if loaded.tokenizer.eos_token_id is None:
+        loaded.tokenizer.eos_token = "<s>"
+    asked = prompts(options=PREFIXES)
+    expected = torch.stack([ended_oracle(loaded, prompt) for prompt in asked])
+    torch.testing.assert_close(option_scores(loaded.model, loaded.encode(asked)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_end_is_scored_only_where_an_item_needs_it(backbone):
+    loaded = backbone("gemma")
+    without, needing = prompts()[0], prompts(options=PREFIXES)[1]
+    alone = loaded.encode([without])
+    assert alone.option_ids.shape[-1] == 1  # one forward, as ever
+    together = loaded.encode([without, needing])
+    assert together.option_mask.sum(-1).tolist() == [[1, 1, 1], [2, 3, 3]]
+    assert torch.equal(
+        option_scores(loaded.model, loaded.encode([without, without]))[0], option_scores(loaded.model, alone)[0]
+    )
+
+
+def test_a_tokenizer_without_an_end_token_ends_answers_by_the_delimiter(backbone):
+    loaded = backbone("gemma")
+    assert loaded.tokenizer.eos_token_id is None
+    batch = loaded.encode(prompts(options=PREFIXES)[:1])
+    last = [row[mask][-1] for row, mask in zip(batch.option_ids[0], batch.option_mask[0], strict=True)]
+    assert loaded.tokenizer.convert_ids_to_tokens(last) == ["."] * 3
+
+
+def test_an_option_that_begins_another_can_win_and_lose(backbone):
+    """Without an end the first never scores less, whatever the weights."""
+    loaded = backbone("gemma")
+    loaded.model.requires_grad_(True)
+    batch = loaded.encode(prompts(options=("dry", "dry damp")))
+    for wanted in (0, 1):
+        optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=0.02)
+        for _ in range(20):
+            optimizer.zero_grad()
+            F.cross_entropy(option_scores(loaded.model, batch), torch.tensor([wanted, wanted])).backward()
+            optimizer.step()
+        assert option_scores(loaded.model, batch).argmax(-1).tolist() == [wanted, wanted]
+
+
+def test_options_that_stay_alike_with_an_end_are_refused(backbone):
+    with pytest.raises(ValueError, match=r"no option may begin another one .* 'dry' begins 'dry \. c1'"):
+        backbone("gemma").encode(prompts(options=("dry", "dry . c1")))
+
+
+def test_length_normalised_scores_are_divided_by_characters(backbone):
+    loaded = backbone("gpt2")
+    plain = prompts()
+    few = Prompt("grip", TEXTS[0], None, ("dry", "damp"), 1)
+    asked = [*plain, few]
+    scores = option_scores(loaded.model, loaded.encode(asked))
+    normalised = option_scores(loaded.model, loaded.encode([replace(one, length_normalised=True) for one in asked]))
+    torch.testing.assert_close(normalised[:2], scores[:2] / torch.tensor([3.0, 4.0, 5.0]))
+    assert normalised[2, 2] == -torch.inf
+
+
+def test_an_end_token_that_the_model_was_never_given_is_not_used(backbone):
+    loaded = backbone("gemma")
+    loaded.tokenizer.add_special_tokens({"eos_token": "<end>"})  # as some families bring one
+    assert loaded.tokenizer.eos_token_id >= loaded.model.config.vocab_size
+    assert option_scores(loaded.model, loaded.encode(prompts(options=PREFIXES))).isfinite().all()
+
+
+def test_what_a_tokenizer_appends_to_every_text_is_left_out(backbone):
+    plain, appending = backbone("gemma"), backbone("gemma")
+    appending.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A <unk> <unk>", special_tokens=[("<s>", 1), ("<unk>", 0)]
+    )
+    assert appending.tokenizer("dry")["input_ids"][-2:] == [0, 0]
+    for options in (("dry", "damp", "slick"), PREFIXES):
+        asked = prompts(options=options)
+        scores = [option_scores(one.model, one.encode(asked)) for one in (plain, appending)]
+        assert torch.equal(*scores)

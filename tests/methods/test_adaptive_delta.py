@@ -114,5 +114,5 @@ def test_a_delta_is_a_share_or_auto(delta):
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(ConfigError, match=r"^method.delta_policy must be one of gradient, validation, .*'magic'\.$"):
+    with pytest.raises(ConfigError, match=r"^method.delta_policy must be one of gradient, validation, .*'magic'$"):
         ContextLoraSettings(delta="auto", delta_policy="magic")

@@ -1,10 +1,9 @@
 """Adapter settings, and the one place that touches the part of PEFT's API that is still experimental."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from contextlora.errors import UserError
+from contextlora.limits import check_values
 
 LANGUAGE_LINEAR = "language-linear"
 FrozenPolicy = Literal["largest", "first", "random"]
@@ -39,7 +39,7 @@ class AdapterConfig:
         seed: of the slices' initial values and of the random policy.
 
     Raises:
-        AdapterError: for a setting out of range.
+        AdapterError, ConfigError: for a setting out of range, or of another type.
     """
 
     alpha: float = 16.0
@@ -52,15 +52,13 @@ class AdapterConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
+        check_values(self, "method.")
+        if not self.alpha > 0:
             raise AdapterError(f"alpha is a number > 0, got {self.alpha!r}: set method.alpha")
         if self.r_reference < 1:
             raise AdapterError(f"the reference rank is a whole number >= 1, got {self.r_reference!r}: set method.rank")
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"dropout is a probability in [0, 1), got {self.dropout!r}: set method.dropout")
-        if self.frozen_policy not in get_args(FrozenPolicy):
-            names = ", ".join(get_args(FrozenPolicy))
-            raise AdapterError(f"frozen_policy is one of {names}, got {self.frozen_policy!r}: set method.frozen_policy")
 
     @property
     def scale(self) -> float:

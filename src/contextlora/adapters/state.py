@@ -107,6 +107,16 @@ class AdapterState:
         return views
 
 
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raises `AdapterError` for nan or infinity among values, naming the first tensor that holds one."""
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise AdapterError(
+                f"all weights must be finite, but {where} hold nan or infinity in {name}; train again with a lower "
+                "training.learning_rate or model.dtype=float32"
+            )
+
+
 def owners_of(use: SliceUse, task: str | None, parts: Collection[TrainableParts]) -> list[str]:
     """The owners of all values that a task's use computes with."""
     return [*use.active, *([f"->{task}"] if use.prerequisites else []), *(f"+{one.name}" for one in parts)]

@@ -1,6 +1,8 @@
 """Which linear layers are adapted, as one regular expression that PEFT resolves to the same layers."""
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -27,7 +29,19 @@ def resolve_targets(model: PreTrainedModel, target_modules: str) -> str:
         if not _is_linear(module):
             kind = type(module).__name__
             raise AdapterError(f"model.target_modules={pattern!r} matches {name} ({kind}): match linear layers only")
+    _refuse_shared(model, matched, pattern)
     return pattern
+
+
+def _refuse_shared(model: PreTrainedModel, matched: Mapping[str, nn.Module], pattern: str) -> None:
+    """Merging adds to a weight: where another module has the same one, such as the embeddings, it would change too."""
+    users = Counter(id(weight) for module in model.modules() if (weight := getattr(module, "weight", None)) is not None)
+    for name, module in matched.items():
+        if users[id(module.weight)] > 1:
+            raise AdapterError(
+                f"model.target_modules={pattern!r} matches {name}, whose weight is tied to another module's: an "
+                "exported adapter could not be merged; leave it out of the pattern"
+            )
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -44,6 +44,7 @@ def build_data(config: RunConfig) -> TaskSetDataModule:
         scope=chosen.scope,
         image=chosen.image,
         answer_format=chosen.answer_format,
+        length_normalised=chosen.length_normalised,
     )
 
 

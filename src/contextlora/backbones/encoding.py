@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from contextlora.backbones.endings import ended
 from contextlora.backbones.load import Backbone, BackboneError
 from contextlora.tasks.faults import TaskSetError, tail
 from contextlora.tasks.images import read_image
@@ -36,6 +37,7 @@ class OptionBatch:
         answer: (B,) index of the right option.
         task: name of the task.
         rows: which rows of a batch of `batch_size` prompts these are.
+        option_lengths: (B, K) characters by which the options' scores are divided; None leaves them as they are.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -45,6 +47,7 @@ class OptionBatch:
     task: str
     rows: range
     batch_size: int
+    option_lengths: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
         """The same batch on another device."""
@@ -54,6 +57,7 @@ class OptionBatch:
             option_ids=self.option_ids.to(device, **kwargs),
             option_mask=self.option_mask.to(device, **kwargs),
             answer=self.answer.to(device, **kwargs),
+            option_lengths=None if self.option_lengths is None else self.option_lengths.to(device, **kwargs),
         )
 
 
@@ -88,7 +92,7 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
 
     Raises:
         BackboneError: a prompt does not fit the backbone: an image for a text-only model, more tokens than positions,
-            options whose tokens are the same or cannot be told from the prompt's.
+            options whose tokens are the same or cannot be told from the prompt's or from another option's.
     """
     _tokenise_new(backbone, prompts)
     encoded = [backbone.encodings.prompts[_key(prompt)] for prompt in prompts]
@@ -107,7 +111,12 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     option_mask = torch.arange(length) < lengths[..., None]
     inputs = _pad_prompts(backbone, encoded, images, width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
-    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size)
+    characters = None
+    if prompts[0].length_normalised:
+        words = [[len(word) for word in prompt.continuations] for prompt in prompts]
+        # 1, not 0, where there is no option: -inf / 0 would be no number.
+        characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
+    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, characters)
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:
@@ -127,7 +136,10 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
         separator = "" if text[-1:].isspace() else " "
         texts += [text, *(text + separator + option for option in prompt.continuations)]
     # A chat template writes the special tokens itself.
-    ids = iter(backbone.tokenizer(texts, add_special_tokens=not backbone.chat_template)["input_ids"])
+    special = not backbone.chat_template
+    appended = _num_appended(backbone) if special else 0
+    rows = backbone.tokenizer(texts, add_special_tokens=special)["input_ids"]
+    ids = iter([row[: len(row) - appended] for row in rows])
     for prompt in new:
         prompt_ids = list(next(ids))
         options = [_continuation(backbone, prompt, word, prompt_ids, next(ids)) for word in prompt.continuations]
@@ -136,7 +148,15 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
                 f"the tokenizer of model {backbone.name} gives the same tokens to different options of "
                 f"{', '.join(prompt.continuations)} (task {prompt.task}); it lacks these words"
             )
-        known[_key(prompt)] = _with_image(backbone, prompt, prompt_ids, options)
+        known[_key(prompt)] = _with_image(backbone, prompt, prompt_ids, ended(backbone, prompt, options))
+
+
+def _num_appended(backbone: Backbone) -> int:
+    """How many tokens, such as an end token, the tokenizer puts behind any text: an option could not follow them."""
+    bare = backbone.tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = backbone.tokenizer("a")["input_ids"]
+    starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    return len(whole) - starts[0] - len(bare) if bare and starts else 0
 
 
 def _model_text(backbone: Backbone, prompt: Prompt) -> str:

@@ -114,7 +114,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(source, **trust)
         is_multimodal = takes_images(config)
         processor = AutoProcessor.from_pretrained(source, **trust) if is_multimodal else None
-        tokenizer = processor.tokenizer if is_multimodal else AutoTokenizer.from_pretrained(source, **trust)
+        tokenizer = processor.tokenizer if is_multimodal else _load_tokenizer(source, **trust)
         chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     return Backbone(
@@ -127,6 +127,21 @@ def load_backbone(
         fingerprint=fingerprint(model),
         chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
     )
+
+
+def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+        reason = "its vocabulary is empty"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        tokenizer, reason = None, type(error).__name__
+    # Without files transformers makes up some families' tokenizers, which know special tokens only.
+    if tokenizer is None or not tokenizer("answer : a", add_special_tokens=False)["input_ids"]:
+        raise BackboneError(
+            f"it has no tokenizer that can be read ({reason}); put tokenizer.json and tokenizer_config.json of the "
+            "model beside its config.json"
+        )
+    return tokenizer
 
 
 def _load_model(
@@ -146,7 +161,20 @@ def _load_model(
             f"it lacks {len(lacking)} weights of {type(model).__name__}, {lacking[0]} among them; "
             "give a checkpoint with its language-model head"
         )
+    for name, weight in model.named_parameters():
+        if not _is_finite(weight):
+            raise BackboneError(
+                f"its weights must be finite, but {name} holds nan or infinity as {str(dtype).removeprefix('torch.')}; "
+                "give another checkpoint, or set model.dtype=float32 if this one overflows"
+            )
     return model
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if not weight.numel() or weight.dtype not in _DTYPES.values():  # quantised ones
+        return True
+    # Extremes need no memory, where a mask would take a byte for each number; nan is passed on to both.
+    return bool(torch.stack(torch.aminmax(weight.detach())).isfinite().all())
 
 
 def fastest_dtype(device: str | torch.device) -> torch.dtype:

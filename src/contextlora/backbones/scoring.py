@@ -1,6 +1,9 @@
 """Scores the options of an item by their log-likelihood given the prompt, as lm-evaluation-harness does.
 
-    score(option) = sum_l log p(token_l | prompt, token_1 .. token_{l-1})
+    score(option) = sum_l log p(token_l | prompt, token_1 .. token_{l-1})        length-normalised: / characters
+
+Where one option of an item begins another in tokens (`main` and `main bridge`), every option of the item ends with one
+more token, the tokenizer's end token or ` .` where it has none; otherwise the longer option could never win.
 
 The prompt is read once; only options of several tokens need a second forward, which continues from the prompt's keys
 and values with one row an option. Only positions that predict option tokens get logits, so that a wide vocabulary costs
@@ -97,4 +100,6 @@ def scores_of(batch: OptionBatch, read: torch.Tensor, continued: torch.Tensor | 
         # (B K, L - 1): the score of token l + 1 stands behind token l.
         token_scores = F.log_softmax(continued.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
         scores = scores + (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, batch.option_ids.shape[1]))
+    if batch.option_lengths is not None:
+        scores = scores / batch.option_lengths
     return scores.masked_fill(~batch.option_mask[..., 0], -torch.inf)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from contextlora.adapters.model import AdaptedModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
+from contextlora.errors import NotFiniteError
 from contextlora.graph.plan import SliceUse
 from contextlora.tasks.datamodule import part_of
 from contextlora.tasks.prompts import context_of
@@ -206,6 +207,9 @@ class Evaluator:
         with self.adapted.active(use, task):
             scores = self._score(task, items, contexts) if items else torch.empty(0, 1)
         self.adapted.train(was_training)
+        # One score an option; the others of a row are -inf.
+        if int(scores.isfinite().sum()) != sum(len(item.options) for item in items):
+            raise NotFiniteError(f"scores of task {task} are not")
         words = tuple(item.options[index] for item, index in zip(items, scores.argmax(dim=-1).tolist(), strict=True))
         answers = torch.tensor([item.answer for item in items], dtype=torch.long)
         return Prediction(task, tuple(item.scene for item in items), words, scores, answers)

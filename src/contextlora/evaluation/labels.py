@@ -11,6 +11,7 @@ CHOICES = {
     },
     "taskset.regime": {"low": "few training items", "full": "all training items"},
     "taskset.answer_format": {"word": "answers are words", "letter": "answers are letters"},
+    "taskset.length_normalised": {True: "scores by characters", False: "scores as they are"},
     "taskset.scope": {"direct": "direct prerequisites", "ancestors": "all ancestors"},
     "method.variant": {"gated": "prerequisites behind a learned gate", "paper": "prerequisites added as they are"},
     "method.frozen_policy": {

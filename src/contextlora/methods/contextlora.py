@@ -14,7 +14,8 @@ from contextlora.errors import ConfigError
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
-from contextlora.methods.adaptive_delta import AUTO, POLICIES, choose_uses
+from contextlora.limits import fits, shown
+from contextlora.methods.adaptive_delta import AUTO, choose_uses
 from contextlora.methods.method import Method, StageView
 from contextlora.settings import MethodSettings, setting
 
@@ -44,15 +45,11 @@ class ContextLoraSettings(MethodSettings):
     )
 
     def __post_init__(self) -> None:
-        if self.delta_policy not in POLICIES:
-            raise ConfigError(f"method.delta_policy must be one of {', '.join(POLICIES)}: got {self.delta_policy!r}.")
-        if self.delta == AUTO:
-            return
-        # To Python, True is an int.
-        is_number = isinstance(self.delta, int | float) and not isinstance(self.delta, bool)
-        if not is_number or not 0 <= self.delta <= 1:  # nan is refused, too
-            raise ConfigError(f"method.delta must be between 0 and 1, or {AUTO}: got {self.delta!r}.")
-        self.delta = float(self.delta)
+        # Before the other settings, as their rule for it would only be a number or text.
+        if self.delta != AUTO and not (fits(self.delta, float) and 0 <= self.delta <= 1):
+            raise ConfigError(f"method.delta must be between 0 and 1, or {AUTO}: got {shown(self.delta)}.")
+        super().__post_init__()
+        self.delta = self.delta if self.delta == AUTO else float(self.delta)
 
 
 class ContextLora(Method):

@@ -53,6 +53,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         scope: "direct" or "ancestors": whose answers these are.
         image: "auto", "image" or "text", see `prompts.resolve_image_view`.
         answer_format: "word" or "letter".
+        length_normalised: whether options' scores are divided by their characters.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         scope: str = "direct",
         image: str = "auto",
         answer_format: str = "word",
+        length_normalised: bool = False,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
@@ -76,6 +78,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.taskset, self.backbone = taskset, backbone
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
+        self.length_normalised = length_normalised
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
         self.answers: Mapping[tuple[str, str], str] = {}
@@ -145,6 +148,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
             template=self.taskset.template,
             image=self.image,
             answer_format=self.answer_format,
+            length_normalised=self.length_normalised,
             folder=self.taskset.folder,
         )
 

@@ -6,7 +6,8 @@ them. Parts that are empty for an item drop out together with the space behind t
     <image> lane c2 . grip c1 34 , c2 81 . route ? given : hazard heavy . options : main , bridge . answer :
     {image} {question}                             {context}              options : {options} . answer :
 
-Letter format writes `options : a main , b bridge` and the continuations are the letters.
+Letter format writes `options : a main , b bridge` and the continuations are the letters. What may end an answer:
+`contextlora.backbones.endings`.
 """
 
 import re
@@ -19,6 +20,7 @@ from contextlora.tasks.task import Item, Task, TaskSetError
 
 DEFAULT_TEMPLATE = "{image} {question} {context} options : {options} . answer :"
 IMAGE_PLACEHOLDER = "<image>"  # encoding replaces it by the model's own
+END_OF_ANSWER = " ."  # as it stands behind each part of a prompt; for tokenizers without an end token
 TEMPLATE_FIELDS = ("image", "question", "context", "options")
 CONTEXT_MODES = ("none", "gold", "predicted")
 ANSWER_FORMATS = ("word", "letter")
@@ -35,6 +37,7 @@ class Prompt:
         image_path: the image for the placeholder, or None.
         continuations: what may follow, one for each option.
         answer: index of the right continuation.
+        length_normalised: whether a continuation's score is divided by its characters.
     """
 
     task: str
@@ -42,6 +45,7 @@ class Prompt:
     image_path: Path | None
     continuations: tuple[str, ...]
     answer: int
+    length_normalised: bool = False
 
 
 def check_template(template: str, where: str) -> None:
@@ -101,6 +105,7 @@ def render(
     template: str = DEFAULT_TEMPLATE,
     image: str = "image",
     answer_format: str = "word",
+    length_normalised: bool = False,
     folder: Path = Path(),
 ) -> Prompt:
     """Writes an item's prompt.
@@ -112,6 +117,7 @@ def render(
         template: see the module's head.
         image: `image` or `text` (the item's text view in place of the image).
         answer_format: `word` or `letter`.
+        length_normalised: see `Prompt`.
         folder: the task set's, which `item.image` is relative to.
 
     Raises:
@@ -137,7 +143,8 @@ def render(
     # One pass over the template alone, so braces in a question are no fields. No space at the end: most tokenisers
     # make one token of a space and the word behind it, so the space belongs to the option.
     text = _FIELD.sub(lambda match: _part(match, fields), template).rstrip()
-    return Prompt(task.name, text, folder / item.image if shows_image else None, continuations, item.answer)
+    image_path = folder / item.image if shows_image else None
+    return Prompt(task.name, text, image_path, continuations, item.answer, length_normalised)
 
 
 def _given(context: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from contextlora.errors import ConfigError, UserError, first_line, suggestion
+from contextlora.limits import check_values
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from contextlora.training.module import ContextLoraModule
@@ -86,6 +87,9 @@ class TrainerSettings:
     devices: int = 1
     num_nodes: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_values(self, "training.")
 
     def check(self) -> None:
         """Raises `ConfigError` for an option that another setting decides, or that no Trainer has."""

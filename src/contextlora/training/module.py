@@ -9,16 +9,19 @@ One `Trainer.fit` runs all stages, and one Lightning epoch is one interval of on
                  checkpoint (after a stage change, so that a resume starts in the new stage)
 """
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from contextlora.adapters.config import LANGUAGE_LINEAR
+from contextlora.adapters.state import check_finite
 from contextlora.backbones.scoring import OptionBatch, option_scores
-from contextlora.errors import ConfigError, UserError
+from contextlora.errors import ConfigError, NotFiniteError, UserError
 from contextlora.graph.plan import SliceUse
 from contextlora.methods import Method
 from contextlora.tasks.datamodule import TaskSetDataModule
@@ -66,7 +69,7 @@ class ContextLoraModule(StagedModule):
         self.masks = share_masks(self.adapted, seed)
         self._stage_is_ready = False
         self._sums: dict[str, list[float]] = {}  # validation: items, right ones, summed loss of each task
-        self._epoch_began = 0.0
+        self._epoch_began, self._step_task = 0.0, ""
 
     def is_finished(self, checkpoint: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was taken after the last stage."""
@@ -98,6 +101,7 @@ class ContextLoraModule(StagedModule):
         self.masks.step = self.trainer.global_step
         if batch is not None:
             self.masks.rows, self.masks.batch_size = batch.rows, batch.batch_size
+            self._step_task = batch.task
 
     @property
     def latest_loss(self) -> float | None:
@@ -123,6 +127,7 @@ class ContextLoraModule(StagedModule):
         check_identity(ours["identity"], self.identity)
         self.progress = Progress(**ours["progress"])
         self.set_uses({task: SliceUse(tuple(own), rest) for task, (own, rest) in self.progress.uses.items()})
+        check_finite(ours["best_state"] | ours.get("snapshot", {}), "the checkpoint's values")
         self.best_state, self.answers = ours["best_state"], ours["answers"]
         if not self.finished:
             # Before Lightning makes the optimizer and loads its state: its parameters are this stage's leaves.
@@ -137,6 +142,7 @@ class ContextLoraModule(StagedModule):
         self.answers = self._snapshot_answers(self._untrained())
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *_: Any, **__: Any) -> None:
+        check_finite(state_dict, "the checkpoint's values")
         self.adapted.state.write(state_dict)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
@@ -176,6 +182,29 @@ class ContextLoraModule(StagedModule):
     def training_step(self, batch: OptionBatch, batch_idx: int) -> torch.Tensor:
         self._seed_step(batch)
         return self.step_loss(batch)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm(gradients)
+        # Both at once: each look at a number makes a GPU wait.
+        total = norm + self._train_losses[-1] if self._train_losses else norm
+        if not math.isfinite(total):
+            # Before the optimizer's step: the weights are still those of the last good one.
+            raise NotFiniteError(
+                f"at step {self.trainer.global_step + 1}, of task {self._step_task}, the gradient's norm is "
+                f"{float(norm)} and the loss {self.latest_loss}"
+            )
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            clip_grads_with_norm_(
+                [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val, norm
+            )
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_end(self, outputs: Any, batch: OptionBatch, batch_idx: int) -> None:
         if self.latest_loss is not None:

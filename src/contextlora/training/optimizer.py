@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from contextlora.errors import ConfigError
+from contextlora.limits import check_values
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class OptimizerSettings:
     warmup_share: float = 0.05
 
     def __post_init__(self) -> None:
+        check_values(self, "training.")
         if not self.learning_rate > 0:
             raise ConfigError(f"training.learning_rate must be above 0: got {self.learning_rate}. Raise it.")
         if not 0 <= self.warmup_share < 1:

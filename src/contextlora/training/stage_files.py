@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from contextlora.adapters import AdaptedModel, AdapterError
+from contextlora.adapters.state import check_finite
 from contextlora.files import write_atomically
 from contextlora.graph import SliceUse
 from contextlora.training.module import ContextLoraModule
@@ -82,7 +83,7 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
         The uses.
 
     Raises:
-        AdapterError: for a missing, damaged or foreign file.
+        AdapterError: for a missing, damaged or foreign file, or values that are not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -96,6 +97,7 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     for key, expected in _header(adapted, fingerprint).items():
         if header.get(key) != expected:
             raise AdapterError(f"{path} was written for another {key}, {header.get(key)}: this model has {expected}")
+    check_finite(state, f"the values in {path}")
     adapted.state.write(state)
     return uses
 

@@ -1,5 +1,6 @@
 """Stages: what trains in each, which answers its prompts hold, and how far training has come."""
 
+import math
 from collections.abc import Collection, Mapping
 from functools import cache, partial
 
@@ -7,6 +8,8 @@ import lightning
 import torch
 
 from contextlora.adapters import AdaptedModel, AdapterConfig
+from contextlora.adapters.state import check_finite
+from contextlora.errors import NotFiniteError
 from contextlora.evaluation.evaluate import Evaluator
 from contextlora.graph.plan import SliceUse
 from contextlora.methods import Method, StageView
@@ -188,6 +191,9 @@ class StagedModule(lightning.LightningModule):
         """Adds a validation to the progress, and keeps the weights if it is the stage's best."""
         accuracy, loss = (sum(row[k] for row in rows.values()) / len(rows) for k in (0, 1))
         progress, stage = self.progress, self.progress.stage
+        if not math.isfinite(loss):
+            task = next(task for task, row in rows.items() if not math.isfinite(row[1]))
+            raise NotFiniteError(f"after step {self.trainer.global_step} the validation loss of task {task} is {loss}")
         # Before `record`, which counts the interval as done.
         steps = self.length.interval_steps(self.stage_tasks, progress.interval)
         if progress.record(steps, accuracy, loss):
@@ -207,6 +213,7 @@ class StagedModule(lightning.LightningModule):
         return float(torch.stack(self._train_losses).mean())
 
     def _end_stage(self) -> None:
+        check_finite(self.best_state, f"those of stage {self.progress.stage + 1} at step {self.progress.total_steps}")
         self.adapted.state.write(self.best_state)
         # Before the stage ends: without its uses nobody knows what it trained.
         self.ended_stage = self.progress.stage, self.stage_owners

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from contextlora.errors import ConfigError
+from contextlora.limits import check_values
 
 LOSS_IMPROVEMENT = 0.01  # nats; a smaller fall is none
 
@@ -30,6 +31,7 @@ class StageLength:
     patience: int = 2
 
     def __post_init__(self) -> None:
+        check_values(self, "training.")
         for key, least in (("steps_per_task", 1), ("validate_every_steps", 1), ("patience", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"training.{key} must be at least {least}: got {getattr(self, key)}. Raise it.")

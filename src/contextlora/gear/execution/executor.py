@@ -115,9 +115,8 @@ class StageExecutor:
         self._task = ""  # whose chains are being run
         self._pipelines = {
             row: PipelineExecutor(row, groups.process, group, self.device)
-            for row, group in [
-                (row, groups.of(row.processes)) for row in roles.pipelines
-            ]  # made by all, members or not
+            # made by all, members or not
+            for row, group in [(row, groups.of(row.processes)) for row in roles.pipelines]
             if groups.process in row.processes
         }
 
@@ -213,8 +212,9 @@ class StageExecutor:
         square = sum((gradient.float().pow(2).sum() for gradient in gradients), torch.zeros((), device=self.device))
         if self._split is not None:
             dist.all_reduce(square, group=self._group)  # no parameter is in two stages, so squares add up
-        scale = max_norm / (square.sqrt() + 1e-6)  # as torch.nn.utils.clip_grad_norm_ has it
-        if scale < 1:
+        # As in clip_grad_norm_. What is not finite in one stage becomes nan in all: 0 times it is nan.
+        scale = max_norm / (square.sqrt() + 1e-6) + 0 * square
+        if not scale >= 1:
             for gradient in gradients:
                 gradient.mul_(scale)
 
