@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "contextlora"
 # From the bottom up; a part imports only from layers below its own and from itself.
 LAYERS = (
     ("errors", "files"),
+    ("run_places", "process_identity"),
     ("settings", "graph", "runs", "tracking"),
     ("gear/planning",),
     ("gear/simulation",),
@@ -38,7 +39,7 @@ ONLY_IMPORTERS = {"omegaconf": {"config"}, "wandb": {"tracking"}, "peft": {"adap
 PURE = ("graph", "gear/planning", "gear/simulation")
 PURE_IMPORTS = {"contextlora", "networkx", *sys.stdlib_module_names}
 # Their import must stay cheap: `--help` and a config error answer in under a second.
-LIGHT = {"errors", "files", "settings", "config", "runs", "tracking", "cli", "__main__"}
+LIGHT = {"errors", "files", "settings", "config", "runs", "run_places", "tracking", "cli", "__main__"}
 HEAVY = {"torch", "lightning", "transformers", "peft", "wandb", "torchmetrics", "matplotlib"}
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
