@@ -1,9 +1,12 @@
 # ruff: noqa: D102 - Lightning's hooks say what they are by their names
 """Checkpoints that survive a kill at any instant, and that say what is wrong with them."""
 
+import hashlib
 import io
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,16 @@ from contextlora.files import write_atomically
 
 FORMAT = 2
 KEY = "contextlora"  # our part of a Lightning checkpoint
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_SEAL = b"contextlora-sha256:"  # begins what stands behind a checkpoint's own bytes
 
 
 class CheckpointError(UserError):
     """A checkpoint that is damaged, of another program or of another run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -31,7 +40,17 @@ class AtomicCheckpointIO(CheckpointIO):
         # Serialise to memory first: a full disk then shows as OSError(ENOSPC) and not as an error of the zip writer.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomically(path, buffer.getbuffer())
+        buffer.write(_SEAL + hashlib.sha256(buffer.getbuffer()).digest())
+        new = path.with_name(f".{path.name}.new")
+        try:
+            write_atomically(new, buffer.getbuffer())
+            _read_sealed(new)  # the one before goes only when this one can be read
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+            os.replace(new, path)
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -62,6 +81,39 @@ def _foreign_type(error: Exception) -> str | None:
     return found and found[1]
 
 
+def _read_sealed(path: Path) -> bytes:
+    """A checkpoint's own bytes, as they were written; those of an older version bear no checksum."""
+    content = path.read_bytes()
+    start = len(content) - len(_SEAL) - 32
+    if content[max(start, 0) :].startswith(_SEAL):
+        content, digest = content[:start], content[-32:]
+        if hashlib.sha256(content).digest() != digest:
+            raise OSError("its checksum is wrong")
+    return content
+
+
+def newest_whole(last: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint and its path, or the one before where that is damaged; None where there is none.
+
+    Raises:
+        CheckpointError: neither can be read.
+    """
+    damage = None
+    for path in (last, last.with_name(PREVIOUS)):
+        if path.is_file():
+            try:
+                checkpoint = load_checkpoint(path)
+            except DamagedCheckpointError as error:
+                damage = damage or error
+                continue
+            if damage:
+                say(f"{last.name} is damaged: going on from the checkpoint before, {path.name}")
+            return path, checkpoint
+    if damage:
+        raise damage
+    return None
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint without unpickling code.
 
@@ -72,7 +124,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"A checkpoint must exist: there is no {path}. Give a run folder that holds one.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(io.BytesIO(_read_sealed(path)), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types, by where the damage lies
         if foreign := _foreign_type(error):
             raise CheckpointError(
@@ -80,8 +132,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
                 "run code. Train again without the callback that adds it."
             ) from error
         reason = first_line(error).partition(". ")[0]  # torch goes on with advice, some of it for terminals
-        raise CheckpointError(
-            f"A checkpoint must be whole: {path} cannot be read ({reason}). Delete it and train again."
+        raise DamagedCheckpointError(
+            f"A checkpoint must be whole: {path} cannot be read ({reason}). Delete the folder {path.parent.name} to "
+            "begin the run anew with make resume."
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise CheckpointError(f"A checkpoint must come from ContextLoRA: {path} was written by another program.")

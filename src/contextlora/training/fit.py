@@ -18,7 +18,7 @@ from rich.console import Console
 
 from contextlora.errors import ConfigError, UserError, first_line, suggestion
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
-from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+from contextlora.training.checkpoint import AtomicCheckpointIO, newest_whole
 from contextlora.training.module import ContextLoraModule
 
 # Arguments of the Trainer that the stages or the run's folder need as they are, and what to set instead.
@@ -161,8 +161,7 @@ def fit(
     Raises:
         UserError: something stopped the trainer before the last stage had ended.
     """
-    last = checkpoints / LAST
-    checkpoint = load_checkpoint(last) if last.exists() else None
+    last, checkpoint = newest_whole(checkpoints / LAST) or (None, None)
     is_finished = checkpoint is not None and module.is_finished(checkpoint)
     state = agree("finished" if is_finished else "new" if checkpoint is None else "interrupted")
     if state == "finished":
