@@ -239,3 +239,12 @@ def test_the_run_that_began_last_is_resumed_though_the_clock_went_back(tmp_path)
         run._set_state("failed")
     second.path.rename(earlier := second.path.with_name("19990101T000000Z-seed0"))
     assert find_runs(tmp_path, finished=False)[-1].path == earlier
+
+
+def test_leftovers_of_a_killed_process_go_when_the_run_is_claimed(tmp_path):
+    run = create(tmp_path)
+    run._set_state("failed")
+    for name in (".last.ckpt.new", ".status.json.new-12ab", ".low-5.old-cdef"):
+        (run.folder("checkpoints") / name).touch()
+    run.claim()
+    assert list(run.folder("checkpoints").iterdir()) == []

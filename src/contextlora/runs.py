@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from contextlora.errors import UserError, first_line
-from contextlora.files import write_atomically
+from contextlora.files import remove_leftovers, write_atomically
 from contextlora.process_identity import identity, is_alive, parent
 from contextlora.run_places import enter, hold, latest_path, order_of, point_latest, release
 
@@ -176,6 +176,7 @@ class RunFolder:
         if self.state in ("running", "finished"):
             release(self.path)
             raise UserError(f"{self.path} was taken by another process at this moment; look at it before trying again")
+        remove_leftovers(self.path)
         self._set_state("running")
 
     def mark_trained(self) -> None:

@@ -2,9 +2,10 @@
 
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,8 @@ def fit(
             module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"])
         return
+    if checkpoints.parent != Path(os.devnull).parent:  # a callback without a folder of its own writes here
+        settings = replace(settings, options={"default_root_dir": checkpoints.parent, **settings.options})
     own = [RunCheckpoint(checkpoints, metrics_file, save_stage), LogStatuses()]
     trainer = settings.trainer([*own, *([StageBars(console)] if console else []), *callbacks], loggers)
     trainer.fit(module, datamodule=module.data, ckpt_path=last if state == "interrupted" else None)
