@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "contextlora"
 # From the bottom up; a part imports only from layers below its own and from itself.
 LAYERS = (
     ("errors", "files", "signals", "trees"),
-    ("limits",),
+    ("limits", "run_places", "process_identity"),
     ("settings", "graph", "runs", "tracking"),
     ("gear/planning",),
     ("gear/simulation",),
@@ -41,7 +41,10 @@ ONLY_IMPORTERS = {"omegaconf": {"config"}, "wandb": {"tracking"}, "peft": {"adap
 PURE = ("graph", "gear/planning", "gear/simulation")
 PURE_IMPORTS = {"contextlora", "networkx", *sys.stdlib_module_names}
 # Their import must stay cheap: `--help` and a config error answer in under a second.
-LIGHT = {"errors", "files", "signals", "limits", "settings", "config", "runs", "tracking", "cli", "__main__"}
+LIGHT = {
+    *("errors", "files", "signals", "limits", "settings", "config", "runs", "run_places", "tracking"),
+    *("cli", "__main__"),
+}
 HEAVY = {"torch", "lightning", "transformers", "peft", "wandb", "torchmetrics", "matplotlib"}
 PICKLERS = {"pickle", "_pickle", "pickletools", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 PICKLING = re.compile(r"(all_)?gather_object|\w+_object_list|allow_pickle|(torch|numpy|np)\.(load|save)")

@@ -45,13 +45,21 @@ def test_make_alone_lists_every_target():
 
 
 def test_variables_become_settings(called):
-    given = ["TASKSET=iov", "METHOD=contextlora", "MODEL=../m", "DELTA=0.5", "SEED=3", "DEVICES=2", "STRATEGY=ddp"]
+    given = [
+        "TASKSET=iov",
+        "METHOD=contextlora",
+        "MODEL=../m",
+        "DELTA=0.5",
+        "SEED=3",
+        "DEVICES=2",
+        "STRATEGY=contextgear",
+    ]
     words = called("train", *given)
     assert words[:4] == ["with_args.py", "-m", "contextlora", "train"]
     config = load_config(words[4:])
     names = config.taskset.name, config.method.name, config.model.name
     assert (*names, config.seed) == ("iov", "contextlora", "../m", 3)
-    assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "ddp")
+    assert (config.method.delta, config.training.devices, config.training.strategy) == (0.5, 2, "contextgear")
 
 
 def test_variables_that_are_not_given_or_empty_add_nothing(called):

@@ -12,7 +12,8 @@ import pytest
 
 from contextlora.errors import UserError
 from contextlora.files import write_atomically
-from contextlora.runs import RunFolder, find_runs, latest_run
+from contextlora.run_places import release
+from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
 
 RESULTS = {"taskset": "iov", "tasks": {}}
 
@@ -157,3 +158,99 @@ def test_a_run_knows_whether_one_process_started_both_it_and_this(tmp_path):
     status = json.loads((run.path / "status.json").read_text())
     (run.path / "status.json").write_text(json.dumps(status | {"parent": [status["parent"][0], "another start"]}))
     assert not run.has_same_parent
+
+
+def test_of_two_claims_at_one_instant_one_wins(tmp_path):
+    run = create(tmp_path)
+    run._set_state("failed")
+    release(run.path)
+    for _ in range(5):
+        at, children = time.time() + 0.05, []
+        for _ in range(2):
+            if not (pid := os.fork()):
+                while time.time() < at:
+                    pass
+                try:
+                    RunFolder(run.path).claim()
+                except UserError:
+                    os._exit(0)
+                time.sleep(0.1)
+                os._exit(1)
+            children.append(pid)
+        assert sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": "running"}', '{"state": 5}', "\0", '{"state": "no"}'])
+def test_a_damaged_status_keeps_no_other_run_from_being_found(tmp_path, content):
+    bad, good = create(tmp_path), create(tmp_path)
+    good.finish(RESULTS)
+    (bad.path / "status.json").write_text(content)
+    assert bad.state == "unreadable"
+    assert [run.path for run in find_runs(tmp_path, finished=True)] == [good.path]
+    assert find_runs(tmp_path, finished=False) == []
+    assert len(unreadable_runs(tmp_path)) == 1
+    with pytest.raises(UserError, match="delete it"):
+        bad.claim()
+
+
+def test_what_fails_after_training_leaves_a_trained_run(tmp_path):
+    run = create(tmp_path)
+    with pytest.raises(RuntimeError), run.recording():
+        run.mark_trained()
+        assert run.state == "running"
+        crash()
+    assert run.state == "trained"
+    assert find_runs(tmp_path, finished=False)[0].path == run.path
+    run.claim()
+    run.finish(RESULTS)
+    assert run.state == "finished"
+
+
+def test_a_folder_that_vanished_is_not_finished(tmp_path):
+    run = create(tmp_path)
+    run.path.rename(tmp_path / "away")
+    with pytest.raises(UserError, match="vanished"), run.recording():
+        run.finish(RESULTS)
+    assert not run.path.exists()
+
+
+def test_latest_without_links_is_a_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(type(tmp_path), "symlink_to", refuse)
+    first, second = create(tmp_path), create(tmp_path)
+    second.finish(RESULTS)
+    first.finish(RESULTS)
+    assert (tmp_path / "latest").is_file()
+    assert latest_run(tmp_path).path == first.path
+    (tmp_path / "latest").unlink()
+    assert latest_run(tmp_path).path == second.path  # the one that began last
+
+
+def test_a_copied_run_plants_no_latest_elsewhere(tmp_path):
+    run = create(tmp_path / "runs")
+    run._set_state("failed")
+    run.path.rename(copied := tmp_path / "copied")
+    moved = RunFolder.open(copied)
+    moved.claim()
+    moved.finish(RESULTS)
+    assert moved.results == RESULTS
+    assert not list(tmp_path.parent.glob("latest")) and not list(tmp_path.parents[1].glob("latest"))
+
+
+def test_the_run_that_began_last_is_resumed_though_the_clock_went_back(tmp_path):
+    first, second = create(tmp_path), create(tmp_path)
+    for run in (first, second):
+        run._set_state("failed")
+    second.path.rename(earlier := second.path.with_name("19990101T000000Z-seed0"))
+    assert find_runs(tmp_path, finished=False)[-1].path == earlier
+
+
+def test_leftovers_of_a_killed_process_go_when_the_run_is_claimed(tmp_path):
+    run = create(tmp_path)
+    run._set_state("failed")
+    for name in (".last.ckpt.new", ".status.json.new-12ab", ".low-5.old-cdef"):
+        (run.folder("checkpoints") / name).touch()
+    run.claim()
+    assert list(run.folder("checkpoints").iterdir()) == []

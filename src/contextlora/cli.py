@@ -21,7 +21,7 @@ from pathlib import Path
 
 from contextlora.config import describe_settings, load_config
 from contextlora.errors import UserError, is_out_of_memory
-from contextlora.runs import RunFolder, find_runs, latest_run
+from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
 from contextlora.signals import Terminated, ending_in_order
 
 
@@ -165,6 +165,8 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
 def _default_run(which: str, runs_dir: str) -> RunFolder:
     if which == "latest":
         return latest_run(runs_dir)
+    for line in unreadable_runs(runs_dir):
+        print(f"contextlora: {line}", file=sys.stderr)
     unfinished = find_runs(runs_dir, finished=False)
     if not unfinished:
         raise UserError(f"no unfinished run in {runs_dir}; name another with --run FOLDER (make: RUN=FOLDER)")

@@ -80,6 +80,12 @@ def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process left half written below a folder that no other process works on."""
+    for path in [*folder.rglob(".*.new*"), *folder.rglob(".*.old-*")]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -10,18 +10,24 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contextlora.errors import NotFiniteError, UserError
-from contextlora.files import slug, write_atomically
+from contextlora.errors import NotFiniteError, UserError, first_line
+from contextlora.files import remove_leftovers, slug, write_atomically
+from contextlora.process_identity import identity, is_alive, parent
+from contextlora.run_places import enter, hold, latest_path, order_of, point_latest, release
 from contextlora.signals import Terminated
 
-STATES = ("running", "interrupted", "failed", "finished")
+# `trained`: it ended after all training; `unreadable`: nobody can tell, as the status file is damaged.
+STATES = ("running", "interrupted", "failed", "trained", "finished", "unreadable")
+
+
+class VanishedRunError(UserError):
+    """A run's folder was deleted or moved while a process worked on it."""
 
 
 class RunFolder:
@@ -59,7 +65,9 @@ class RunFolder:
                 number += 1
         run = cls(path)
         try:
+            hold(path)
             write_atomically(run.config_file, config)
+            enter(Path(runs_dir), path)
             run._set_state("running")
         except OSError:
             # Nothing was trained, so there is nothing to resume.
@@ -111,7 +119,13 @@ class RunFolder:
     def state(self) -> str:
         """One of STATES; a run whose process is gone counts as interrupted."""
         status = self._status()
-        return "interrupted" if status["state"] == "running" and not _is_alive(status) else status["state"]
+        state = "interrupted" if status["state"] == "running" and not is_alive(status) else status["state"]
+        return "trained" if status.get("trained") and state in ("interrupted", "failed") else state
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether all stages are done, whatever came after."""
+        return self.state in ("trained", "finished")
 
     @property
     def results(self) -> dict[str, Any]:
@@ -122,7 +136,12 @@ class RunFolder:
         """
         if self.state != "finished":
             raise UserError(f"{self.path} is {self.state}, not finished; {self.how_to_resume}")
-        return json.loads(self.results_file.read_text(encoding="utf-8"))
+        try:
+            return json.loads(self.results_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.results_file} cannot be read ({first_line(error)}): restore it, or train again"
+            ) from error
 
     @property
     def how_to_resume(self) -> str:
@@ -132,7 +151,7 @@ class RunFolder:
     @property
     def has_same_parent(self) -> bool:
         """Whether what worked on it last was started by the process that started this one, such as one torchrun."""
-        return self._status().get("parent") == _parent()
+        return self._status().get("parent") == parent()
 
     def claim(self) -> None:
         """Take over a run that is not finished, to continue it in this process.
@@ -143,11 +162,26 @@ class RunFolder:
         status, state = self._status(), self.state
         if state == "finished":
             raise UserError(f"{self.path} is finished; there is nothing to resume")
+        if state == "unreadable":
+            raise UserError(
+                f"{self._status_file} cannot be read: delete it to continue the run, if no process works on it"
+            )
         if state == "running":
             where = f"process {status['pid']} on {status['host']}"
             rest = f"; if that is gone, delete {self._status_file}" if status["host"] != socket.gethostname() else ""
             raise UserError(f"{self.path} is still running ({where}){rest}")
+        # Between the look above and here another process may have taken it: only one gets the lock.
+        if not hold(self.path):
+            raise UserError(f"{self.path} is still running: another process has just taken it; wait until it ends")
+        if self.state in ("running", "finished"):
+            release(self.path)
+            raise UserError(f"{self.path} was taken by another process at this moment; look at it before trying again")
+        remove_leftovers(self.path)
         self._set_state("running")
+
+    def mark_trained(self) -> None:
+        """Record that all stages are done: from now on whatever fails leaves a run that can be used."""
+        self._set_state("running", trained=True)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -162,25 +196,29 @@ class RunFolder:
             interrupted = isinstance(error, KeyboardInterrupt | Terminated) or (
                 isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
             )
-            with suppress(
-                OSError
-            ):  # disk full: the status stays `running`, which without its process means interrupted
+            # Disk full: the status stays `running`, which without its process means interrupted.
+            with suppress(OSError, VanishedRunError):
                 self._set_state("interrupted" if interrupted else "failed")
             leaving = KeyboardInterrupt() if isinstance(error, SystemExit) and interrupted else error
-            if not isinstance(error, NotFiniteError):  # a resume would come to the same numbers
+            is_there = self.path.is_dir()
+            if is_there:
+                release(self.path)
+            if is_there and not isinstance(error, NotFiniteError):  # a resume would come to the same numbers
                 leaving.add_note(self.how_to_resume)
             raise leaving from error.__cause__
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json, mark the run as finished and point `latest` at it, in this order."""
+        self.check_is_there()
         write_atomically(self.results_file, json.dumps(results, indent=2) + "\n")
         self._set_state("finished")
-        runs_dir = self.path.parents[2]
-        temporary = runs_dir / f".latest.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(self.path.relative_to(runs_dir))  # relative: the folder of runs may move
-        # A link is replaced in one step; deleted and made anew it would be missing in between.
-        os.replace(temporary, runs_dir / "latest")
+        point_latest(self.path)
+        release(self.path)
+
+    def check_is_there(self) -> None:
+        """Raises `VanishedRunError` where the folder is gone: what is written would lie in a folder that is no run."""
+        if not self.config_file.is_file():
+            raise VanishedRunError(f"the run folder {self.path} vanished while it was worked on; train again")
 
     @property
     def _status_file(self) -> Path:
@@ -188,14 +226,22 @@ class RunFolder:
 
     def _status(self) -> dict[str, Any]:
         try:
-            return json.loads(self._status_file.read_text(encoding="utf-8"))
+            status = json.loads(self._status_file.read_text(encoding="utf-8"))
         except FileNotFoundError:  # killed before the first status
             return {"state": "interrupted"}
+        except (OSError, ValueError, RecursionError):
+            return {"state": "unreadable"}
+        known = isinstance(status, dict) and status.get("state") in STATES
+        whole = known and (status["state"] != "running" or (isinstance(status.get("pid"), int) and "host" in status))
+        return status if whole else {"state": "unreadable"}
 
-    def _set_state(self, state: str) -> None:
+    def _set_state(self, state: str, trained: bool = False) -> None:
         assert state in STATES, state
+        self.check_is_there()
         updated = datetime.now(UTC).isoformat(timespec="seconds")
-        status = {"state": state, "updated": updated, **_identity(os.getpid()), "parent": _parent()}
+        status = {"state": state, "updated": updated, **identity(os.getpid()), "parent": parent()}
+        if trained or self._status().get("trained"):
+            status["trained"] = True
         write_atomically(self._status_file, json.dumps(status) + "\n")
 
 
@@ -205,49 +251,28 @@ def latest_run(runs_dir: Path | str) -> RunFolder:
     Raises:
         UserError: there is none.
     """
-    link = Path(runs_dir) / "latest"
-    if not link.exists():
+    path = latest_path(Path(runs_dir))
+    if path is not None:
+        return RunFolder.open(path)
+    finished = find_runs(runs_dir, finished=True)
+    if not finished:
         raise UserError(f"no finished run in {runs_dir}; start one with: make train, or name one with RUN=...")
-    return RunFolder.open(link)
+    return finished[-1]
 
 
 def find_runs(runs_dir: Path | str, taskset: str = "*", *, finished: bool) -> list[RunFolder]:
-    """Finished or resumable runs, oldest first; a run that a live process works on is neither."""
-    states = ("finished",) if finished else ("interrupted", "failed")
-    runs = [RunFolder(path.parent) for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml")]
-    # Names begin with the time of the start.
-    return sorted((run for run in runs if run.state in states), key=lambda run: run.path.name)
+    """Finished or resumable runs, in the order of their starts; a run that a live process works on is neither."""
+    states = ("finished",) if finished else ("interrupted", "failed", "trained")
+    return [run for run in _all_runs(runs_dir, taskset) if run.state in states]
 
 
-def _is_alive(status: dict[str, Any]) -> bool:
-    # A process on another host cannot be seen from here: it counts as alive, and claim() says what to do.
-    return status["host"] != socket.gethostname() or status | _identity(status["pid"]) == status
+def unreadable_runs(runs_dir: Path | str) -> list[str]:
+    """A line for each run whose status file is damaged: commands leave these out."""
+    runs = [run for run in _all_runs(runs_dir) if run.state == "unreadable"]
+    return [f"left out {os.path.relpath(run.path)}: its status.json cannot be read" for run in runs]
 
 
-def _identity(pid: int) -> dict[str, Any]:
-    """What tells a process from a later one with the same number; its start is None when it is gone."""
-    # Starts count from boot, so a process of another boot may have the same number and start.
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return {
-        "pid": pid,
-        "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else None,
-        "started": _start_of(pid),
-    }
-
-
-def _parent() -> list[Any]:
-    return [os.getppid(), _start_of(os.getppid())]
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process started (clock ticks since boot on Linux, a date elsewhere), None for a dead one or a zombie."""
-    if Path("/proc/self/stat").exists():
-        try:
-            # The name in parentheses may hold anything; after it come the state (field 3) ... the start (field 22).
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    listing = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return listing.stdout.strip() or None
+def _all_runs(runs_dir: Path | str, taskset: str = "*") -> list[RunFolder]:
+    paths = [path.parent for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml")]
+    # By the recorded order, as a clock may go back; names begin with the time of the start.
+    return [RunFolder(path) for path in sorted(paths, key=lambda path: (order_of(path), path.name))]

@@ -16,6 +16,7 @@ from contextlora.training.checkpoint import (
     CheckpointError,
     check_identity,
     load_checkpoint,
+    newest_whole,
 )
 from contextlora.trees import to_bytes
 
@@ -106,3 +107,33 @@ def test_another_safetensors_file_is_told_apart(path):
     path.write_bytes(safetensors.torch.save({"w": torch.ones(1)}))
     with pytest.raises(CheckpointError, match=r"must be whole: .* no tree"):
         load_checkpoint(path)
+
+
+def _saved_twice(folder):
+    for number in (1, 2):
+        checkpoint = {KEY: {"format": FORMAT, "number": number}, "values": torch.arange(1000)}
+        AtomicCheckpointIO().save_checkpoint(checkpoint, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "flip", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, harm):
+    last, said = _saved_twice(tmp_path), []
+    assert newest_whole(last)[1][KEY]["number"] == 2
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    if harm == "gone":
+        last.unlink()
+    else:
+        last.write_bytes({"cut": content[:-500], "empty": b"", "flip": content}[harm])
+    assert newest_whole(last, said.append)[1][KEY]["number"] == 1
+    assert len(said) == (harm != "gone")
+
+
+def test_two_damaged_checkpoints_say_what_to_do(tmp_path):
+    last = _saved_twice(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="begin the run anew"):
+        newest_whole(last)
+    assert newest_whole(tmp_path / "none" / "last.ckpt") is None

@@ -67,7 +67,7 @@ def build_module(
         ),
         target_modules=config.model.target_modules,
         seed=config.seed,
-        identity=identity(data),
+        identity=identity(config, data),
     )
     module.evaluator.max_items = config.evaluation.max_items
     return module

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from contextlora.config import RunConfig
-from contextlora.evaluation.compare import flatten
+from contextlora.evaluation.compare import flatten, settings_that_matter
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.taskset import TaskSet
 from contextlora.training.module import ContextLoraModule
@@ -21,29 +22,48 @@ LOCAL_SETTINGS = ("runs_dir", "taskset.data_dir", "training.devices", "training.
 PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
-def taskset_fingerprint(taskset: TaskSet) -> str:
-    """16 hex digits from everything in the items that reaches a prompt, images by their names."""
-    digest = hashlib.sha256()
+# Say where something lies or runs, or count through the fingerprints: a run may go on with others.
+MOVABLE = (
+    *("taskset.name", "taskset.train_items", "model.name", "model.dtype", "evaluation.split", "evaluation.max_items"),
+    *("training.devices", "training.strategy", "training.accelerator", "training.trainer"),
+)
+
+
+def taskset_fingerprint(taskset: TaskSet, splits: Sequence[str] = ("train", "validation")) -> str:
+    """16 hex digits from all that reaches a prompt of these splits: template, graph, items, what the images hold.
+
+    The test split is left out by default: it changes no weight, so that an item of it can be mended and the run go on.
+    """
+    digest = hashlib.sha256(repr(taskset.template).encode())
+    for name, task in taskset.tasks.items():
+        digest.update(repr((name, task.prerequisites)).encode())
+    images: dict[str, str] = {}
     for (task, split), items in sorted(taskset.splits.items()):
-        for item in items:
+        for item in items if split in splits else ():
+            if item.image and item.image not in images:
+                images[item.image] = hashlib.sha256((taskset.folder / item.image).read_bytes()).hexdigest()
+                digest.update(images[item.image].encode())
             shown = (item.scene, item.question, item.options, item.answer, item.image, item.image_text)
             digest.update(repr((task, split, *shown, sorted(item.prerequisites.items()))).encode())
     return digest.hexdigest()[:16]
 
 
-def identity(data: TaskSetDataModule) -> dict[str, str]:
+def identity(config: RunConfig, data: TaskSetDataModule) -> dict[str, str]:
     """What a checkpoint must agree on to be this run's."""
+    settings = settings_that_matter(flatten(asdict(config))) | {"seed": config.seed}
     return {
         "task set": taskset_fingerprint(data.taskset),
         "backbone": data.backbone.fingerprint,
         "dtype": str(data.backbone.model.dtype),  # model.dtype=auto depends on the processor
+        **{f"setting {key}": str(value) for key, value in settings.items() if key not in MOVABLE},
     }
 
 
 def facts(config: RunConfig, data: TaskSetDataModule) -> dict[str, str]:
     """What all processes of a run must agree on; folders may differ from machine to machine."""
     settings = {key: str(value) for key, value in flatten(asdict(config)).items() if key not in LOCAL_SETTINGS}
-    return _versions() | settings | identity(data)
+    tests = {"test split": taskset_fingerprint(data.taskset, ("test",))}
+    return _versions() | settings | tests | identity(config, data)
 
 
 def describe(config: RunConfig, module: ContextLoraModule) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from contextlora.assembly.build import build_data, build_module, compute_device
+from contextlora.assembly.provenance import describe
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig
 from contextlora.evaluation.report import print_in_full, references_table, results_table
@@ -19,13 +20,17 @@ from contextlora.training.stage_files import StageFiles
 
 
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
-    """Evaluates a finished run again, from its stages' weights, and prints the tables; changes nothing.
+    """Evaluates a trained run again, from its stages' weights, and prints the tables; changes nothing.
 
     Args:
         config: the run's own settings, or others such as `evaluation.split=validation`.
-        run: a finished run.
+        run: one whose stages are all done.
     """
-    results = run.results | measure(config, build_module(config, build_data(config)), run)
+    known = None if run.state == "trained" else run.results
+    module = build_module(config, build_data(config))
+    measured = measure(config, module, run)
+    # After measuring: a trained run's uses of the slices come with its last stage's file.
+    results = (describe(config, module) if known is None else known) | measured
     print_results(results)
     return results
 

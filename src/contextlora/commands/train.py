@@ -43,6 +43,7 @@ from contextlora.training.loggers import TrackerLogger
 from contextlora.training.memory import estimate_memory
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.plugins import build_plugins, check_plugins
+from contextlora.training.prompt_check import check_prompts
 from contextlora.training.stage_files import StageFiles
 
 
@@ -99,6 +100,7 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     check_plugins(config.training.loggers, Logger, "training.loggers", Path())
     trainer_settings(config).check()  # before the model loads, as what is wrong shows at once
     data = build_data(config)
+    check_prompts(data, config.evaluation.max_items)
     if peers is None:
         return build_module(config, data), None
     # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.
@@ -212,6 +214,8 @@ def _train_and_evaluate(
             ],
             agree=partial(peers.share, "state") if peers else str,
         )
+        if run:
+            run.mark_trained()
         return measure(config, module, run, peers)
 
 

@@ -5,6 +5,7 @@ settings in which the groups of the comparison differ.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 
 import yaml
 
+from contextlora.errors import first_line
 from contextlora.evaluation.labels import group_label
 from contextlora.evaluation.metrics import mean_interval, paired_difference
 from contextlora.evaluation.report import markdown_table
-from contextlora.runs import find_runs
+from contextlora.runs import find_runs, unreadable_runs
 
 # Settings that cannot change a result.
 NEUTRAL = (
@@ -47,17 +49,29 @@ class RunGroup:
         return {seed: _accuracy(results, task, key) for seed, results in self.by_seed.items()}
 
 
-def collect_runs(runs_dir: Path | str, defaults: Callable[[str], Mapping[str, Any]]) -> list[FinishedRun]:
-    """All finished runs of a folder of runs, oldest first.
+def collect_runs(
+    runs_dir: Path | str, defaults: Callable[[str], Mapping[str, Any]], leave_out: Callable[[str], None] = print
+) -> list[FinishedRun]:
+    """All finished runs of a folder of runs, oldest first; a damaged one does not keep the others out.
 
     Args:
         runs_dir: the folder.
         defaults: method's name -> flat settings, for those that an older run has not.
+        leave_out: called with a line for each run that cannot be read.
     """
+    for line in unreadable_runs(runs_dir):
+        leave_out(line)
     found = []
     for run in find_runs(runs_dir, finished=True):
-        settings = flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
-        found.append(FinishedRun({**defaults(settings["method.name"]), **settings}, run.results))
+        try:
+            settings = flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
+            results = run.results
+            if not isinstance(results.get("tasks"), dict):
+                raise ValueError("results.json holds no tasks")
+            found.append(FinishedRun({**defaults(settings["method.name"]), **settings}, results))
+        # Whatever a damaged file makes of the reading: other types than expected give half a dozen errors.
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+            leave_out(f"left out {os.path.relpath(run.path)}: {first_line(error)}")
     return found
 
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from contextlora import signals
+from contextlora.errors import UserError
 from contextlora.evaluation.report import print_in_full
 from contextlora.files import write_atomically
+from contextlora.training.checkpoint import LAST
 from contextlora.training.module import ContextLoraModule
-
-LAST = "last.ckpt"
 
 
 # With a `Checkpoint` among the callbacks Lightning adds no ModelCheckpoint of its own.
@@ -34,6 +34,10 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, metrics_file: Path, save_stage: Callable[[int, set[str]], None]) -> None:
         self.folder, self.metrics_file, self.save_stage = folder, metrics_file, save_stage
+
+    def on_train_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
         if trainer.world_size == 1:  # several would have to agree on the step
@@ -54,6 +58,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
         if trainer.is_global_zero:
+            if not self.folder.is_dir():
+                raise UserError(f"the folder {self.folder} vanished during training: train again")
             if pl_module.ended_stage is not None:
                 self.save_stage(*pl_module.ended_stage)
             # Rewritten whole from the checkpointed history: a resumed run repeats no line and loses none.

@@ -1,7 +1,10 @@
 # ruff: noqa: D102 - Lightning's hooks say what they are by their names
 """Checkpoints that survive a kill at any instant, and that say what is wrong with them."""
 
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,16 @@ from contextlora.trees import from_bytes, to_bytes
 
 FORMAT = 3
 KEY = "contextlora"  # our part of a Lightning checkpoint
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_SEAL = b"contextlora-sha256:"  # begins what stands behind a checkpoint's own bytes
 
 
 class CheckpointError(UserError):
     """A checkpoint that is damaged, of another program or of another run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -26,7 +35,17 @@ class AtomicCheckpointIO(CheckpointIO):
         path = Path(path)
         for key, state in checkpoint.get("callbacks", {}).items():
             _check_callback(key, state)
-        write_atomically(path, to_bytes(checkpoint))
+        content = to_bytes(checkpoint)
+        new = path.with_name(f".{path.name}.new")
+        try:
+            write_atomically(new, content + _SEAL + hashlib.sha256(content).digest())
+            _read_sealed(new)  # the one before goes only when this one can be read
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+            os.replace(new, path)
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -48,6 +67,42 @@ def _check_callback(key: str, state: Any) -> None:
         ) from error
 
 
+def _read_sealed(path: Path) -> bytes:
+    """A checkpoint's own bytes, as they were written."""
+    content = path.read_bytes()
+    if content.startswith(b"PK"):  # a zip file of pickles
+        raise CheckpointError(
+            f"A checkpoint must have format {FORMAT}: {path} is older. Resume it with the version that wrote it."
+        )
+    start = max(0, len(content) - len(_SEAL) - 32)
+    content, seal = content[:start], content[start:]
+    if seal != _SEAL + hashlib.sha256(content).digest():
+        raise OSError("its checksum is wrong")
+    return content
+
+
+def newest_whole(last: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint and its path, or the one before where that is damaged; None where there is none.
+
+    Raises:
+        CheckpointError: neither can be read.
+    """
+    damage = None
+    for path in (last, last.with_name(PREVIOUS)):
+        if path.is_file():
+            try:
+                checkpoint = load_checkpoint(path)
+            except DamagedCheckpointError as error:
+                damage = damage or error
+                continue
+            if damage:
+                say(f"{last.name} is damaged: going on from the checkpoint before, {path.name}")
+            return path, checkpoint
+    if damage:
+        raise damage
+    return None
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint; no code in it could run.
 
@@ -57,16 +112,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"A checkpoint must exist: there is no {path}. Give a run folder that holds one.")
-    content = path.read_bytes()
-    if content.startswith(b"PK"):  # a zip file of pickles
-        raise CheckpointError(
-            f"A checkpoint must have format {FORMAT}: {path} is older. Resume it with the version that wrote it."
-        )
     try:
-        checkpoint = from_bytes(content)
+        checkpoint = from_bytes(_read_sealed(path))
+    except CheckpointError:
+        raise
     except Exception as error:  # of safetensors, JSON or the tree, by where the damage lies
-        raise CheckpointError(
-            f"A checkpoint must be whole: {path} cannot be read ({first_line(error)}). Delete it and train again."
+        raise DamagedCheckpointError(
+            f"A checkpoint must be whole: {path} cannot be read ({first_line(error)}). Delete the folder "
+            f"{path.parent.name} to begin the run anew with make resume."
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise CheckpointError(f"A checkpoint must come from ContextLoRA: {path} was written by another program.")

@@ -2,9 +2,10 @@
 
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from contextlora.errors import ConfigError, UserError, first_line, suggestion
 from contextlora.limits import check_values
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
-from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+from contextlora.training.checkpoint import AtomicCheckpointIO, newest_whole
 from contextlora.training.module import ContextLoraModule
 
 # Arguments of the Trainer that the stages or the run's folder need as they are, and what to set instead.
@@ -165,8 +166,7 @@ def fit(
     Raises:
         UserError: something stopped the trainer before the last stage had ended.
     """
-    last = checkpoints / LAST
-    checkpoint = load_checkpoint(last) if last.exists() else None
+    last, checkpoint = newest_whole(checkpoints / LAST) or (None, None)
     is_finished = checkpoint is not None and module.is_finished(checkpoint)
     state = agree("finished" if is_finished else "new" if checkpoint is None else "interrupted")
     if state == "finished":
@@ -175,6 +175,8 @@ def fit(
             module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"])
         return
+    if checkpoints.parent != Path(os.devnull).parent:  # a callback without a folder of its own writes here
+        settings = replace(settings, options={"default_root_dir": checkpoints.parent, **settings.options})
     own = [RunCheckpoint(checkpoints, metrics_file, save_stage), LogStatuses()]
     trainer = settings.trainer([*own, *([StageBars(console)] if console else []), *callbacks], loggers)
     # Lightning's own way with SIGTERM would end a fit as if all were well, and wait for other processes in the handler.

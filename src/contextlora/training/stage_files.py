@@ -4,10 +4,12 @@ The header names the backbone (its fingerprint) and the partition, so that the s
 how the tasks used the slices when the stage ended.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -72,8 +74,10 @@ def save_slices(
     """
     header = _header(adapted, fingerprint)
     header["uses"] = {task: [use.own, use.prerequisites] for task, use in uses.items()}
+    state = adapted.state.read(owners)
+    header["checksum"] = _checksum(header, state)
     # One entry: safetensors writes several in random order, and equal weights would make unequal files.
-    write_atomically(Path(path), save(adapted.state.read(owners), metadata={HEADER: json.dumps(header)}))
+    write_atomically(Path(path), save(state, metadata={HEADER: json.dumps(header)}))
 
 
 def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> dict[str, SliceUse]:
@@ -89,10 +93,14 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        checksum = header.pop("checksum", None)  # files of an older version have none
+        if checksum is not None and checksum != _checksum(header, state):
+            raise ValueError("its checksum is wrong")
         uses = {task: SliceUse(tuple(own), rest) for task, (own, rest) in header.pop("uses", {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(
-            f"{path} is no readable slices file ({error}): is the path right and the file whole?"
+            f"{path} is no readable slices file ({error}): is the path right and the file whole? "
+            "If not, delete the folder it lies in and train again"
         ) from None
     for key, expected in _header(adapted, fingerprint).items():
         if header.get(key) != expected:
@@ -100,6 +108,14 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     check_finite(state, f"the values in {path}")
     adapted.state.write(state)
     return uses
+
+
+def _checksum(header: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, values in sorted(state.items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _header(adapted: AdaptedModel, fingerprint: str) -> dict[str, Any]:
