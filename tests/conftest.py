@@ -186,6 +186,15 @@ def tiny_settings(taskset_folder: Path, model_folder: Path, tmp_path: Path) -> l
     return [f"taskset={taskset_folder}", f"model={model_folder}", f"runs_dir={tmp_path / 'runs'}", *SETTINGS]
 
 
+@pytest.fixture(autouse=True)
+def own_environment():
+    """What a test's program puts into the environment, such as the interface that it listens on, ends with the test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def make_config(tiny_settings: list[str]) -> Callable[..., RunConfig]:
     """(dotted settings ...) -> configuration of a tiny run, of ContextLoRA unless they name another method."""

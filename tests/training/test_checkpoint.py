@@ -1,6 +1,7 @@
 """Checkpoints appear whole or not at all, and bad ones are refused with a reason."""
 
 import errno
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -37,6 +38,10 @@ def test_what_is_saved_is_loaded(path):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
+def sealed(content):
+    return content + b"contextlora-sha256:" + hashlib.sha256(content).digest()
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -70,10 +75,10 @@ def test_code_in_a_checkpoint_is_not_run(path, tmp_path):
 
 
 def test_a_foreign_checkpoint_and_another_format_are_told_apart(path, tmp_path):
-    path.write_bytes(to_bytes({"state_dict": {}}))
+    path.write_bytes(sealed(to_bytes({"state_dict": {}})))
     with pytest.raises(CheckpointError, match="written by another program"):
         load_checkpoint(path)
-    path.write_bytes(to_bytes({KEY: {"format": FORMAT + 1}}))
+    path.write_bytes(sealed(to_bytes({KEY: {"format": FORMAT + 1}})))
     with pytest.raises(CheckpointError, match=f"must have format {FORMAT}"):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match="there is no"):
@@ -98,13 +103,13 @@ def test_a_callback_s_state_that_could_not_be_read_again_is_not_written(value, n
 
 @pytest.mark.parametrize("tree", ["{", '{"dict": 5}', '{"dict": [[{"dict": []}, 1]]}', '{"tensor": "7"}', "[" * 10**5])
 def test_a_header_that_is_no_tree_is_named_as_damage(tree, path):
-    path.write_bytes(safetensors.torch.save({}, {"tree": tree}))
+    path.write_bytes(sealed(safetensors.torch.save({}, {"tree": tree})))
     with pytest.raises(CheckpointError, match=r"must be whole: .*last\.ckpt cannot be read"):
         load_checkpoint(path)
 
 
 def test_another_safetensors_file_is_told_apart(path):
-    path.write_bytes(safetensors.torch.save({"w": torch.ones(1)}))
+    path.write_bytes(sealed(safetensors.torch.save({"w": torch.ones(1)})))
     with pytest.raises(CheckpointError, match=r"must be whole: .* no tree"):
         load_checkpoint(path)
 

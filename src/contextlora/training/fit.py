@@ -166,7 +166,7 @@ def fit(
     Raises:
         UserError: something stopped the trainer before the last stage had ended.
     """
-    last, checkpoint = newest_whole(checkpoints / LAST) or (None, None)
+    last, checkpoint = newest_whole(checkpoints / LAST) or (checkpoints / LAST, None)
     is_finished = checkpoint is not None and module.is_finished(checkpoint)
     state = agree("finished" if is_finished else "new" if checkpoint is None else "interrupted")
     if state == "finished":
