@@ -8,7 +8,7 @@
 
 # make would read a value from the command line each time it uses or exports it, and run a $(shell ...) in it.
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
-export TASKSET METHOD MODEL DELTA SEED DEVICES STRATEGY RUN ARGS KILLS PROCESSOR PYTHON
+export TASKSET METHOD MODEL DELTA SEED DEVICES STRATEGY RUN ARGS KILLS SOAK PROCESSOR PYTHON
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -28,7 +28,7 @@ SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD"} $${MOD
 RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills test test-processors lint clean
+.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills soak test test-processors lint clean clean-runs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,9 @@ bench-gear: setup ## measure ContextGear and its rivals on emulated devices and 
 test-kills: setup ## kill a process at KILLS=50 random instants: reports and restarts
 	@KILLS="$${KILLS:-50}" $(WITH_ARGS) -m pytest tests/gear/execution/test_kills.py -s -n 0
 
+soak: setup ## disturb SOAK=200 runs at random instants (kills, signals, full disks, double starts) and resume them
+	@SOAK="$${SOAK:-200}" $(WITH_ARGS) -m pytest tests/test_soak.py -s -n 0
+
 test: setup ## run the test suite, the ten slowest tests last; on another processor's kernels: PROCESSOR=avx2 or default
 	@$(PROCESSOR_VARIABLES) $(WITH_ARGS) -m pytest
 
@@ -94,6 +97,9 @@ lint: setup ## check style and formatting
 clean: ## remove caches and build leftovers; keeps runs/, data/ and .venv
 	@rm -rf build .pytest_cache .ruff_cache src/*.egg-info
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-runs: setup ## show what takes space in runs/; ARGS=--yes removes what no command needs any more
+	@$(CONTEXTLORA) clean-runs
 
 # torch goes first and by exact version: an open requirement may pull a build with several GB of GPU libraries.
 # Only what gets imported is compiled to bytecode: a fifth less work than compiling every file.

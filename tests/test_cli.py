@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from contextlora.methods import METHODS
 from contextlora.methods.joint import Joint
 from contextlora.runs import RunFolder
 from contextlora.settings import MethodSettings, setting
+from contextlora.signals import Terminated
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +47,12 @@ def fail_with(error, monkeypatch):
 def test_settings_may_stand_on_both_sides_of_an_option(calls):
     assert main(["train", "method=joint", "--dry-run", "seed=3"]) == 0
     assert calls == [("train", (load_config(["method=joint", "seed=3"]),), {"dry_run": True})]
+
+
+def test_only_yes_lets_clean_runs_remove(calls):
+    assert main(["clean-runs", "runs_dir=x"]) == main(["clean-runs", "--yes"]) == 0
+    assert [options for _, _, options in calls] == [{"yes": False}, {"yes": True}]
+    assert calls[0][1][0].runs_dir == "x"
 
 
 @pytest.mark.parametrize("command", ["compare", "plan", "data", "data-check", "backbone", "bench"])
@@ -118,6 +126,13 @@ def test_ctrl_c_says_how_to_resume_and_ends_with_130(calls, monkeypatch, capsys)
     assert capsys.readouterr().err == "contextlora: interrupted\ncontinue it with: make resume RUN=runs/iov/joint/1\n"
 
 
+def test_a_signal_while_the_arguments_are_read_ends_in_order_too(monkeypatch, capsys):
+    for error, code, said in ((KeyboardInterrupt(), 130, "interrupted"), (Terminated(15), 143, "ended by SIGTERM")):
+        monkeypatch.setattr("contextlora.cli.describe_settings", Mock(side_effect=error))
+        assert main(["train", "--dry-run"]) == code
+        assert capsys.readouterr().err == f"contextlora: {said}\n"
+
+
 def disk_full_behind(error):
     error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return error
@@ -127,8 +142,10 @@ def disk_full_behind(error):
     ("error", "code", "said", "traceback"),
     [
         (UserError("mend this"), 2, "mend this", False),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "the disk is full", False),
-        (disk_full_behind(RuntimeError("writing failed")), 1, "the disk is full", False),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "the disk, a quota", False),
+        (disk_full_behind(RuntimeError("writing failed")), 1, "the disk, a quota", False),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 1, "make room", False),
+        (RuntimeError(f"SafetensorError: {os.strerror(errno.EFBIG)} (os error 27)"), 1, "make room", False),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'", False),
         (MemoryError(), 2, "the memory is full; lower training.batch_size", False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full", False),

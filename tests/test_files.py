@@ -5,10 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from contextlora.files import put_in_place, replace_folder, scratch_folder, slug, write_atomically
+from contextlora.files import (
+    beside,
+    leftovers,
+    put_in_place,
+    remove_leftovers,
+    replace_folder,
+    scratch_folder,
+    slug,
+    write_atomically,
+)
 
 # The process ends itself where it would rename for the NUMBER-th time.
 KILLED = """\
@@ -115,6 +125,61 @@ def test_a_full_disk_at_the_end_leaves_the_old_folder_alone(folder, full_disk):
         (scratch / "file").write_text("new")
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
     assert (folder / "file").read_text() == "old"
+
+
+def test_what_a_killed_process_left_goes_at_once_and_what_a_live_one_writes_stays(tmp_path):
+    for name in ("file", "below/file"):
+        write_atomically(tmp_path / name, "old")
+        kill_writer(tmp_path / name, 1)
+    beside(tmp_path / "below" / "file").write_text("of this process")
+    assert [path.parent.name for path in leftovers(tmp_path)] == [tmp_path.name, "below"]
+    assert len(leftovers(tmp_path, deep=False)) == 1
+    remove_leftovers(tmp_path)
+    assert sorted(path.read_text() for path in tmp_path.rglob("*") if path.is_file()) == [
+        "of this process",
+        "old",
+        "old",
+    ]
+
+
+@pytest.mark.parametrize("name", [".a.new-1234abcd", ".a.new", "..a.new.new-12", ".a.new-00000000-1-1234abcd"])
+def test_what_does_not_say_whose_it_is_goes_after_a_day(name, tmp_path):
+    (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path)
+    assert (tmp_path / name).exists()
+    day_before = time.time() - 86401
+    os.utime(tmp_path / name, (day_before, day_before))
+    remove_leftovers(tmp_path)
+    assert not (tmp_path / name).exists()
+
+
+def test_what_a_live_process_has_not_touched_for_a_day_goes_as_well(tmp_path):
+    (path := beside(tmp_path / "file")).touch()
+    os.utime(path, (0, 0))
+    remove_leftovers(tmp_path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".a.newer", "a.new-12", ".a.old-copy", ".new-12"])
+def test_other_names_stay(name, tmp_path):
+    (tmp_path / name).touch()
+    os.utime(tmp_path / name, (0, 0))
+    remove_leftovers(tmp_path, unknown_age_s=0.0)
+    assert (tmp_path / name).exists()
+
+
+def test_an_old_folder_whose_successor_never_came_takes_its_place_again(folder):
+    kill_writer(folder, 2)
+    remove_leftovers(folder.parent)
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+    assert (folder / "file").read_text() == "old"
+
+
+def test_the_next_writer_of_a_folder_removes_what_a_killed_one_left(folder):
+    kill_writer(folder, 1)
+    with replace_folder(folder) as scratch:
+        (scratch / "file").write_text("newer")
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize(

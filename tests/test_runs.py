@@ -13,7 +13,7 @@ import pytest
 from contextlora.errors import UserError
 from contextlora.files import write_atomically
 from contextlora.run_places import release
-from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
+from contextlora.runs import RunFolder, find_runs, latest_run, remove_all_leftovers, unreadable_runs
 
 RESULTS = {"taskset": "iov", "tasks": {}}
 
@@ -250,7 +250,19 @@ def test_the_run_that_began_last_is_resumed_though_the_clock_went_back(tmp_path)
 def test_leftovers_of_a_killed_process_go_when_the_run_is_claimed(tmp_path):
     run = create(tmp_path)
     run._set_state("failed")
-    for name in (".last.ckpt.new", ".status.json.new-12ab", ".low-5.old-cdef"):
+    for name in (".last.ckpt.new", ".status.json.new-12ab", ".low-5.old-cdef", "low-5"):
         (run.folder("checkpoints") / name).touch()
     run.claim()
-    assert list(run.folder("checkpoints").iterdir()) == []
+    assert [path.name for path in run.folder("checkpoints").iterdir()] == ["low-5"]
+
+
+def test_leftovers_go_from_all_runs_but_those_that_live(tmp_path):
+    dead, live = create(tmp_path / "runs"), create(tmp_path / "runs")
+    dead._set_state("finished")
+    places = [dead.folder("checkpoints"), live.folder("checkpoints"), tmp_path / "runs", tmp_path / "runs" / "mine"]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        (place / ".file.new-12ab").touch()
+        os.utime(place / ".file.new-12ab", (0, 0))
+    remove_all_leftovers(tmp_path / "runs")
+    assert [(place / ".file.new-12ab").exists() for place in places] == [False, True, False, True]

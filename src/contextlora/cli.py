@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
 import shutil
 import sys
 import textwrap
@@ -40,6 +41,7 @@ COMMANDS = {
     "compare": Command("compare the finished runs of a task set over methods and seeds"),
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
+    "clean-runs": Command("show what takes space among the runs; --yes removes what no command needs any more"),
     "plan": Command("plan training over the devices of gear.devices, and say what it would take"),
     "profile": Command("measure this machine, or all processes and their links, into a device catalogue"),
     "data": Command("build a task set"),
@@ -65,13 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Where a terminal or pipe has no such letter, its code is better than no line. (None: closed by the caller.)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace(debug=False)  # until the arguments are read, which a signal may break off
     with ending_in_order():
-        return _run(options, settings)
+        return _run(sys.argv[1:] if arguments is None else arguments, options)
 
 
-def _run(options: argparse.Namespace, settings: list[str]) -> int:
+def _run(arguments: Sequence[str], options: argparse.Namespace) -> int:
     try:
+        settings = _parse(arguments, options)
         _call_command(options, settings)
         return 0
     except Terminated as error:
@@ -88,7 +91,7 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
             )
             return _report(error, text, 2, options.debug)
         if _is_disk_full(error):
-            text = "the disk is full; free some space. Earlier runs and checkpoints are as they were"
+            text = "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were"
             return _report(error, text, 1, options.debug)
         if isinstance(error, OSError):
             return _report(error, str(error), 1, options.debug)
@@ -96,7 +99,8 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
         return _report(error, "this is probably a bug in contextlora", 1, debug=True)
 
 
-def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """Fills in the options and returns the settings."""
     parser = argparse.ArgumentParser(
         prog="contextlora",
         description="Train one language model on many related tasks, guided by a task graph.",
@@ -113,6 +117,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         )
         if name == "train":
             sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
+        if name == "clean-runs":
+            sub.add_argument("--yes", action="store_true", help="remove it; only shows otherwise")
         if command.run:
             default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
             sub.add_argument("--run", metavar="FOLDER", help=f"the run (default: {default})")
@@ -123,11 +129,11 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             sub.add_argument("settings", nargs="*", metavar="key=value", help="settings, see below")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     # argparse leaves over the settings that come after an option.
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(arguments, options)
     unknown = [text for text in rest if text.startswith("-") or not COMMANDS[options.command].settings]
     if unknown:
         parser.error(f"{options.command} does not take {' '.join(unknown)}; see contextlora {options.command} --help")
-    return options, [*getattr(options, "settings", []), *rest]
+    return [*getattr(options, "settings", []), *rest]
 
 
 def _settings_help() -> Iterator[str]:
@@ -156,6 +162,8 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     function = getattr(import_module(f"contextlora.commands.{name}"), name)
     if options.command == "train":
         function(config, dry_run=options.dry_run)
+    elif options.command == "clean-runs":
+        function(config, yes=options.yes)
     elif options.command == "resume":
         function(run, devices=options.devices)
     else:
@@ -184,9 +192,11 @@ def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is a full disk; torch and safetensors only pass its text on."""
+    """Whether an error, or one behind it, is a full disk or quota; torch and safetensors only pass its text on."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    texts = [os.strerror(number) for number in full]
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in full or any(text in str(error) for text in texts):
             return True
         error = error.__cause__ or error.__context__
     return False

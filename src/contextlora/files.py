@@ -4,11 +4,17 @@ import os
 import re
 import secrets
 import shutil
+import socket
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MAX_SLUG_BYTES = 100  # file systems take 255, two slugs may make one name
+DAY_S = 86400.0
+# What `beside` gives, and what older versions gave, without host and process.
+_SCRATCH = re.compile(r"\.(?P<name>.+)\.(?P<what>new|old)(-((?P<host>[0-9a-f]{8})-(?P<pid>\d+)-)?[0-9a-f]+)?")
 
 
 def slug(name: str) -> str:
@@ -24,7 +30,7 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         OSError: the disk is full, or the like; the old content is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, "new")
+    temporary = beside(path, "new")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -48,7 +54,8 @@ def replace_folder(path: Path) -> Iterator[Path]:
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, which goes with the block unless `put_in_place` has moved it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _beside(path, "new")
+    remove_leftovers(path.parent, deep=False)
+    scratch = beside(path, "new")
     scratch.mkdir()
     try:
         yield scratch
@@ -60,7 +67,7 @@ def put_in_place(scratch: Path, path: Path) -> None:
     """Makes a folder that is whole the one at `path`; a folder that lies there goes last, when nothing can fail."""
     for file in scratch.rglob("*"):
         _sync(file)
-    old = _beside(path, "old")
+    old = beside(path, "old")
     # A folder that is not empty cannot be replaced by a rename: the old one steps aside.
     with suppress(FileNotFoundError):  # nothing to replace
         os.replace(path, old)
@@ -74,16 +81,67 @@ def put_in_place(scratch: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(path: Path, what: str) -> Path:
-    """A name that is free: other processes, also on other machines, may replace the same file."""
+def beside(path: Path, what: str = "new") -> Path:
+    """A name that is free, and that says whose it is: other processes and machines may replace the same file."""
     # In the same folder, since a rename is one step within one file system only.
-    return path.with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{what}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process left half written below a folder that no other process works on."""
-    for path in [*folder.rglob(".*.new*"), *folder.rglob(".*.old-*")]:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def leftovers(folder: Path, *, deep: bool = True, unknown_age_s: float = DAY_S) -> list[Path]:
+    """What killed processes left half written in a folder.
+
+    Args:
+        folder: where to look; links are not followed.
+        deep: also in the folders below.
+        unknown_age_s: how long nothing has moved in what does not say whose it is, or names another machine's process;
+            a live process's is left over after a day, as its number may be a later process's.
+    """
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            if (match := _SCRATCH.fullmatch(name)) and _is_left(path := Path(root, name), match, unknown_age_s):
+                found.append(path)
+        folders[:] = [name for name in folders if deep and not _SCRATCH.fullmatch(name)]
+    return found
+
+
+def _is_left(path: Path, scratch: re.Match[str], unknown_age_s: float) -> bool:
+    try:
+        age_s = time.time() - path.lstat().st_mtime
+    except OSError:  # just gone
+        return False
+    if scratch["host"] != _host():
+        return age_s >= unknown_age_s
+    try:
+        os.kill(int(scratch["pid"]), 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # another user's, alive
+        pass
+    return age_s >= DAY_S
+
+
+def remove_leftovers(folder: Path, *, deep: bool = True, unknown_age_s: float = DAY_S) -> None:
+    """Removes what `leftovers` finds; an old folder whose successor never came takes its place again."""
+    for path in leftovers(folder, deep=deep, unknown_age_s=unknown_age_s):
+        remove_leftover(path)
+
+
+def remove_leftover(path: Path) -> None:
+    """Removes one; where that fails it stays, since whoever finds it has other things to do."""
+    scratch = _SCRATCH.fullmatch(path.name)
+    assert scratch is not None, path
+    with suppress(OSError):
+        if scratch["what"] == "old" and not (original := path.with_name(scratch["name"])).exists():
+            os.replace(path, original)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _sync(path: Path) -> None:

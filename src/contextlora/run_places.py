@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from contextlora.files import write_atomically
+from contextlora.files import beside, write_atomically
 
 MARKER = ".runs"  # lies in every folder of runs: one that is only three levels above a copied run has none
 _ORDER = ".order"
@@ -61,9 +61,8 @@ def point_latest(folder: Path) -> None:
     if len(folder.parents) < 3 or not (folder.parents[2] / MARKER).exists():
         return  # a run that was copied out of its folder of runs
     runs_dir = folder.parents[2]
-    target, temporary = folder.relative_to(runs_dir), runs_dir / f".latest.{os.getpid()}"
+    target, temporary = folder.relative_to(runs_dir), beside(runs_dir / "latest")
     try:
-        temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)  # relative: the folder of runs may move
         # A link is replaced in one step; deleted and made anew it would be missing in between.
         os.replace(temporary, runs_dir / "latest")

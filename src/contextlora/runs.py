@@ -176,7 +176,7 @@ class RunFolder:
         if self.state in ("running", "finished"):
             release(self.path)
             raise UserError(f"{self.path} was taken by another process at this moment; look at it before trying again")
-        remove_leftovers(self.path)
+        remove_leftovers(self.path, unknown_age_s=0.0)  # nobody else works on it
         self._set_state("running")
 
     def mark_trained(self) -> None:
@@ -263,16 +263,25 @@ def latest_run(runs_dir: Path | str) -> RunFolder:
 def find_runs(runs_dir: Path | str, taskset: str = "*", *, finished: bool) -> list[RunFolder]:
     """Finished or resumable runs, in the order of their starts; a run that a live process works on is neither."""
     states = ("finished",) if finished else ("interrupted", "failed", "trained")
-    return [run for run in _all_runs(runs_dir, taskset) if run.state in states]
+    return [run for run in all_runs(runs_dir, taskset) if run.state in states]
 
 
 def unreadable_runs(runs_dir: Path | str) -> list[str]:
     """A line for each run whose status file is damaged: commands leave these out."""
-    runs = [run for run in _all_runs(runs_dir) if run.state == "unreadable"]
+    runs = [run for run in all_runs(runs_dir) if run.state == "unreadable"]
     return [f"left out {os.path.relpath(run.path)}: its status.json cannot be read" for run in runs]
 
 
-def _all_runs(runs_dir: Path | str, taskset: str = "*") -> list[RunFolder]:
+def remove_all_leftovers(runs_dir: Path | str) -> None:
+    """Removes what killed processes left half written among the runs, and in those that no live process works on."""
+    remove_leftovers(Path(runs_dir), deep=False)  # what lies deeper and is no run may be anybody's
+    for run in all_runs(runs_dir):
+        if run.state != "running":
+            remove_leftovers(run.path)
+
+
+def all_runs(runs_dir: Path | str, taskset: str = "*") -> list[RunFolder]:
+    """Runs in any state, in the order of their starts."""
     paths = [path.parent for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml")]
     # By the recorded order, as a clock may go back; names begin with the time of the start.
     return [RunFolder(path) for path in sorted(paths, key=lambda path: (order_of(path), path.name))]

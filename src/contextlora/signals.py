@@ -14,7 +14,7 @@ REPEAT_S = 2.0  # `timeout` and SLURM send a signal to the process and to its gr
 
 
 _waits, _number = False, 0  # whether signals wait now, and the one that does
-_has_come = threading.Event()
+_num_come = 0  # signals that began to end the program
 
 
 class Terminated(BaseException):
@@ -34,16 +34,15 @@ def ending_in_order() -> Iterator[None]:
     """Has the signals raise `Terminated` in the main thread, where they would kill the process."""
     latest = -REPEAT_S
     forget()
-    _has_come.clear()
 
     def leave(number: int, _frame: FrameType | None) -> None:
         nonlocal latest
-        global _number
+        global _number, _num_come
         # Not again while the first one is on its way out. Later it counts: somebody may have passed over the first.
         if time.monotonic() - latest < REPEAT_S:
             return
         latest = time.monotonic()
-        _has_come.set()
+        _num_come += 1
         if number == signal.SIGHUP:
             _leave_the_terminal()
         if _waits and not _number:
@@ -63,9 +62,9 @@ def ending_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def has_come() -> bool:
-    """Whether a signal has begun to end the program; for other threads."""
-    return _has_come.is_set()
+def num_come() -> int:
+    """How many signals have begun to end the program; for other threads, which see by it whether one has come since."""
+    return _num_come
 
 
 def wait() -> None:

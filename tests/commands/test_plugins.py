@@ -44,6 +44,11 @@ class RefusingLogger(CSVLogger):
         raise ValueError("no room")
 
 
+class Failing(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        raise KeyError("no such column")
+
+
 def accuracies(row):
     return {key: value for key, value in row.items() if key.startswith("accuracy/") and value not in ("", None)}
 
@@ -170,3 +175,19 @@ def test_a_callback_that_stops_training_is_named_as_the_cause(tiny_settings, cap
     )
     assert main(["train", *tiny_settings, *QUICK, stop]) == 2
     assert "a callback stopped training in stage" in capsys.readouterr().err
+
+
+def test_a_hook_that_fails_is_named_and_the_run_can_go_on(tiny_settings, tmp_path, capsys):
+    assert main(["train", *tiny_settings, *QUICK, f"training.callbacks=[{__name__}.Failing]"]) == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert f"{__name__}.Failing.on_train_epoch_end must not fail, but raised KeyError: 'no such column'" in first
+    assert len(rest) == 1 and "make resume" in rest[0]
+
+
+def test_a_checkpoint_of_the_users_own_goes_into_the_runs_folder(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {filename: mine, monitor: loss}}"
+    assert main(["train", *tiny_settings, *QUICK, f"training.callbacks=[{own}]"]) == 0
+    run = latest_run(tmp_path / "runs")
+    saved = [path for path in tmp_path.rglob("*mine*") if path.is_file()]
+    assert saved and all(run.path in path.parents for path in saved)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from transformers import AutoModelForCausalLM
 from contextlora.assembly.build import build_data, build_module
 from contextlora.backbones.scoring import option_scores
 from contextlora.commands.evaluate import evaluate
+from contextlora.commands.export import export
 from contextlora.commands.resume import resume
-from contextlora.commands.train import train
+from contextlora.commands.train import _new_folder, train
 from contextlora.config import load_config, to_yaml
 from contextlora.errors import UserError
 from contextlora.runs import RunFolder, find_runs, latest_run
@@ -58,6 +60,34 @@ def test_a_run_leaves_everything_that_is_promised(make_config):
     figures = {path.name for path in (run.path / "figures").iterdir()}
     assert figures == {"plan.png", "accuracy_matrix.png", "learning.png"}
     assert load_config(saved=run.config_file) == config
+
+
+def test_a_stage_file_that_is_gone_for_good_is_refused_before_training_goes_on(make_config, monkeypatch):
+    run = train(make_config("training.steps_per_task=1"))
+    (run.path / "checkpoints" / "stage-1.safetensors").unlink()
+    run._set_state("failed")
+    monkeypatch.setattr("contextlora.commands.train.fit", lambda *_, **__: pytest.fail("it went on"))
+    with pytest.raises(UserError, match=r"stage-1\.safetensors is missing.*train again"):
+        resume(run)
+
+
+def test_a_last_stage_file_that_is_gone_is_no_loss(make_config, capsys):
+    config = make_config("training.steps_per_task=1")
+    run = train(config)
+    before = stage_weights(run)
+    (run.path / "checkpoints" / "stage-3.safetensors").unlink()
+    evaluate(config, run)
+    assert "stage-3.safetensors was missing" in capsys.readouterr().out
+    assert_same(stage_weights(run), before)
+
+
+def test_what_killed_processes_left_among_the_runs_goes_at_the_next_start(make_config):
+    config = make_config()
+    (earlier := _new_folder(config))._set_state("failed")
+    (left := earlier.path / ".plan.json.new-12ab").touch()
+    os.utime(left, (0, 0))
+    _new_folder(config)
+    assert not left.exists()
 
 
 def test_an_exported_adapter_scores_as_the_run_did_in_plain_peft(make_config, model_folder):
@@ -183,3 +213,19 @@ def test_a_mistake_leaves_no_run_folder(make_config):
     with pytest.raises(UserError, match=r"needs training\.strategy=contextgear"):
         train(make_config("training.devices=2"))
     assert not Path(config.runs_dir).exists()
+
+
+def test_a_failure_after_training_leaves_weights_that_can_be_used(make_config, monkeypatch):
+    config = make_config("training.steps_per_task=2")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no such device"):
+        patch.setattr("contextlora.commands.train.measure", Mock(side_effect=RuntimeError("no such device")))
+        train(config)
+    (run,) = find_runs(config.runs_dir, finished=False)
+    assert run.state == "trained"
+    export(config, run)
+    assert {path.name for path in (run.path / "adapters").iterdir()} == set("abcd")
+    assert set(evaluate(config, run)["tasks"]) == set("abcd")
+    trained = stage_weights(run)
+    resume(run)
+    assert run.state == "finished"
+    assert_same(stage_weights(run), trained)

@@ -134,3 +134,30 @@ def test_costs_are_medians_with_their_range():
     assert rows[0] == ("total", "21 s", "20-22")
     assert rows[3] == ("peak memory", "1024 MiB", "1024-1024")
     assert rows[4] == ("u, end to end", "70.0 %", "70.0-70.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.json", b""),
+        ("results.json", b"[]"),
+        ("results.json", b'{"tasks": 3}'),
+        ("results.json", b"\xff\xfe"),
+        ("results.json", b"[" * 100_000),
+        ("config.yaml", b""),
+        ("config.yaml", b"- a"),
+        ("config.yaml", b"method: {rank: 2}"),
+        ("config.yaml", b"a: [\n\xff"),
+        ("config.yaml", b"method: &a [*a]"),
+        ("status.json", b"{"),
+    ],
+)
+def test_a_damaged_run_is_named_and_left_out(name, content, tmp_path):
+    good, bad = (RunFolder.create(tmp_path, "t", "joint", seed, "method: {name: joint}\n") for seed in (0, 1))
+    for made in (good, bad):
+        made.finish({"tasks": {}})
+    (bad.path / name).write_bytes(content)
+    said = []
+    (found,) = collect_runs(tmp_path, lambda method: {}, said.append)
+    assert found.results == {"tasks": {}}
+    assert len(said) == 1 and bad.path.name in said[0] and "\n" not in said[0]

@@ -71,6 +71,8 @@ def refusal(folder):
         ({"image": "../set.png"}, "must lie in the task set's folder"),
         ({"image": "taskset.yaml"}, "cannot be read: it is none of PNG"),
         ({"image_text": True}, "image_text must be text or left out, got True"),
+        ({"prerequisites": None}, "as words, got None; leave the key out where there are none"),
+        ({"prerequisites": "null"}, "prerequisites must map tasks to their right answers, as words, got 'null'; leave"),
         ({"prerequisites": 5}, "prerequisites must map tasks to their right answers, as words, got 5"),
         ({"prerequisites": ["red"]}, "prerequisites must map tasks"),
         ({"prerequisites": {"a": ["red"]}}, "got ['red'] for a"),
@@ -142,6 +144,18 @@ def test_one_report_names_every_fault(change, edit):
     places = ("taskset.yaml: has unknown keys nam", "taskset.yaml:3: task a", "train/a.jsonl:1", "train/b.jsonl:3")
     for place in (*places, "test/b.jsonl:2", "validation/c.jsonl: belongs to no task"):
         assert any(line.startswith(f"  {place}") for line in lines), place
+
+
+@pytest.mark.parametrize(
+    "name", ["c.jsonl", "train/c.jsonl", "train/a.JSONL", "Train/a.jsonl", "TEST/b.json", "x/y.Jsonl"]
+)
+def test_item_files_that_nothing_reads_are_named_in_any_case_of_letters(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}\n")
+    [line] = refusal(folder)
+    assert f"/{name}: belongs to no task" in line
+    (folder / name).rename(folder / "notes.json")  # no item file
+    TaskSet.load(folder)
 
 
 def test_a_report_ends_somewhere():

@@ -45,7 +45,7 @@ def test_a_byte_order_mark_and_windows_line_ends_change_nothing(folder, file):
 
 
 def test_null_stands_for_what_is_left_out(folder):
-    nulls = {"image": None, "image_text": None, "prerequisites": None, "fields": {"k": None}}
+    nulls = {"image": None, "image_text": None, "prerequisites": {"a": None}, "fields": {"k": None}}
     item = first_item(folder, json.dumps(ITEM | nulls))
     assert (item.image, item.image_text, item.prerequisites, item.fields) == (None, None, {}, {})
 

@@ -17,7 +17,11 @@ def module(tmp_path_factory):
 
 @pytest.mark.parametrize("task", ["hazard", "route"])
 def test_a_step_again_gives_the_same_bits_and_with_other_threads_nearly_the_same(task, module):
-    """Loss within 1e-5 and gradients, layer by layer, within 1e-3 of their norm: float32 sums in another order."""
+    """Loss within 1e-5 and gradients, layer by layer, within 1e-3 of their norm: float32 sums in another order.
+
+    Where a layer's terms cancel, what is left is as wrong as they are: 1e-8 of the whole norm, a sixth of what float32
+    tells apart, is allowed on top.
+    """
     data, adapted, use = module.data, module.adapted, module.uses[task]
     items = data.taskset.items(task, "train")[:8]
     batch = data.encode_items(task, items, [data.right_context(task, item) for item in items])
@@ -39,13 +43,18 @@ def test_a_step_again_gives_the_same_bits_and_with_other_threads_nearly_the_same
         finally:
             torch.set_num_threads(before)
 
+    def norm(gradients):
+        return sum(gradient.square().sum() for gradient in gradients).sqrt()
+
     first = gradients(1)
     assert all(map(torch.equal, first, gradients(1)))
     assert all(gradient.any() for gradient in first)
     for threads in (2, 4):
         found = gradients(threads)
         torch.testing.assert_close(found[0], first[0], rtol=1e-5, atol=0)
-        assert all((ours - theirs).norm() <= 1e-3 * theirs.norm() for ours, theirs in zip(found, first, strict=True))
+        pairs, rounding = list(zip(found[1:], first[1:], strict=True)), 1e-8 * norm(first[1:])
+        assert norm(ours - theirs for ours, theirs in pairs) <= 1e-5 * norm(first[1:])
+        assert all((ours - theirs).norm() <= 1e-3 * theirs.norm() + rounding for ours, theirs in pairs)
     adapted.end_stage()
 
 

@@ -1,10 +1,13 @@
 """Stage files: each holds what its stage trained, and all up to one give the weights after it."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from contextlora.assembly.build import build_data
+from contextlora.adapters import AdapterError
+from contextlora.assembly.build import build_data, build_module, trainer_settings
 from contextlora.methods.contextlora import ContextLora
 from contextlora.methods.routing import add_routers
 from contextlora.training.fit import TrainerSettings, fit
@@ -12,6 +15,8 @@ from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stage_files import StageFiles
 from contextlora.training.stages import StageLength
+
+SHORT = ("training.steps_per_task=2", "training.validate_every_steps=2")
 
 
 class Routed(ContextLora):
@@ -83,3 +88,77 @@ def test_the_files_up_to_a_stage_give_the_weights_after_it(build, after_stage, t
         module.adapted.state.read(trained),
         {name: after_stage[1][name] for name in module.adapted.state.read(trained)},
     )
+
+
+def damage(path, kind):
+    path.unlink() if kind == "missing" else os.truncate(path, path.stat().st_size - 5)
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut"])
+def test_a_damaged_file_is_rebuilt_to_the_same_bytes_where_no_later_stage_trained_its_slices(
+    train, make_config, tmp_path, kind
+):
+    module, said = train(make_config("method=per_task", *SHORT), tmp_path), []
+    files = StageFiles(tmp_path, module, said.append)
+    for stage in range(len(module.plan.stages)):
+        whole = files.path(stage).read_bytes()
+        damage(files.path(stage), kind)
+        files.load(stage)
+        assert files.path(stage).read_bytes() == whole
+    assert said[0] == "stage-1.safetensors was missing or damaged: written again from last.ckpt"
+
+
+def test_where_slices_have_moved_on_the_last_file_is_rebuilt_and_an_earlier_one_refused(train, make_config, tmp_path):
+    files = StageFiles(tmp_path, train(make_config(*SHORT), tmp_path), print)
+    whole = files.path(2).read_bytes()
+    damage(files.path(2), "cut")
+    files.load_last()
+    assert files.path(2).read_bytes() == whole
+    damage(files.path(0), "cut")
+    with pytest.raises(AdapterError, match=r"stage-1\.safetensors is damaged.*Restore .* or train again"):
+        files.load(0)
+    assert len(list(tmp_path.glob("stage-*"))) == 3  # what is left of it stays
+
+
+def test_the_last_file_of_changing_uses_is_rebuilt_with_all_values_and_the_uses(train, make_config, tmp_path):
+    module = train(make_config("method.delta=auto", *SHORT), tmp_path)
+    weights, uses = module.adapted.state.read(), dict(module.uses)
+    damage(tmp_path / "stage-3.safetensors", "missing")
+    files = StageFiles(tmp_path, module)
+    files.load(0)
+    files.load_last()
+    assert_same(module.adapted.state.read(), weights)
+    assert module.uses == uses
+    damage(tmp_path / "stage-1.safetensors", "missing")
+    with pytest.raises(AdapterError, match=r"stage-1\.safetensors is missing"):
+        files.load(0)
+
+
+@pytest.mark.parametrize(("intervals", "name"), [(1, "last.ckpt"), (2, "previous.ckpt")])
+def test_before_a_run_goes_on_its_files_are_mended_from_the_checkpoint_of_the_stages_end(
+    train, make_config, tmp_path, intervals, name
+):
+    config, said = make_config("training.steps_per_task=2", f"training.validate_every_steps={2 // intervals}"), []
+
+    def save(stage, owners):
+        if stage == 1:
+            raise KeyboardInterrupt
+        StageFiles(tmp_path, modules[0]).save(stage, owners)
+
+    modules = [build_module(config, build_data(config))]
+    settings = {"metrics_file": tmp_path / "metrics.jsonl", "save_stage": save, "console": None}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(modules[0], trainer_settings(config), checkpoints=tmp_path, **settings)
+    whole = (tmp_path / "stage-1.safetensors").read_bytes()
+    damage(tmp_path / "stage-1.safetensors", "cut")
+    StageFiles(tmp_path, build_module(config, build_data(config)), said.append).mend()
+    assert (tmp_path / "stage-1.safetensors").read_bytes() == whole
+    assert said == [f"stage-1.safetensors was missing or damaged: written again from {name}"]
+    damage(tmp_path / "stage-1.safetensors", "missing")
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    files = StageFiles(tmp_path, modules[0])
+    if intervals == 1:
+        files.mend()  # no checkpoint: nothing is done yet
+    else:
+        with pytest.raises(AdapterError, match="is missing"):
+            files.mend()

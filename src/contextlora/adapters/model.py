@@ -166,18 +166,25 @@ class AdaptedModel(nn.Module):
     @property
     def trained_slices(self) -> set[str]:
         """Slices of which the stage trains at least a part."""
-        return {
-            name
-            for use in self._stage_uses.values()
-            for name in use.active
-            if use.num_frozen(name, self.partition.ranks[name]) < self.partition.ranks[name]
-        }
+        return self._slices_trained_with(self._stage_uses)
 
     @property
     def trained_owners(self) -> set[str]:
         """Owners of all values that the stage trains, see `adapters.state`."""
-        gates = {f"->{task}" for task, use in self._stage_uses.items() if use.prerequisites and self.config.gated}
-        return self.trained_slices | gates | {f"+{parts.name}" for parts in self.parts}
+        return self.owners_trained_with(self._stage_uses)
+
+    def owners_trained_with(self, uses: Mapping[str, SliceUse]) -> set[str]:
+        """Owners of all values that a stage of these tasks and uses trains."""
+        gates = {f"->{task}" for task, use in uses.items() if use.prerequisites and self.config.gated}
+        return self._slices_trained_with(uses) | gates | {f"+{parts.name}" for parts in self.parts}
+
+    def _slices_trained_with(self, uses: Mapping[str, SliceUse]) -> set[str]:
+        return {
+            name
+            for use in uses.values()
+            for name in use.active
+            if use.num_frozen(name, self.partition.ranks[name]) < self.partition.ranks[name]
+        }
 
     def _choose_orders(self, prerequisites: Sequence[str]) -> dict[str, dict[str, list[int]]]:
         policy = self.config.frozen_policy

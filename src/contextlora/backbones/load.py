@@ -192,7 +192,8 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
 def fingerprint(model: PreTrainedModel) -> str:
     """16 hex digits from the model's class, and every weight's name, shape and some of its values.
 
-    Values are compared in bfloat16, so that a checkpoint has one fingerprint whatever dtype it is loaded in.
+    Values are compared in bfloat16, so that a checkpoint has one fingerprint in float32 and bfloat16. In float16 it may
+    have another: tiny values are lost there.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, weight in sorted(model.state_dict().items()):

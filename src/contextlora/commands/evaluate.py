@@ -20,7 +20,9 @@ from contextlora.training.stage_files import StageFiles
 
 
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
-    """Evaluates a trained run again, from its stages' weights, and prints the tables; changes nothing.
+    """Evaluates a trained run again, from its stages' weights, and prints the tables.
+
+    Changes nothing in a run that is whole; a damaged stage file is written again where that is possible.
 
     Args:
         config: the run's own settings, or others such as `evaluation.split=validation`.
@@ -44,7 +46,7 @@ def measure(
     if peers is not None:
         module.evaluator.share(peers.run_in_turn)
 
-    files = StageFiles(run.folder("checkpoints"), module) if run else None
+    files = StageFiles(run.folder("checkpoints"), module, CONSOLE.print) if run else None
 
     def load_stage(stage: int) -> None:
         if files is not None:

@@ -34,7 +34,7 @@ from contextlora.files import write_atomically
 from contextlora.gear.execution.peers import Peers
 from contextlora.gear.planning.plan import Plan
 from contextlora.gear.processes import is_first_process, joined, together
-from contextlora.runs import RunFolder, find_runs
+from contextlora.runs import RunFolder, find_runs, remove_all_leftovers
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tracking import Tracker, open_tracker
 from contextlora.training.callbacks import LAST
@@ -78,6 +78,7 @@ def _leaving_nothing_of_a_mistake(run: RunFolder) -> Iterator[None]:
 
 def _new_folder(config: RunConfig) -> RunFolder:
     """A new run folder, or that of the attempt before where torchrun starts the processes again."""
+    remove_all_leftovers(config.runs_dir)
     if "TORCHELASTIC_MAX_RESTARTS" in os.environ:  # not its count of restarts: that of a peer's node may differ
         for run in reversed(find_runs(config.runs_dir, finished=False)):
             if run.has_same_parent and run.config_file.read_text(encoding="utf-8") == to_yaml(config):
@@ -197,14 +198,17 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains and evaluates; without a run folder (every process but the first) nothing is written."""
     checkpoints, training = run.folder("checkpoints") if run else Path(), config.training
+    files = StageFiles(checkpoints, module, CONSOLE.print)
     with together(peers, str(checkpoints / LAST)):
+        if run:
+            files.mend()  # now, as the evaluation after all training needs them
         fit(
             module,
             trainer_settings(config, peers.size if peers else 1),
             # Below devnull there is no file to find, and none can be made.
             checkpoints=checkpoints if run else Path(os.devnull),
             metrics_file=run.metrics_file if run else Path(os.devnull),
-            save_stage=StageFiles(checkpoints, module).save,
+            save_stage=files.save,
             console=CONSOLE if config.training.progress and run else None,
             # On every process: a callback may save a checkpoint, in which all take part.
             callbacks=build_plugins(training.callbacks, Callback, "training.callbacks"),

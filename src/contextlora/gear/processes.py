@@ -129,13 +129,14 @@ def _enter(work: Callable[..., Any], arguments: tuple[Any, ...], variables: dict
 
 def _watch_until_joined(sentinels: dict[int, int]) -> None:
     """Ends this process if another one (sentinel -> number) ends before all have found each other."""
+    num_signals = signals.num_come()  # a program that calls this one may have lived through some
 
     def watch() -> None:
         while not _JOINED.is_set():
             ended = wait(list(sentinels), timeout=POLL_S)
             if ended:
                 time.sleep(4 * POLL_S)  # a signal to the whole group ends this one too, in order
-            if ended and not _JOINED.is_set() and not signals.has_come():
+            if ended and not _JOINED.is_set() and signals.num_come() == num_signals:
                 print(
                     f"contextlora: process {sentinels[ended[0]]} ended before training began",
                     file=sys.stderr,

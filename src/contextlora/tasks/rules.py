@@ -119,9 +119,10 @@ class ItemRules:
 def note_stray_files(folder: Path, tasks: Mapping[str, Task], faults: Faults) -> None:
     """Notes item files that nothing reads: a misspelt name would leave out what it holds without a word."""
     read = {f"{split}/{task}.jsonl" for split in SPLITS for task in tasks}
-    for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*/*.jsonl"), *folder.glob("*/*.json")]):
-        name = path.relative_to(folder).as_posix()
-        known_place = path.parent.name in SPLITS or path.suffix == ".jsonl"
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        name, suffix = path.relative_to(folder).as_posix(), path.suffix.casefold()
+        # In any case of letters: some file systems tell Train from train, and a set must load alike on all.
+        known_place = suffix == ".jsonl" or (suffix == ".json" and path.parent.name.casefold() in SPLITS)
         if name not in read and known_place and not name.startswith(".") and not path.name.startswith("."):
             faults.add(
                 label(name),

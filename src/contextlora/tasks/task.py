@@ -97,9 +97,12 @@ def item_faults(record: Any) -> Iterator[str]:
         ("prerequisites", str | None, "tasks to their right answers, as words"),
         ("fields", str | int | float | None, "names to text or numbers"),
     ):
-        value = record.get(key) if record.get(key) is not None else {}
+        value = record.get(key, {})
+        if value is None and key != "prerequisites":
+            continue
         if not isinstance(value, Mapping):
-            yield f"{name}: {key} must map {what}, got {shown(value)}"
+            # A null of prerequisites may be an answer that an export lost, and context would be another without it.
+            yield f"{name}: {key} must map {what}, got {shown(value)}; leave the key out where there are none"
             continue
         wrong = next((part for part in value.items() if not isinstance(part[1], kinds)), None)
         if wrong:

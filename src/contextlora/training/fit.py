@@ -22,6 +22,7 @@ from contextlora.limits import check_values
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, newest_whole
 from contextlora.training.module import ContextLoraModule
+from contextlora.training.plugins import naming_the_plugin
 
 # Arguments of the Trainer that the stages or the run's folder need as they are, and what to set instead.
 OWN_OPTIONS = {
@@ -181,7 +182,10 @@ def fit(
     trainer = settings.trainer([*own, *([StageBars(console)] if console else []), *callbacks], loggers)
     # Lightning's own way with SIGTERM would end a fit as if all were well, and wait for other processes in the handler.
     trainer._signal_connector.register_signal_handlers = lambda: None
-    trainer.fit(module, datamodule=module.data, ckpt_path=last if state == "interrupted" else None)
+    with naming_the_plugin(
+        [one for one in (*callbacks, *loggers) if not type(one).__module__.startswith("contextlora.")]
+    ):
+        trainer.fit(module, datamodule=module.data, ckpt_path=last if state == "interrupted" else None)
     if not module.finished:
         where = f"stage {module.progress.stage + 1} of {len(module.plan.stages)}"
         raise UserError(

@@ -3,12 +3,14 @@
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from contextlora.errors import ConfigError, first_line
+from contextlora.errors import ConfigError, UserError, first_line, is_out_of_memory
 
 
 def build_plugins(entries: Sequence[Any], kind: type, key: str, folder: Path | None = None) -> list[Any]:
@@ -38,6 +40,27 @@ def check_plugins(
 ) -> list[tuple[type, dict[str, Any]]]:
     """Classes with their arguments, as `build_plugins` builds them, and the same errors as far as they show by then."""
     return [_checked(entry, kind, key, folder) for entry in entries]
+
+
+@contextmanager
+def naming_the_plugin(plugins: Sequence[Any]) -> Iterator[None]:
+    """Errors that a hook of the user's own raises inside become a `UserError` that names class and hook."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            own = frame.f_locals.get("self")
+            if any(own is plugin for plugin in plugins):
+                where = f"{type(own).__module__}.{type(own).__qualname__}.{frame.f_code.co_name}"
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise UserError(
+                    f"{where} must not fail, but raised {reason}; --debug shows where, resume goes on"
+                ) from error
+        raise
 
 
 def _checked(entry: Any, kind: type, key: str, folder: Path | None) -> tuple[type, dict[str, Any]]:

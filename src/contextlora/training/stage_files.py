@@ -2,10 +2,14 @@
 
 The header names the backbone (its fingerprint) and the partition, so that the slices of another one are refused, and
 how the tasks used the slices when the stage ended.
+
+A file that is missing or damaged is written again from a checkpoint of the run, where nothing has moved since that it
+held: after the last stage always, earlier where no later stage trains the same slices.
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,17 @@ from safetensors.torch import save
 
 from contextlora.adapters import AdaptedModel, AdapterError
 from contextlora.adapters.state import check_finite
+from contextlora.errors import first_line
 from contextlora.files import write_atomically
 from contextlora.graph import SliceUse
+from contextlora.training.checkpoint import KEY, LAST, PREVIOUS, CheckpointError, load_checkpoint, newest_whole
 from contextlora.training.module import ContextLoraModule
 
 HEADER = "contextlora"  # the entry of a file's metadata
+
+
+class DamagedSlicesError(AdapterError):
+    """A slices file that is missing, or whose bytes are not those that were written."""
 
 
 class StageFiles:
@@ -31,10 +41,11 @@ class StageFiles:
     Args:
         folder: of the files.
         module: whose weights.
+        say: told of each file that was written again.
     """
 
-    def __init__(self, folder: Path, module: ContextLoraModule) -> None:
-        self.folder, self.module = folder, module
+    def __init__(self, folder: Path, module: ContextLoraModule, say: Callable[[str], None] = print) -> None:
+        self.folder, self.module, self.say = folder, module, say
         self._num_loaded = 0
 
     def path(self, stage: int) -> Path:
@@ -51,13 +62,70 @@ class StageFiles:
         # Back in time, all files again: a later stage may have moved slices of an earlier one.
         first = self._num_loaded if self._num_loaded <= stage else 0
         for number in range(first, stage + 1):
-            uses = load_slices(self.module.adapted, self.path(number), self.module.data.backbone.fingerprint)
+            uses = self._load_one(number)
         self.module.set_uses(uses)
         self._num_loaded = stage + 1
 
     def load_last(self) -> None:
         """The weights at the end of training."""
         self.load(len(self.module.plan.stages) - 1)
+
+    def mend(self) -> None:
+        """Sees to it, before training goes on, that all stages that are done have whole files.
+
+        Raises:
+            DamagedSlicesError: one has not, and no checkpoint holds what it held.
+        """
+        found = newest_whole(self.folder / LAST, say=lambda _: None)  # whoever continues it says so
+        for stage in range(found[1][KEY]["progress"]["stage"] if found else 0):
+            try:
+                read_slices(self.path(stage))
+            except DamagedSlicesError as damage:
+                self._rebuild(stage, damage)
+
+    def _load_one(self, stage: int) -> dict[str, SliceUse]:
+        where = self.path(stage), self.module.data.backbone.fingerprint
+        try:
+            return load_slices(self.module.adapted, *where)
+        except DamagedSlicesError as damage:
+            self._rebuild(stage, damage)
+        return load_slices(self.module.adapted, *where)
+
+    def _rebuild(self, stage: int, damage: DamagedSlicesError) -> None:
+        path, module = self.path(stage), self.module
+        for name in (LAST, PREVIOUS):
+            try:
+                checkpoint = load_checkpoint(self.folder / name)
+            except CheckpointError:
+                continue
+            state = self._state_after(stage, checkpoint)
+            if state is not None:
+                uses = checkpoint[KEY]["progress"]["uses"]
+                write_slices(path, _header(module.adapted, module.data.backbone.fingerprint), uses, state)
+                self.say(f"{path.name} was missing or damaged: written again from {name}")
+                return
+        what = "missing" if not path.exists() else "damaged"
+        raise DamagedSlicesError(
+            f"A stage file must be whole: {path} is {what}, and no checkpoint beside it holds its weights any more. "
+            "Restore the file from a copy, or train again."
+        ) from damage
+
+    def _state_after(self, stage: int, checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+        """What the file of a stage must hold, if nothing of it had moved when the checkpoint was taken."""
+        adapted, plan, method = self.module.adapted, self.module.plan, self.module.method
+        progress, held = checkpoint[KEY]["progress"], checkpoint["state_dict"]
+        fingerprint = self.module.data.backbone.fingerprint
+        if progress["stage"] <= stage or checkpoint[KEY]["identity"].get("backbone", fingerprint) != fingerprint:
+            return None
+        has_moved = progress["interval"] > 0 or bool(progress["losses"])  # in the stage that was in force
+        if method.changes_uses:
+            # Nobody knows what each stage trained: all values together are right as long as nothing has moved.
+            return dict(held) if progress["stage"] == stage + 1 and not has_moved else None
+        stages = plan.stages[stage : progress["stage"] + has_moved]
+        owners, *later = (adapted.owners_trained_with({task: plan.uses[task] for task in tasks}) for tasks in stages)
+        expected = adapted.state.read(owners)
+        fits = all(name in held and held[name].shape == values.shape for name, values in expected.items())
+        return {name: held[name] for name in expected} if fits and owners.isdisjoint(set().union(*later)) else None
 
 
 def save_slices(
@@ -72,9 +140,15 @@ def save_slices(
         owners: whose values, see `adapters.state`; None for all.
         uses: task -> how it uses the slices now.
     """
-    header = _header(adapted, fingerprint)
-    header["uses"] = {task: [use.own, use.prerequisites] for task, use in uses.items()}
-    state = adapted.state.read(owners)
+    plain = {task: [use.own, use.prerequisites] for task, use in uses.items()}
+    write_slices(path, _header(adapted, fingerprint), plain, adapted.state.read(owners))
+
+
+def write_slices(
+    path: str | Path, header: dict[str, Any], uses: Mapping[str, Any], state: dict[str, torch.Tensor]
+) -> None:
+    """Writes values, with the uses as `Progress.uses` holds them."""
+    header = header | {"uses": dict(uses)}
     header["checksum"] = _checksum(header, state)
     # One entry: safetensors writes several in random order, and equal weights would make unequal files.
     write_atomically(Path(path), save(state, metadata={HEADER: json.dumps(header)}))
@@ -89,6 +163,21 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     Raises:
         AdapterError: for a missing, damaged or foreign file, or values that are not finite.
     """
+    header, state, uses = read_slices(path)
+    for key, expected in _header(adapted, fingerprint).items():
+        if header.get(key) != expected:
+            raise AdapterError(f"{path} was written for another {key}, {header.get(key)}: this model has {expected}")
+    check_finite(state, f"the values in {path}")
+    adapted.state.write(state)
+    return uses
+
+
+def read_slices(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, SliceUse]]:
+    """What a file holds, whole: header, values and uses.
+
+    Raises:
+        DamagedSlicesError: for a missing or damaged file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -98,16 +187,11 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
             raise ValueError("its checksum is wrong")
         uses = {task: SliceUse(tuple(own), rest) for task, (own, rest) in header.pop("uses", {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(
-            f"{path} is no readable slices file ({error}): is the path right and the file whole? "
+        raise DamagedSlicesError(
+            f"{path} is no readable slices file ({first_line(error)}): is the path right and the file whole? "
             "If not, delete the folder it lies in and train again"
         ) from None
-    for key, expected in _header(adapted, fingerprint).items():
-        if header.get(key) != expected:
-            raise AdapterError(f"{path} was written for another {key}, {header.get(key)}: this model has {expected}")
-    check_finite(state, f"the values in {path}")
-    adapted.state.write(state)
-    return uses
+    return header, state, uses
 
 
 def _checksum(header: dict[str, Any], state: dict[str, torch.Tensor]) -> str:

@@ -143,8 +143,9 @@ class Peers:
         """Leaves word for the others; process 0, whose end is that of the store, lets them read it."""
         with suppress(RuntimeError):  # the store's host is gone as well
             store.set("left", what)
-            if self.process == 0:
-                time.sleep(3 * BEAT_S)
+            for _ in range(3 if self.process == 0 else 0):
+                self._rounds += 1  # or `_watch_store` would take a short LOST_S for over
+                time.sleep(BEAT_S)
 
     def _watch(self) -> None:
         others = [process for process in range(self.size) if process != self.process]
