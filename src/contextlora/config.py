@@ -12,7 +12,7 @@ file spells keys from the root, so that a model's file can also set the learning
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -21,7 +21,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contextlora.errors import ConfigError, first_line, suggestion
+from contextlora.errors import ConfigError, first_line, known, squeezed, tail
 from contextlora.files import write_atomically
 from contextlora.limits import fits, is_text, rule, shown
 from contextlora.methods import METHODS
@@ -63,7 +63,16 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
         raise
     except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
         key = getattr(error, "full_key", "") or "settings"
-        raise ConfigError(f"{key}: {first_line(error)[:200]}") from error
+        raise ConfigError(f"{squeezed(key)}{_rule_of(key, schema)}: {first_line(error)}; give another value") from error
+
+
+def _rule_of(key: str, section: Any) -> str:
+    """What a setting must be, as a part of a message; nothing for keys within lists and mappings."""
+    hint = None
+    for name in key.split("."):
+        hint = get_type_hints(type(section)).get(name) if is_dataclass(section) else None
+        section = getattr(section, name, None)
+    return f" must be {rule(hint)}" if hint else ""
 
 
 def default_config(method: str | None) -> RunConfig:
@@ -89,9 +98,12 @@ def read_devices(name_or_path: str) -> tuple[Any, Path]:
         _refuse_resolvers(OmegaConf.to_container(found), path)
         return OmegaConf.to_container(found, resolve=True), path
     except FileNotFoundError:
-        raise ConfigError(f"gear.devices names no file: {path}; give a device catalogue (make: DEVICES=FILE)") from None
+        raise ConfigError(
+            f"gear.devices names no file: {tail(path)}; give a device catalogue (make: DEVICES=FILE)"
+        ) from None
     except (OmegaConfBaseException, OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no readable device catalogue: {' '.join(str(error).split())}") from error
+        reason = first_line(error, but=path)
+        raise ConfigError(f"{tail(path)} is no readable device catalogue: {reason}; mend it") from error
 
 
 def write_devices(tree: dict[str, Any], path: Path, header: str) -> None:
@@ -154,7 +166,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
             raise ConfigError(f"settings must be text without NUL and lone surrogates: got {shown(argument)}")
         key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise ConfigError(f"expected key=value, got {shown(argument)}")
+            raise ConfigError(f"expected key=value, got {shown(argument)}; name the key")
         # method.name=joint means method=joint: the name alone would keep the other method's settings.
         choice = key.removesuffix(".name")
         if choice in (*GROUPS, "experiment"):
@@ -164,7 +176,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
     except UNREADABLE as error:
-        raise ConfigError(f"cannot read {shown(' '.join(settings))}: {first_line(error)[:150]}") from error
+        raise ConfigError(f"cannot read {shown(' '.join(settings))}: {first_line(error)}; mend it") from error
     return choices, _Layer(tree)
 
 
@@ -174,14 +186,14 @@ def _read(path: Path) -> _Layer:
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(
-            f"no file {path}; run from an editable install (make setup) or name the folder with --config-dir"
+            f"no file {tail(path)}; run from an editable install (make setup) or name the folder with --config-dir"
         ) from None
     except UNREADABLE as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"{tail(path)} is not valid YAML: {first_line(error, but=path)}; mend it") from error
     _refuse_resolvers(tree, path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"settings in {path}: expected keys of the section, got {tree!r}")
-    return _Layer(tree, f" in {path}")
+        raise ConfigError(f"settings in {tail(path)} must be a mapping of keys to values, got {shown(tree)}")
+    return _Layer(tree, f" in {tail(path, 50)}")  # as much as leaves room for a key and the known ones
 
 
 def _refuse_resolvers(tree: Any, path: Path, key: str = "") -> None:
@@ -190,8 +202,8 @@ def _refuse_resolvers(tree: Any, path: Path, key: str = "") -> None:
         _refuse_resolvers(value, path, f"{key}.{name}" if key else str(name))
     if isinstance(tree, str) and _calls_resolver(tree):
         raise ConfigError(
-            f"{key} in {path} is {tree[:60]!r}: a file may refer to its own keys (${{a.b}}), but not "
-            "read the environment or call a resolver; write the value itself, or set the key on the command line"
+            f"{squeezed(key)} in {tail(path)} is {tree[:40]!r}: a file may refer to its own keys (${{a.b}}), but not "
+            "call a resolver; write the value itself, or set it on the command line"
         )
 
 
@@ -207,13 +219,15 @@ def _calls_resolver(text: str) -> bool:
 def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str, Any]:
     """Check a tree's keys against a section (a dataclass); gives back on/off where YAML made them booleans."""
     if not isinstance(tree, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'settings'}{source}: expected keys of the section, got {tree!r}")
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'settings'}{source} must be a mapping of keys to values, got {shown(tree)}"
+        )
     hints = get_type_hints(type(section))
     checked = {}
     for key, value in tree.items():
         if key not in hints:
-            known = _other_methods(key) if prefix == "method." else ""
-            raise ConfigError(f"unknown key {prefix}{key}{source}{known or _known(str(key), hints, prefix)}")
+            others = _other_methods(key) if prefix == "method." else ""
+            raise ConfigError(f"unknown key {squeezed(f'{prefix}{key}')}{source}{others or known(key, hints, prefix)}")
         if is_dataclass(getattr(section, key)):
             value = _checked(value, source, getattr(section, key), f"{prefix}{key}.")
         elif isinstance(value, bool) and get_origin(hints[key]) is Literal:
@@ -238,18 +252,13 @@ def _can_become(value: Any, hint: Any) -> bool:
 def _other_methods(key: str) -> str:
     """The end of the message about a setting that the chosen method does not have but others do."""
     names = [name for name, method in METHODS.items() if key in method.Settings.__dataclass_fields__]
-    return f": only {', '.join(names)} ha{'s' if len(names) == 1 else 've'} it" if names else ""
+    return f": only {', '.join(names)} ha{'s' if len(names) == 1 else 've'} it; leave it out" if names else ""
 
 
 def _method_of(tree: dict[str, Any]) -> str | None:
     """The method that a tree names as a setting, as a saved configuration does."""
     method = tree.get("method")
     return method.get("name") if isinstance(method, dict) else None
-
-
-def _known(value: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of an error message: the nearest known name and all of them."""
-    return f"{suggestion(value, names, prefix) or ';'} Known: {', '.join(names) or 'none'}"
 
 
 def _pop_choices(tree: dict[str, Any]) -> dict[str, str]:
@@ -260,8 +269,9 @@ def _choose(config_dir: Path, group: str, choice: str) -> Path:
     """The file of a choice."""
     files = {path.stem: path for path in sorted((config_dir / group).glob("*.yaml"))}
     if choice not in files:
-        rule = f"; a {group} may also be a folder or contain a '/'" if group in ("taskset", "model") else ""
-        raise ConfigError(f"unknown {group} {choice!r}{_known(choice, files)}{rule}")
+        also = f"; a {group} may also be a folder or contain a '/'" if group in ("taskset", "model") else ""
+        also = also or ("" if files else f"; add a file to {tail(config_dir / group)}")
+        raise ConfigError(f"unknown {group} {shown(choice)}{known(choice, files)}{also}")
     return files[choice]
 
 
