@@ -68,7 +68,7 @@ def _build(
             )
     except Exception as error:  # whatever the code of a family stumbles over
         raise ConfigError(
-            f"{where}: transformers cannot build a language model from it ({type(error).__name__}: "
+            f"{where}: transformers cannot build a language model from it ("
             f"{first_line(error, but=source)}); mend it, or name another model"
         ) from error
     return config, model
