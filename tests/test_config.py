@@ -193,7 +193,9 @@ def test_a_method_has_its_own_settings_and_no_others(config_dir, key):
     ("text", "said"),
     [
         ("training: {learning_rat: 1}", "did you mean training.learning_rate?"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "no readable YAML file"),
+        ("a: " + "9" * 5000, "no readable YAML file"),
+        ("#" * (2 << 20), "at most 1"),
         ("- 1", "keys"),
     ],
 )

@@ -11,9 +11,11 @@ file spells keys from the root, so that a model's file can also set the learning
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -22,15 +24,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from contextlora.errors import ConfigError, first_line, suggestion
-from contextlora.files import write_atomically
+from contextlora.files import read_file, write_atomically
 from contextlora.limits import fits, is_text, rule, shown
 from contextlora.methods import METHODS
 from contextlora.settings import MethodSettings, RunConfig
+from contextlora.tasks.faults import tail
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 # OmegaConf's errors, and what yaml raises for numbers of too many digits, too many levels and foreign bytes.
 UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError)
+_MOST_BYTES = 1 << 20  # PyYAML takes seconds for it
 GROUPS = ("taskset", "method", "model")
 
 
@@ -82,16 +86,10 @@ def read_devices(name_or_path: str) -> tuple[Any, Path]:
         ConfigError: there is no such file, or it is no YAML.
     """
     path = Path(name_or_path)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not os.path.exists(path):
         path = _choose(CONFIG_DIR, "devices", name_or_path)
-    try:
-        found = OmegaConf.load(path)
-        _refuse_resolvers(OmegaConf.to_container(found), path)
-        return OmegaConf.to_container(found, resolve=True), path
-    except FileNotFoundError:
-        raise ConfigError(f"gear.devices names no file: {path}; give a device catalogue (make: DEVICES=FILE)") from None
-    except (OmegaConfBaseException, OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no readable device catalogue: {' '.join(str(error).split())}") from error
+    missing = f"gear.devices names no file: {path}; give a device catalogue (make: DEVICES=FILE)"
+    return _load(path, missing, resolve=True), path
 
 
 def write_devices(tree: dict[str, Any], path: Path, header: str) -> None:
@@ -170,18 +168,26 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
 
 def _read(path: Path) -> _Layer:
     """One YAML file."""
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"no file {path}; run from an editable install (make setup) or name the folder with --config-dir"
-        ) from None
-    except UNREADABLE as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
-    _refuse_resolvers(tree, path)
+    missing = f"no file {path}; run from an editable install (make setup) or name the folder with --config-dir"
+    tree = _load(path, missing)
     if not isinstance(tree, dict):
         raise ConfigError(f"settings in {path}: expected keys of the section, got {tree!r}")
     return _Layer(tree, f" in {path}")
+
+
+def _load(path: Path, missing: str, resolve: bool = False) -> Any:
+    """A YAML file as a plain tree; `missing` is the message where there is none."""
+    try:
+        found = OmegaConf.load(BytesIO(read_file(path, _MOST_BYTES)))
+        _refuse_resolvers(OmegaConf.to_container(found), path)
+        return OmegaConf.to_container(found, resolve=resolve)
+    except FileNotFoundError:
+        raise ConfigError(missing) from None
+    except ConfigError:
+        raise
+    except UNREADABLE as error:
+        what = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ConfigError(f"{tail(path)} is no readable YAML file: {what}") from error
 
 
 def _refuse_resolvers(tree: Any, path: Path, key: str = "") -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_missing_folder(tmp_path):
         load_backbone(str(tmp_path / "nothing"))
     with pytest.raises(BackboneError, match="does not exist"):
         load_backbone("./nothing")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_what_is_no_file_in_a_checkpoint_is_not_waited_for(tmp_path, file):
+    for name in {"config.json", "model.safetensors"} - {file}:
+        (tmp_path / name).write_text("{}")
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(BackboneError, match=rf"{file} must be an ordinary file|holds no config\.json"):
+        load_backbone(str(tmp_path))
 
 
 def test_folder_without_config_or_safetensors(tmp_path):

@@ -217,6 +217,9 @@ def _source(path_or_name: str) -> str:
         return path_or_name
     if not (folder / "config.json").is_file():
         raise BackboneError(f"model folder {folder} holds no config.json; give a checkpoint in Hugging Face form")
+    odd = [path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())]
+    if odd:
+        raise BackboneError(f"{odd[0]} must be an ordinary file, is a pipe or a device; remove it")
     # Pickled weights can run code when they are read.
     if not any(folder.glob("*.safetensors")):
         raise BackboneError(
