@@ -136,6 +136,9 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("runs_dir=a\0b", ["without NUL and lone surrogates", r"'runs_dir=a\x00b'"]),
         ('runs_dir="a\\0b"', ["runs_dir must be text without NUL", r"'a\x00b'"]),
         ("verbose", ["expected key=value, got 'verbose'"]),
+        ("seed=???", ["seed is '???'", "give one"]),
+        ("method.edge_delta.u->v=???", ["method.edge_delta.u->v is '???'"]),
+        ("training.trainer={a: [1, '???']}", ["training.trainer.a.1 is '???'"]),
     ],
 )
 def test_a_mistake_is_named_in_one_line(config_dir, argument, said):

@@ -19,6 +19,24 @@ def test_settings_are_read_from_ordinary_files_only(tmp_path, no_file, file):
     assert len(str(caught.value)) <= 300
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("seed: ???", "seed"),
+        ("training: {callbacks: [{class_path: x, init_args: {y: '???'}}]}", r"training\.callbacks\.0\.init_args\.y"),
+        ("method: {edge_delta: {u->v: '???'}}", "method.edge_delta.u->v"),
+    ],
+)
+def test_no_value_in_a_file_is_refused_by_its_key(tmp_path, text, key):
+    """OmegaConf would pass over it, and the run would have a weaker layer's value without a word."""
+    (tmp_path / "saved.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{key} in .*saved\.yaml is '\?\?\?'"):
+        load_config(saved=tmp_path / "saved.yaml")
+    (tmp_path / "devices.yaml").write_text("devices: {a: {flops_per_s: '???'}}")
+    with pytest.raises(ConfigError, match=r"^devices\.a\.flops_per_s in .*devices\.yaml is '\?\?\?'"):
+        read_devices(str(tmp_path / "devices.yaml"))
+
+
 def test_a_device_catalogue_is_an_ordinary_file_of_yaml(tmp_path, no_file):
     no_file(tmp_path / "odd")
     (tmp_path / "bytes.yaml").write_bytes(bytes(range(256)))

@@ -163,6 +163,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
     except UNREADABLE as error:
         raise ConfigError(f"cannot read {shown(' '.join(settings))}: {first_line(error)[:150]}") from error
+    _check_leaves(tree, "")
     return choices, _Layer(tree)
 
 
@@ -179,7 +180,7 @@ def _load(path: Path, missing: str, resolve: bool = False) -> Any:
     """A YAML file as a plain tree; `missing` is the message where there is none."""
     try:
         found = OmegaConf.load(BytesIO(read_file(path, _MOST_BYTES)))
-        _refuse_resolvers(OmegaConf.to_container(found), path)
+        _check_leaves(OmegaConf.to_container(found), f" in {path}")
         return OmegaConf.to_container(found, resolve=resolve)
     except FileNotFoundError:
         raise ConfigError(missing) from None
@@ -190,15 +191,26 @@ def _load(path: Path, missing: str, resolve: bool = False) -> Any:
         raise ConfigError(f"{tail(path)} is no readable YAML file: {what}") from error
 
 
-def _refuse_resolvers(tree: Any, path: Path, key: str = "") -> None:
-    """Raises `ConfigError` for `${oc.env:...}` and the like: a foreign file could copy secrets into what is logged."""
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
-        _refuse_resolvers(value, path, f"{key}.{name}" if key else str(name))
-    if isinstance(tree, str) and _calls_resolver(tree):
-        raise ConfigError(
-            f"{key} in {path} is {tree[:60]!r}: a file may refer to its own keys (${{a.b}}), but not "
-            "read the environment or call a resolver; write the value itself, or set the key on the command line"
-        )
+def _check_leaves(tree: Any, source: str) -> None:
+    """Raises `ConfigError` for what OmegaConf would read more into than a value."""
+    for key, value in _values(tree):
+        if value == "???":  # it would be passed over
+            raise ConfigError(f"{key}{source} is '???', which stands for no value; give one, or leave out the key")
+        # A foreign file could copy secrets into what is logged, by ${oc.env:...} and the like.
+        if source and isinstance(value, str) and _calls_resolver(value):
+            raise ConfigError(
+                f"{key}{source} is {value[:60]!r}: a file may refer to its own keys (${{a.b}}), but not "
+                "read the environment or call a resolver; write the value itself, or set the key on the command line"
+            )
+
+
+def _values(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each leaf of a plain tree."""
+    if not isinstance(tree, dict | list):
+        yield key, tree
+        return
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield from _values(value, f"{key}.{name}" if key else str(name))
 
 
 def _calls_resolver(text: str) -> bool:
