@@ -1,7 +1,7 @@
 """What a setting's value may be: by its type and the limits beside it, from the command line as from Python."""
 
+import math
 import operator
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -17,9 +17,11 @@ LIMITS = {
     "below": ("below", operator.lt),
 }
 WHOLE = 2**63 - 1  # what torch, numpy and files take
+# Beyond it products of two or three settings are more than a float32 holds, in which the weights are.
+LARGEST = 10**9
 WORDS = {
     int: f"a whole number of at most {WHOLE}",
-    float: "a finite number",
+    float: "a finite number from -1e9 to 1e9",
     str: "text without NUL and lone surrogates",
     bool: "true or false",
     NoneType: "null",
@@ -56,7 +58,9 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (Union, UnionType):
         return any(fits(value, one) for one in inner)
     if kind is Any:
-        kind = type(value) if isinstance(value, float | str | list | dict) else object
+        if isinstance(value, float):
+            return math.isfinite(value)
+        kind = type(value) if isinstance(value, str | list | dict) else object
     if kind is list:
         return isinstance(value, list | tuple) and all(fits(one, *inner or (Any,)) for one in value)
     if kind in (dict, Mapping):
@@ -65,7 +69,7 @@ def fits(value: Any, hint: Any) -> bool:
         return is_mapping and all(fits(name, of_key) and fits(one, of_value) for name, one in value.items())
     if kind in (int, float):
         # Compared, not converted: an int may be larger than any float. To Python, True is an int.
-        most = WHOLE if kind is int else sys.float_info.max
+        most = WHOLE if kind is int else LARGEST
         is_number = isinstance(value, int | kind) and not isinstance(value, bool)
         return is_number and -most <= value <= most
     return isinstance(value, kind) and (not isinstance(value, str) or is_text(value))
