@@ -62,6 +62,7 @@ def prepare(folder: Path, taskset: TaskSet, models: dict[str, Path]) -> None:
     shutil.copytree(taskset.folder, cwd / "tasks" / "tiny")
     for name, source in models.items():
         shutil.copytree(source, cwd / "models" / name)
+    (cwd / "models" / "gpt2" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     shutil.copytree(CONFIG_DIR, cwd / "configs")
     (cwd / "configs" / "experiment").mkdir()
     (cwd / "configs" / "experiment" / "own.yaml").write_text(EXPERIMENT.replace("method.delta: 0.5\n", ""))
@@ -162,8 +163,9 @@ def models(rng: random.Random) -> Input:
     name = rng.choice(("llama", "llama", "llava", "gpt2"))
     what = mutate_some(sorted(Path("models", name).iterdir()), rng)
     tasks = "pictures" if name == "llava" else "tiny"
-    command = rng.choice(("train --dry-run", "train --dry-run", "plan"))
-    return Input([*command.split(" "), *BASE, f"taskset=tasks/{tasks}", f"model=models/{name}"], what)
+    command = rng.choice(("train --dry-run", "train --dry-run", "train", "plan"))
+    chosen = (*TINY, *SHORT, f"taskset=tasks/{tasks}", f"model=models/{name}")
+    return Input([*command.split(" "), *chosen], what)
 
 
 def run_files(rng: random.Random) -> Input:
