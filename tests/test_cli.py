@@ -96,6 +96,7 @@ def test_resume_takes_the_newest_unfinished_run_or_the_named_one(calls, tmp_path
         (["train", "taskset=nowhere"], "nowhere"),
         (["evaluate", "--run", "nowhere"], "nowhere"),
         (["train", "--config-dir", "nowhere"], "nowhere"),
+        (["train", "--config-dir", "two\nlines"], r"no file two\nlines/default.yaml"),
     ],
 )
 def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(calls, capsys, arguments, said):
@@ -146,7 +147,9 @@ def disk_full_behind(error):
         (disk_full_behind(RuntimeError("writing failed")), 1, "the disk, a quota", False),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 1, "make room", False),
         (RuntimeError(f"SafetensorError: {os.strerror(errno.EFBIG)} (os error 27)"), 1, "make room", False),
-        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'", False),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "runs cannot be read or written (Perm", False),
+        (IsADirectoryError(errno.EISDIR, "Is a folder", "new", None, "old"), 2, "old cannot be read or written", False),
+        (OSError(errno.EIO, "Input/output error", "runs"), 1, "Input/output error: 'runs'", False),
         (MemoryError(), 2, "the memory is full; lower training.batch_size", False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full", False),
         (torch.OutOfMemoryError("CUDA out of memory."), 2, "the memory is full", False),

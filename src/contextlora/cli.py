@@ -50,6 +50,12 @@ COMMANDS = {
     "bench": Command("measure time, memory and accuracy of the default command"),
 }
 
+# What is wrong with a path, not with what it lies on.
+_PATH_ERRORS = (
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO),
+)
+
 USAGE = """\
 settings:
   taskset=iov method=joint model=bundled   choose a file of configs/<group>; a task set or a model may also be a folder,
@@ -93,6 +99,10 @@ def _run(arguments: Sequence[str], options: argparse.Namespace) -> int:
         if _is_disk_full(error):
             text = "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were"
             return _report(error, text, 1, options.debug)
+        if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
+            path = error.filename if error.filename2 is None else error.filename2
+            text = f"{path} cannot be read or written ({error.strerror}); see what lies there and whose it is"
+            return _report(error, text, 2, options.debug)
         if isinstance(error, OSError):
             return _report(error, str(error), 1, options.debug)
         # Nobody expected this one: its traceback is what a bug report needs.
@@ -184,6 +194,8 @@ def _default_run(which: str, runs_dir: str) -> RunFolder:
 def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
+    if len(getattr(error, "faults", ())) < 2:
+        text = text.replace("\n", "\\n")  # of a value: one mistake is one line
     # What ends a program may end its terminal first.
     with suppress(OSError):
         notes, break_ = getattr(error, "__notes__", []), "; " if isinstance(error, Terminated) else "\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contextlora.config import RunConfig
-from contextlora.errors import UserError
+from contextlora.errors import UserError, first_line
 from contextlora.gear.planning.model_size import ModelSize
 from contextlora.gear.planning.workload import Workload, estimate_workloads
 from contextlora.methods import build_method
@@ -92,7 +92,10 @@ def _counter(tokenizer_file: Path) -> tuple[Callable[[list[str]], list[int]], st
         return lambda texts: [round(TOKENS_PER_WORD * len(text.split())) for text in texts], how
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # a bare one
+        raise UserError(f"{tokenizer_file} is no tokenizer ({first_line(error)}); restore the file") from error
     return lambda texts: [len(row.ids) for row in tokenizer.encode_batch(texts)], "counted with tokenizer.json"
 
 
