@@ -225,7 +225,7 @@ def _source(path_or_name: str) -> str:
         # the hub would hide it.
         looks_like_path = folder.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1
         if looks_like_path or os.path.isdir(Path(path_or_name).parent):
-            raise BackboneError(f"model folder {tail(folder)} does not exist; give an existing folder, a hub id or 'bundled'")
+            raise BackboneError(f"model folder {tail(folder)} does not exist; give a folder, a hub id or 'bundled'")
         return path_or_name
     if not (folder / "config.json").is_file():
         raise BackboneError(f"model folder {folder} holds no config.json; give a checkpoint in Hugging Face form")
