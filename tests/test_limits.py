@@ -38,5 +38,25 @@ def test_a_number_of_the_command_line_is_held_to_it_too(key, value):
         load_config([f"{key}={value}"])
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "./" + "ü" * 150, f"a/{'x' * 256}/b", "a/" * 2000])
+@pytest.mark.parametrize("key", ["taskset", "taskset.data_dir", "model", "gear.devices", "runs_dir"])
+def test_a_path_that_no_disk_can_hold_is_refused_at_once(key, path):
+    with pytest.raises(ConfigError, match=rf"^(unknown )?{key}.*( must be a path of at most|; Known: )") as caught:
+        load_config([f"{key}={path}"])
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+def test_a_path_as_long_as_disks_take_is_one():
+    assert load_config([f"runs_dir={'x' * 255}/{'y' * 255}"]).runs_dir == "x" * 255 + "/" + "y" * 255
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ü" * 5000])
+@pytest.mark.parametrize("group", ["method", "experiment"])
+def test_a_choice_that_is_no_file_name_is_an_unknown_one(group, name):
+    with pytest.raises(ConfigError, match=f"unknown {group} '.* characters") as caught:
+        load_config([f"{group}={name}"])
+    assert len(str(caught.value)) <= 300
+
+
 def test_arguments_of_others_may_be_any_finite_number():
     assert load_config(["training.trainer={limit_val_batches: 1e12}"]).training.trainer == {"limit_val_batches": 1e12}

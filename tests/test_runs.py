@@ -71,6 +71,13 @@ def test_latest_is_a_relative_link_to_the_run_that_finished_last(tmp_path):
     assert latest_run(moved).results == RESULTS
 
 
+@pytest.mark.parametrize("path", ["nowhere", "x" * 300, "/dev/null", "/dev/null/x"])
+def test_what_is_no_run_is_refused(path):
+    with pytest.raises(UserError, match="is no run folder") as caught:
+        RunFolder.open(path)
+    assert len(str(caught.value)) <= 300
+
+
 def test_results_of_an_unfinished_run_are_refused(tmp_path):
     run = create(tmp_path)
     write_atomically(run.results_file, json.dumps(RESULTS))  # as after a kill between the two writes of finish()

@@ -279,13 +279,13 @@ def _choose(config_dir: Path, group: str, choice: str) -> Path:
     files = {path.stem: path for path in sorted((config_dir / group).glob("*.yaml"))}
     if choice not in files:
         rule = f"; a {group} may also be a folder or contain a '/'" if group in ("taskset", "model") else ""
-        raise ConfigError(f"unknown {group} {choice!r}{_known(choice, files)}{rule}")
+        raise ConfigError(f"unknown {group} {shown(choice)}{_known(choice, files)}{rule}")
     return files[choice]
 
 
 def _group_layers(config_dir: Path, group: str, choice: str) -> list[_Layer]:
     """What a choice sets: the name first, so that its file may map a short name to a path or hub id."""
     name = _Layer({group: {"name": choice}})
-    if group in ("taskset", "model") and ("/" in choice or Path(choice).is_dir()):
+    if group in ("taskset", "model") and ("/" in choice or os.path.isdir(choice)):
         return [name]
     return [name, _read(_choose(config_dir, group, choice))]

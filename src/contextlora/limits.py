@@ -19,6 +19,7 @@ LIMITS = {
 WHOLE = 2**63 - 1  # what torch, numpy and files take
 # Beyond it products of two or three settings are more than a float32 holds, in which the weights are.
 LARGEST = 10**9
+PATH_BYTES, NAME_BYTES = 3000, 255  # file systems take 4095 and 255; a run's files lie some folders deeper
 WORDS = {
     int: f"a whole number of at most {WHOLE}",
     float: "a finite number from -1e9 to 1e9",
@@ -43,6 +44,9 @@ def check_values(section: Any, prefix: str) -> None:
         value, hint, key = getattr(section, entry.name), hints[entry.name], prefix + entry.name
         if not fits(value, hint):
             raise ConfigError(f"{key} must be {rule(hint)}, got {shown(value)}")
+        if entry.metadata.get("is_path") and not _fits_on_disk(value):
+            said = f"a path of at most {PATH_BYTES} bytes, {NAME_BYTES} for each name in it"
+            raise ConfigError(f"{key} must be {said}, got {shown(value)}")
         limits = {name: entry.metadata[name] for name in LIMITS if name in entry.metadata}
         for number in value.values() if isinstance(value, dict) else [value]:
             if isinstance(number, int | float) and not all(LIMITS[name][1](number, limits[name]) for name in limits):
@@ -78,6 +82,11 @@ def fits(value: Any, hint: Any) -> bool:
 def is_text(value: str) -> bool:
     """Whether files and paths can hold it."""
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _fits_on_disk(path: str) -> bool:
+    parts = path.encode().split(b"/")
+    return len(path.encode()) <= PATH_BYTES and all(len(part) <= NAME_BYTES for part in parts)
 
 
 def rule(hint: Any) -> str:

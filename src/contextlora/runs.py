@@ -18,6 +18,7 @@ from typing import Any
 
 from contextlora.errors import NotFiniteError, UserError, first_line
 from contextlora.files import read_file, remove_leftovers, slug, write_atomically
+from contextlora.limits import shown
 from contextlora.process_identity import identity, is_alive, parent
 from contextlora.run_places import enter, hold, latest_path, order_of, point_latest, release
 from contextlora.signals import Terminated
@@ -84,8 +85,8 @@ class RunFolder:
         """
         # `latest` may point at another run before this process is done.
         run = cls(Path(path).resolve())
-        if not run.config_file.is_file():
-            raise UserError(f"{path} is no run folder: it has no config.yaml")
+        if not os.path.isfile(run.config_file):
+            raise UserError(f"{shown(str(path))} is no run folder: it has no config.yaml")
         return run
 
     @property

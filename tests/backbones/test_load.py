@@ -67,8 +67,10 @@ def test_auto_dtype_follows_the_processor_and_what_torch_may_use_of_it(monkeypat
 def test_missing_folder(tmp_path):
     with pytest.raises(BackboneError, match="does not exist"):
         load_backbone(str(tmp_path / "nothing"))
-    with pytest.raises(BackboneError, match="does not exist"):
-        load_backbone("./nothing")
+    for name in ("./nothing", "x" * 300, f"./{'x' * 300}", "./a\0b", "~nobody-of-this-name/model"):
+        with pytest.raises(BackboneError, match="does not exist") as caught:
+            load_backbone(name)
+        assert len(str(caught.value)) <= 300
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
