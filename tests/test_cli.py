@@ -147,6 +147,7 @@ def disk_full_behind(error):
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 1, "make room", False),
         (RuntimeError(f"SafetensorError: {os.strerror(errno.EFBIG)} (os error 27)"), 1, "make room", False),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "Permission denied: 'runs'", False),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs"), 2, "Not a directory: 'runs'", False),
         (MemoryError(), 2, "the memory is full; lower training.batch_size", False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full", False),
         (torch.OutOfMemoryError("CUDA out of memory."), 2, "the memory is full", False),

@@ -1,6 +1,8 @@
 """Errors that a user can mend, and errors of others in one line."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -45,3 +47,31 @@ def suggestion(value: object, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown name: `; did you mean X?` with the nearest known one, or nothing."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def explained(error: BaseException) -> tuple[str, int] | None:
+    """What to say of an error in one line, and the exit code; None for one that nobody expected."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if is_out_of_memory(error):
+        return (
+            "the memory is full; lower training.batch_size (training.steps_per_task makes up for it), "
+            "evaluation.batch_size or method.rank, or set model.dtype=bfloat16, and train again"
+        ), 2
+    if _is_disk_full(error):
+        return "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were", 1
+    if isinstance(error, OSError):
+        # A file where a folder must be, or the like: only the user can move it away.
+        return str(error), 2 if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError) else 1
+    return None
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is a full disk or quota; torch and safetensors only pass its text on."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    texts = [os.strerror(number) for number in full]
+    while error is not None:
+        if getattr(error, "errno", None) in full or any(text in str(error) for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
