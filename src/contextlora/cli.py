@@ -94,12 +94,13 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
         epilog="`contextlora COMMAND --help` explains a command; train's lists every setting.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    settings_help = USAGE + "\n".join(_settings_help())
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=command.text,
             description=f"{command.text[0].upper()}{command.text[1:]}.",
-            epilog=USAGE + "\n".join(_settings_help()) if command.settings else None,
+            epilog=settings_help if command.settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,  # the tables are laid out already
         )
         if name == "train":
