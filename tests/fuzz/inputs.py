@@ -175,7 +175,8 @@ def run_files(rng: random.Random) -> Input:
     files += [Path("runs/latest"), Path("runs/.runs")] if rng.random() < 0.2 else []
     what = mutate_some([path for path in files if path.suffix or path.name in (".order", "latest", "checkpoints")], rng)
     named = rng.random() < 0.7
-    last = (["--run", str(run)] if named else []) if command not in ("compare", "clean-runs") else list(BASE)
+    last = ["--run", str(run)] if named and command not in ("compare", "clean-runs") else []
+    last += [*BASE, *TINY, *SHORT] if command == "compare" else []
     return Input([command, *last, *(BASE if command == "evaluate" and named else [])], what)
 
 

@@ -117,3 +117,14 @@ def test_images_lie_in_the_folder_of_the_set(tmp_path):
         assert fault in ImageCheck(folder).fault(name)
     for name in ("loop.png", "x" * 5000):
         assert "cannot be read" in ImageCheck(folder).fault(name)
+
+
+def test_a_damaged_tiff_says_nothing_on_stderr(tmp_path, capfd):
+    rows = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(rows).save(tmp_path / "a.tiff", compression="tiff_lzw")
+    content = bytearray((tmp_path / "a.tiff").read_bytes())
+    content[20:60] = b"\xff" * 40
+    (tmp_path / "a.tiff").write_bytes(content)
+    with pytest.raises(TaskSetError, match="cannot be read"):
+        read_image(tmp_path / "a.tiff")
+    assert capfd.readouterr().err == ""
