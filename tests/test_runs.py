@@ -10,10 +10,12 @@ import time
 
 import pytest
 
-from contextlora.errors import UserError
+from contextlora.errors import ConfigError, PassingError, UserError
 from contextlora.files import write_atomically
 from contextlora.run_places import release
 from contextlora.runs import RunFolder, find_runs, latest_run, remove_all_leftovers, unreadable_runs
+from contextlora.tasks.faults import TaskSetError
+from contextlora.training.checkpoint import CheckpointError
 
 RESULTS = {"taskset": "iov", "tasks": {}}
 
@@ -166,6 +168,23 @@ def test_how_the_work_ends_is_recorded_and_the_error_says_how_to_resume(tmp_path
     assert run.state == state
     assert caught.value.__notes__ == [f"continue it with: make resume RUN={os.path.relpath(run.path)}"]
     assert find_runs(tmp_path, finished=False)[0].path == run.path
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (OSError("disk full"), True),
+        (PassingError("a peer is gone; begin again"), True),
+        (ConfigError("no such setting; leave it out"), False),
+        (TaskSetError("a.jsonl has changed; restore it"), False),
+        (CheckpointError("another task set; restore it or train again"), False),
+    ],
+)
+def test_nobody_is_told_to_resume_what_would_fail_again(tmp_path, error, may_pass):
+    run = create(tmp_path)
+    with pytest.raises(type(error)) as caught, run.recording():
+        raise error
+    assert getattr(caught.value, "__notes__", []) == ([run.how_to_resume] if may_pass else [])
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from contextlora.tasks.faults import TaskSetError, tail
+from contextlora.errors import first_line, tail
+from contextlora.tasks.faults import TaskSetError
 
 # Not all that Pillow knows: some of its readers start other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
@@ -55,12 +56,16 @@ class ImageCheck:
             if not path.resolve().is_relative_to(self._real):
                 return "must lie in the task set's folder, links and .. included; copy it there"
             if not path.is_file():
-                return f"not found in {tail(self.folder)}" if not path.exists() else "must be an ordinary file"
+                return (
+                    f"not found in {tail(self.folder)}; copy it there"
+                    if not path.exists()
+                    else "must be an ordinary file"
+                )
             image = _opened(path, quick=self._pixels >= _DECODED_PIXELS)
         except TaskSetError as error:
             return str(error)
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, NUL in a path
-            return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            return f"cannot be read: {getattr(error, 'strerror', None) or first_line(error)}; rename or replace it"
         self._pixels += image.width * image.height
         return ""
 
@@ -88,12 +93,12 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
     except Image.DecompressionBombError:
         raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has far more; make it smaller") from None
     except Image.UnidentifiedImageError:
-        raise TaskSetError(f"cannot be read: it is none of {', '.join(_FORMATS)}") from None
+        raise TaskSetError(f"cannot be read: it is none of {', '.join(_FORMATS)}; save it as one of them") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise TaskSetError(
-            f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+            f"cannot be read: {getattr(error, 'strerror', None) or first_line(error)}; save it again"
         ) from error
 
 

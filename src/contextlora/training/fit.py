@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from contextlora.errors import ConfigError, UserError, first_line, suggestion
-from contextlora.limits import check_values
+from contextlora.errors import ConfigError, UserError, first_line, known, squeezed
+from contextlora.limits import check_values, shown
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, newest_whole
 from contextlora.training.module import ContextLoraModule
@@ -62,9 +62,9 @@ def compute_device(accelerator: str) -> torch.device:
         ConfigError: no such accelerator, or none here.
     """
     kinds = {"gpu": ("cuda", "mps"), "auto": ("cuda", "mps", "cpu")}.get(accelerator, (accelerator,))
-    known = ("auto", "gpu", "cpu", "cuda", "mps")
-    if accelerator not in known:
-        raise ConfigError(f"training.accelerator must be one of {', '.join(known)}: got {accelerator!r}.")
+    names = ("auto", "gpu", "cpu", "cuda", "mps")
+    if accelerator not in names:
+        raise ConfigError(f"training.accelerator must be one of {', '.join(names)}: got {shown(accelerator)}.")
     for kind in kinds:
         if AcceleratorRegistry.get(kind).is_available():
             return torch.device(kind, 0) if kind != "cpu" else torch.device(kind)
@@ -95,11 +95,11 @@ class TrainerSettings:
 
     def check(self) -> None:
         """Raises `ConfigError` for an option that another setting decides, or that no Trainer has."""
-        known = inspect.signature(Trainer.__init__).parameters
+        arguments = inspect.signature(Trainer.__init__).parameters
         for name in self.options:
-            if name not in known:
+            if name not in arguments:
                 raise ConfigError(
-                    f"training.trainer.{name} is no argument of lightning.Trainer{suggestion(name, known)}"
+                    f"training.trainer.{squeezed(name)} is no argument of lightning.Trainer{known(name, arguments)}"
                 )
             if name in OWN_OPTIONS:
                 raise ConfigError(f"training.trainer.{name} is decided by another setting: set {OWN_OPTIONS[name]}.")
@@ -137,8 +137,9 @@ class TrainerSettings:
                 **options,
             )
         except (ValueError, TypeError, MisconfigurationException) as error:
-            chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}, trainer={dict(self.options)}"
-            raise ConfigError(f"{chosen}: {first_line(error)}") from error
+            own = {name: value for name, value in self.options.items() if name != "default_root_dir"}
+            chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}, trainer={shown(own)}"
+            raise ConfigError(f"{chosen}: {first_line(error)}; change one of them") from error
 
 
 def fit(
