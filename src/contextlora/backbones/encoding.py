@@ -19,6 +19,7 @@ import torch
 
 from contextlora.backbones.endings import ended
 from contextlora.backbones.load import Backbone, BackboneError
+from contextlora.errors import first_line
 from contextlora.tasks.faults import TaskSetError, tail
 from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
@@ -213,9 +214,15 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     except TaskSetError as error:
         raise BackboneError(f"image {tail(path)} {error}") from error
     # The image token alone: what comes back is what it becomes within a whole prompt.
-    made = backbone.processor(
-        text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
-    )
+    try:
+        made = backbone.processor(
+            text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
+        )
+    except ValueError as error:  # Qwen's takes no picture that is 200 times as long as wide
+        size = f"{image.width} x {image.height}"
+        raise BackboneError(
+            f"model {backbone.name} takes no image {tail(path)} of {size} pixels: {first_line(error)}"
+        ) from error
     shape = made["input_ids"].shape
     per_token = {
         name: made[name][0].tolist()
