@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.load import Backbone, BackboneError, errors_of
-from contextlora.errors import tail
+from contextlora.backbones.load import Backbone, BackboneError, errors_of, quiet
+from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
@@ -225,10 +225,17 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     except TaskSetError as error:
         raise BackboneError(f"image {tail(path)} {error}") from error
     # The image token alone: what comes back is what it becomes within a whole prompt.
-    with errors_of(backbone.name, "processor"):
-        made = backbone.processor(
-            text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
-        )
+    given = {"text": [backbone.image_token], "images": [image], "add_special_tokens": False, "return_tensors": "pt"}
+    try:
+        with quiet():
+            made = backbone.processor(**given)
+    except Exception as error:  # Qwen's takes no picture that is 200 times as long as wide; a damaged one takes none
+        if is_out_of_memory(error):
+            raise
+        raise BackboneError(
+            f"model {tail(backbone.name)} takes no image {tail(path)} of {image.width} x {image.height} pixels: "
+            f"{first_line(error)}; change the image, or mend the model's processor"
+        ) from error
     shape = made["input_ids"].shape
     per_token = {
         name: made[name][0].tolist()
