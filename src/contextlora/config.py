@@ -161,11 +161,13 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
             choices[choice] = value
         else:
             settings.append(argument)
-    try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
-    except UNREADABLE as error:
-        raise ConfigError(f"cannot read {shown(' '.join(settings))}: {first_line(error)[:150]}") from error
-    return choices, _Layer(tree)
+    tree = OmegaConf.create()
+    for argument in settings:
+        try:
+            tree.merge_with_dotlist([argument])
+        except UNREADABLE as error:
+            raise ConfigError(f"cannot read {shown(argument)}: {first_line(error)[:150]}") from error
+    return choices, _Layer(OmegaConf.to_container(tree))
 
 
 def _read(path: Path) -> _Layer:
