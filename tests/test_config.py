@@ -146,11 +146,6 @@ def test_a_mistake_is_named_in_one_line(config_dir, argument, said):
     assert len(str(caught.value)) <= 300
 
 
-def test_of_several_arguments_the_wrong_one_is_named(config_dir):
-    with pytest.raises(ConfigError, match=r"cannot read 'training\.trainer=\{a: \[\}': "):
-        load_config(["seed=1", "training.trainer={a: [}", "runs_dir=runs"], config_dir)
-
-
 PYTHON = [
     (ContextLoraSettings, {"rank": 0}, "method.rank must be at least 1 and at most 4096, got 0"),
     (ContextLoraSettings, {"rank": True}, "method.rank must be a whole number"),

@@ -90,6 +90,7 @@ def change(**changes):
         (change(devices__fast__overhead_s=-1), ["devices.fast.overhead_s", "at least 0", "got -1"]),
         (change(devices__fast__flops_per_s="many"), ["devices.fast.flops_per_s", "got 'many'"]),
         (change(devices__fast__flops_per_s=float("nan")), ["devices.fast.flops_per_s", "got nan"]),
+        (change(devices__fast__flops_per_s=10**400), ["devices.fast.flops_per_s must be a number above 0"]),
         (change(devices__fast__flops_per_s=None), ["devices.fast", "flops_per_s or by measured", "got none"]),
         (change(devices__slow__flops_per_s=1), ["devices.slow", "got both"]),
         (change(devices__slow__measured__train_s=None), ["devices.slow.measured", "lacks train_s"]),

@@ -11,12 +11,12 @@
 `link` holds for every pair that `links` does not name. Links are full duplex and the same in both directions.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from contextlora.errors import ConfigError, suggestion
+from contextlora.limits import fits
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,7 @@ def _section(
 
 
 def _number(value: Any, where: str, key: str, zero: bool = False) -> float:
-    # True is an int in Python.
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (value == 0 and not zero):
+    if not fits(value, float) or value < 0 or (value == 0 and not zero):
         rule = "a number of at least 0" if zero else "a number above 0"
         raise ConfigError(f"{where}: {key} must be {rule}, got {value!r}")
     return float(value)
