@@ -7,9 +7,7 @@ Exit codes: 0 done, 1 a failure that is not the user's, 2 a mistake the user can
 from __future__ import annotations
 
 import argparse
-import errno
 import io
-import os
 import shutil
 import sys
 import textwrap
@@ -21,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from contextlora.config import describe_settings, load_config
-from contextlora.errors import UserError, is_out_of_memory
+from contextlora.errors import UserError, explained
 from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
 from contextlora.signals import Terminated, ending_in_order
 
@@ -49,12 +47,6 @@ COMMANDS = {
     "backbone": Command("rebuild the bundled backbone from scratch"),
     "bench": Command("measure time, memory and accuracy of the default command"),
 }
-
-# What is wrong with a path, not with what it lies on.
-_PATH_ERRORS = (
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO),
-)
 
 USAGE = """\
 settings:
@@ -87,24 +79,9 @@ def _run(arguments: Sequence[str], options: argparse.Namespace) -> int:
         return _report(error, str(error), error.exit_code, options.debug)
     except KeyboardInterrupt as error:
         return _report(error, "interrupted", 130, options.debug)
-    except UserError as error:
-        return _report(error, str(error), 2, options.debug)
     except Exception as error:
-        if is_out_of_memory(error):
-            text = (
-                "the memory is full; lower training.batch_size (training.steps_per_task makes up for it), "
-                "evaluation.batch_size or method.rank, or set model.dtype=bfloat16, and train again"
-            )
-            return _report(error, text, 2, options.debug)
-        if _is_disk_full(error):
-            text = "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were"
-            return _report(error, text, 1, options.debug)
-        if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
-            path = error.filename if error.filename2 is None else error.filename2
-            text = f"{path} cannot be read or written ({error.strerror}); see what lies there and whose it is"
-            return _report(error, text, 2, options.debug)
-        if isinstance(error, OSError):
-            return _report(error, str(error), 1, options.debug)
+        if known := explained(error):
+            return _report(error, *known, options.debug)
         # Nobody expected this one: its traceback is what a bug report needs.
         return _report(error, "this is probably a bug in contextlora", 1, debug=True)
 
@@ -117,12 +94,13 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
         epilog="`contextlora COMMAND --help` explains a command; train's lists every setting.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    settings_help = USAGE + "\n".join(_settings_help())
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=command.text,
             description=f"{command.text[0].upper()}{command.text[1:]}.",
-            epilog=USAGE + "\n".join(_settings_help()) if command.settings else None,
+            epilog=settings_help if command.settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,  # the tables are laid out already
         )
         if name == "train":
@@ -201,14 +179,3 @@ def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
         notes, break_ = getattr(error, "__notes__", []), "; " if isinstance(error, Terminated) else "\n"
         print(break_.join([f"contextlora: {text}", *notes]), file=sys.stderr, flush=True)
     return code
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is a full disk or quota; torch and safetensors only pass its text on."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    texts = [os.strerror(number) for number in full]
-    while error is not None:
-        if getattr(error, "errno", None) in full or any(text in str(error) for text in texts):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

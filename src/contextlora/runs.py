@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from contextlora.errors import NotFiniteError, UserError, first_line
-from contextlora.files import remove_leftovers, slug, write_atomically
+from contextlora.files import read_file, remove_leftovers, slug, write_atomically
+from contextlora.limits import shown
 from contextlora.process_identity import identity, is_alive, parent
 from contextlora.run_places import enter, hold, latest_path, order_of, point_latest, release
 from contextlora.signals import Terminated
@@ -84,8 +85,8 @@ class RunFolder:
         """
         # `latest` may point at another run before this process is done.
         run = cls(Path(path).resolve())
-        if not run.config_file.is_file():
-            raise UserError(f"{path} is no run folder: it has no config.yaml")
+        if not os.path.isfile(run.config_file):
+            raise UserError(f"{shown(str(path))} is no run folder: it has no config.yaml")
         return run
 
     @property
@@ -106,7 +107,8 @@ class RunFolder:
     @property
     def history(self) -> list[dict[str, float]]:
         """The validations so far, oldest first: `step`, `stage`, `accuracy/<task>` and more."""
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []
+        is_there = self.metrics_file.is_file()
+        lines = read_file(self.metrics_file).decode("utf-8").splitlines() if is_there else []
         return [json.loads(line) for line in lines]
 
     def folder(self, *names: str) -> Path:
@@ -137,7 +139,7 @@ class RunFolder:
         if self.state != "finished":
             raise UserError(f"{self.path} is {self.state}, not finished; {self.how_to_resume}")
         try:
-            return json.loads(self.results_file.read_text(encoding="utf-8"))
+            return json.loads(read_file(self.results_file))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.results_file} cannot be read ({first_line(error)}): restore it, or train again"
@@ -226,7 +228,7 @@ class RunFolder:
 
     def _status(self) -> dict[str, Any]:
         try:
-            status = json.loads(self._status_file.read_text(encoding="utf-8"))
+            status = json.loads(read_file(self._status_file))
         except FileNotFoundError:  # killed before the first status
             return {"state": "interrupted"}
         except (OSError, ValueError, RecursionError):
@@ -282,6 +284,6 @@ def remove_all_leftovers(runs_dir: Path | str) -> None:
 
 def all_runs(runs_dir: Path | str, taskset: str = "*") -> list[RunFolder]:
     """Runs in any state, in the order of their starts."""
-    paths = [path.parent for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml")]
+    paths = [path.parent for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml") if path.is_file()]
     # By the recorded order, as a clock may go back; names begin with the time of the start.
     return [RunFolder(path) for path in sorted(paths, key=lambda path: (order_of(path), path.name))]

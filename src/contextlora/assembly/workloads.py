@@ -101,8 +101,8 @@ def _counter(tokenizer_file: Path) -> tuple[Callable[[list[str]], list[int]], st
 
 def _model_folder(name: str) -> Path:
     """The folder with a model's config.json: the bundled one, a local one, or a hub model's in the local cache."""
-    folder = BUNDLED if name == "bundled" else Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    folder = BUNDLED if name == "bundled" else Path(os.path.expanduser(name))
+    if os.path.isfile(folder / "config.json"):
         return folder
     # Where huggingface_hub keeps what was downloaded; the newest, if there are several revisions.
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")

@@ -138,8 +138,9 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
     # A chat template writes the special tokens itself.
     special = not backbone.chat_template
     appended = _num_appended(backbone) if special else 0
+    # Not verbose: too long a prompt is refused by name where its length is checked.
     with errors_of(backbone.name, "tokenizer"):
-        rows = backbone.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        rows = backbone.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
     ids = iter([row[: len(row) - appended] for row in rows])
     for prompt in new:
         prompt_ids = list(next(ids))

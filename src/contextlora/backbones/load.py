@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as hf_logging
 
 from contextlora.errors import UserError, first_line, is_out_of_memory
+from contextlora.tasks.faults import tail
 from contextlora.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -217,16 +219,19 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 def _source(path_or_name: str) -> str:
     """The folder to load from, or the hub name as it is."""
-    folder = BUNDLED if path_or_name == "bundled" else Path(path_or_name).expanduser()
-    if not folder.is_dir():
+    folder = BUNDLED if path_or_name == "bundled" else Path(os.path.expanduser(path_or_name))
+    if not os.path.isdir(folder):
         # A hub id is owner/name. Where a folder of the owner's name lies here, a misspelt path is likelier, and asking
         # the hub would hide it.
         looks_like_path = folder.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1
-        if looks_like_path or Path(path_or_name).parent.is_dir():
-            raise BackboneError(f"model folder {folder} does not exist; give an existing folder, a hub id or 'bundled'")
+        if looks_like_path or os.path.isdir(Path(path_or_name).parent):
+            raise BackboneError(f"model folder {tail(folder)} does not exist; give a folder, a hub id or 'bundled'")
         return path_or_name
     if not (folder / "config.json").is_file():
         raise BackboneError(f"model folder {folder} holds no config.json; give a checkpoint in Hugging Face form")
+    odd = [path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())]
+    if odd:
+        raise BackboneError(f"{odd[0]} must be an ordinary file, is a pipe or a device; remove it")
     # Pickled weights can run code when they are read.
     if not any(folder.glob("*.safetensors")):
         raise BackboneError(

@@ -1,6 +1,9 @@
 """Opens the images that items name, as the 8-bit RGB pictures that a viewer would show."""
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +81,8 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
                     return file
                 if quick:
                     file.draft("RGB", (file.width // 8, file.height // 8))
-                return _rgb(file)
+                with _without_complaints() if file.format == "TIFF" else nullcontext():
+                    return _rgb(file)
     except TaskSetError:
         raise
     except Image.DecompressionBombError:
@@ -91,6 +95,23 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
         raise TaskSetError(
             f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
         ) from error
+
+
+@contextmanager
+def _without_complaints() -> Iterator[None]:
+    """libtiff writes to the process's stderr by itself what it says again by failing."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed by the caller
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
