@@ -112,7 +112,7 @@ def test_a_file_that_is_not_there_or_no_yaml_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         read_devices(str(tmp_path / "nowhere.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match=r"bad\.yaml is no readable device catalogue"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml is no readable YAML file"):
         read_devices(str(tmp_path / "bad.yaml"))
 
 
