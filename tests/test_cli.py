@@ -96,6 +96,7 @@ def test_resume_takes_the_newest_unfinished_run_or_the_named_one(calls, tmp_path
         (["train", "taskset=nowhere"], "nowhere"),
         (["evaluate", "--run", "nowhere"], "nowhere"),
         (["train", "--config-dir", "nowhere"], "nowhere"),
+        (["train", "seed=1", "training.trainer={a: [}", "runs_dir=a"], "cannot read 'training.trainer={a: [}': "),
         (["train", "--config-dir", "two\nlines"], r"no file two\nlines/default.yaml"),
     ],
 )

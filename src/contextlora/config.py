@@ -167,10 +167,13 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
             choices[choice] = value
         else:
             settings.append(argument)
-    try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
-    except UNREADABLE as error:
-        raise ConfigError(f"cannot read {shown(' '.join(settings))}: {first_line(error)}; mend it") from error
+    found = OmegaConf.create()
+    for argument in settings:
+        try:
+            found.merge_with_dotlist([argument])
+        except UNREADABLE as error:
+            raise ConfigError(f"cannot read {shown(argument)}: {first_line(error)}; mend it") from error
+    tree = OmegaConf.to_container(found)
     _check_leaves(tree, "")
     return choices, _Layer(tree)
 

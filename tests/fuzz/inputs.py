@@ -4,14 +4,17 @@ The working directory is as `prepare` leaves it; what a function does to it is i
 returns says what that is.
 """
 
+import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from PIL import Image
 
 from contextlora import cli
@@ -20,7 +23,7 @@ from contextlora.methods import METHODS
 from contextlora.tasks.taskset import TaskSet, write_taskset
 from contextlora.training.checkpoint import AtomicCheckpointIO
 
-from .mutations import mutate_file, mutate_text
+from .mutations import TEXTS, mutate_file, mutate_text
 
 WRITTEN = ("runs", "data")  # in the working directory
 BASE = ("taskset=tasks/tiny", "model=models/llama", "runs_dir=runs", "taskset.data_dir=data")
@@ -44,6 +47,13 @@ method: contextlora
 training: {learning_rate: 0.01, batch_size: 4, trainer: {enable_model_summary: false}}
 method.delta: 0.5
 """
+_OPTIONS = {  # of commands that take a run
+    "evaluate": ("--run", str(FINISHED)),
+    "export": ("--run", "runs/latest"),
+    "resume": ("--run", str(HALF), "--devices", "1"),
+    "clean-runs": ("--yes", "runs_dir=runs"),
+    "train-": ("--debug", ""),
+}
 FORMATS = {"png": {}, "jpg": {}, "gif": {}, "bmp": {}, "tiff": {"compression": "tiff_lzw"}, "webp": {}, "ppm": {}}
 
 
@@ -118,23 +128,18 @@ def mutate_some(paths: list[Path], rng: random.Random) -> str:
 
 
 def arguments(rng: random.Random) -> Input:
-    chosen = {
-        "taskset": "tasks/tiny",
-        "method": rng.choice(sorted(METHODS)),
-        "model": "models/gpt2",
-        "experiment": "own",
-    }
-    defaults = chosen | {key: default for key, default, text in describe_settings() if text}
+    defaults = {"taskset": "tasks/tiny", "method": "joint", "model": "models/gpt2", "experiment": "own"}
+    defaults |= {key: default for key, default, text in describe_settings() if text}
     key = rng.choice([key for key in defaults if key not in ("runs_dir", "taskset.data_dir")])
-    command = rng.choice(["train --dry-run"] * 4 + ["train", "plan", "compare", "data-check", "clean-runs"] * 2)
-    command = rng.choice((command, command, rng.choice(("evaluate", "export", "resume", "train-", ""))))
-    given = [f"method={chosen['method']}", f"{key}={defaults[key]}"]
-    options = {"evaluate": ["--run", str(FINISHED)], "export": ["--run", "runs/latest"]}.get(command, [])
-    options += ["--run", str(HALF), "--devices", "1"] if command == "resume" else ["--config-dir", "configs"]
-    place = rng.choice((given, given, given, options))
-    place[1] = mutate_text(place[1], rng)
-    first = [] if command in ("resume", "evaluate", "export") else list(BASE)
+    own = key.removeprefix("method.")  # of some methods only
+    methods = [name for name, method in METHODS.items() if own == key or own in method.Settings.__dataclass_fields__]
+    command = rng.choice(["train --dry-run"] * 8 + ["train", "plan", "compare", "data-check"] * 3 + list(_OPTIONS))
+    options = list(_OPTIONS.get(command, ("--config-dir", "configs")))
+    given = [f"method={rng.choice(methods)}", f"{key}={defaults[key]}"]
+    place = rng.choice((given, given, given, given, options))
+    place[1:] = [mutate_text(place[1], rng), *place[2:]]
     settings = [] if command == "resume" else [*given, *(SHORT if command == "train" else BASE[2:])]
+    first = [] if command in _OPTIONS else [*BASE, *(TINY[2:] if command == "train" else ())]
     return Input([*command.split(" "), *options, *first, *settings], "nothing but the arguments")
 
 
@@ -149,10 +154,28 @@ def configs(rng: random.Random) -> Input:
 def task_sets(rng: random.Random) -> Input:
     folder = Path("tasks/tiny")
     lines = sorted(folder.rglob("*.jsonl"))
-    what = mutate_some(rng.choice(([folder / "taskset.yaml"], lines, [folder / "train", folder / "taskset.yaml"])), rng)
-    command = rng.choice(("data-check", "data-check", "train --dry-run", "plan", "evaluate", "resume"))
-    last = {"evaluate": ["--run", str(FINISHED)], "resume": ["--run", str(HALF)]}.get(command, BASE)
+    whole = rng.random() < 0.4
+    changed = rng.choice(([folder / "taskset.yaml"], lines, [folder / "train", folder / "taskset.yaml"]))
+    what = _rename(folder, rng) if whole else mutate_some(changed, rng)
+    command = rng.choice(("train", "train --dry-run", "plan") if whole else (*["data-check", "plan"] * 2, *_OPTIONS))
+    last = _OPTIONS.get(command, (*BASE, *TINY, *SHORT))
     return Input([*command.split(" "), *last], what)
+
+
+def _rename(folder: Path, rng: random.Random) -> str:
+    """Calls a task or an answer something else in all files of a task set, so that it may still be a right one."""
+    old, new = rng.choice(("a", "c", "red")), rng.choice(TEXTS)
+    description = folder / "taskset.yaml"
+    tree = yaml.safe_load(description.read_text())
+    entries = {name: {**task, "prerequisites": [*task["prerequisites"]]} for name, task in tree["tasks"].items()}
+    tree = json.loads(json.dumps({**tree, "tasks": entries}).replace(json.dumps(old), json.dumps(new)))
+    description.write_bytes(yaml.safe_dump(tree, sort_keys=False).encode("utf-8", "surrogatepass"))
+    for path in sorted(folder.rglob("*.jsonl")):
+        path.write_text(path.read_text().replace(json.dumps(old), json.dumps(new)))
+        if path.stem == old:
+            with suppress(ValueError, OSError):  # no name of a file
+                path.rename(path.with_name(f"{new}.jsonl"))
+    return f"{old} -> {ascii(new)[:80]}"
 
 
 def catalogues(rng: random.Random) -> Input:

@@ -157,6 +157,8 @@ def mutate_text(text: str, rng: random.Random) -> str:
     start = rng.randrange(len(text) + 1)
     key, equals, value = text.partition("=")
     odd = rng.choice((*TEXTS, *map(str, NUMBERS)))
+    if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", value) and rng.random() < 0.6:
+        return f"{key}={float(value) * rng.choice((0, -1, 0.01, 0.5, 1.5, 2, 100, 1e6)):{rng.choice(('g', '.0f'))}}"
     made = rng.choice(
         (*[key + equals + odd] * 6, text + odd, text[:start], text[:start] + odd + text[start:], odd, value, key * 2)
     )

@@ -78,7 +78,7 @@ def is_clear(text: str) -> bool:
     notes = (
         ("  ", "continue it with: make resume") if first.endswith(" faults:") else ("continue it with: make resume",)
     )
-    is_whole = first.endswith(" faults:") or not re.search(r"[:;,(] *$| \(\)|: ;|''$|object at 0x", first)
+    is_whole = first.endswith(" faults:") or not re.search(r"[:;,(] *$| \(\)|: ;|object at 0x", first)
     is_short = LONGEST_LINE is None or max(map(len, lines)) <= LONGEST_LINE
     return (
         is_whole and is_short and all(line.isprintable() for line in lines) and all(m.startswith(notes) for m in more)
