@@ -154,7 +154,7 @@ class _Layer(NamedTuple):
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
     """Sort arguments into choices of files and a tree of plain settings."""
-    choices, settings = {}, []
+    choices, found = {}, OmegaConf.create()
     for argument in arguments:
         if not is_text(argument):
             raise ConfigError(f"settings must be text without NUL and lone surrogates: got {shown(argument)}")
@@ -165,10 +165,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
         choice = key.removesuffix(".name")
         if choice in (*GROUPS, "experiment"):
             choices[choice] = value
-        else:
-            settings.append(argument)
-    found = OmegaConf.create()
-    for argument in settings:
+            continue
         try:
             found.merge_with_dotlist([argument])
         except UNREADABLE as error:
