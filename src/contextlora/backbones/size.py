@@ -66,8 +66,8 @@ def _build(
             model = auto_class(config).from_config(config, attn_implementation="eager", **trust)
     except Exception as error:  # whatever the code of a family stumbles over
         raise ConfigError(
-            f"{where}: transformers cannot build a language model from it ({type(error).__name__}: "
-            f"{first_line(error, but=source)}); mend it, or name another model"
+            f"{where}: transformers cannot build a language model from it ({first_line(error, but=source)}); mend it, "
+            "or name another model"
         ) from error
     return config, model
 
