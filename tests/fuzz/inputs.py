@@ -10,11 +10,13 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from contextlora import cli
@@ -22,8 +24,9 @@ from contextlora.config import CONFIG_DIR, describe_settings
 from contextlora.methods import METHODS
 from contextlora.tasks.taskset import TaskSet, write_taskset
 from contextlora.training.checkpoint import AtomicCheckpointIO
+from contextlora.training.fit import OWN_OPTIONS
 
-from .mutations import TEXTS, mutate_file, mutate_text
+from .mutations import TEXTS, mutate_file, mutate_text, odd_text
 
 WRITTEN = ("runs", "data")  # in the working directory
 BASE = ("taskset=tasks/tiny", "model=models/llama", "runs_dir=runs", "taskset.data_dir=data")
@@ -52,8 +55,18 @@ _OPTIONS = {  # of commands that take a run
     "export": ("--run", "runs/latest"),
     "resume": ("--run", str(HALF), "--devices", "1"),
     "clean-runs": ("--yes", "runs_dir=runs"),
-    "train-": ("--debug", ""),
+    "train-": ("--config-dir", "configs"),
 }
+_DEEPER = (  # with something odd in the place of X
+    *(
+        f"training.trainer.{name}=X"
+        for name in sorted(set(signature(Trainer).parameters) - {*OWN_OPTIONS, "default_root_dir"})
+    ),
+    "training.callbacks=[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: X}}]",
+    "training.callbacks=[{class_path: lightning.pytorch.callbacks.LearningRateMonitor, init_args: {X: X}}]",
+    *("training.callbacks=[X]", "training.loggers=[X]", "method.edge_delta={a->c: X}", "method.edge_delta={X: 0.5}"),
+    *("gear.layouts=[X]", "model.target_modules=X", "model.attn_implementation=X", "training.accelerator=X"),
+)
 FORMATS = {"png": {}, "jpg": {}, "gif": {}, "bmp": {}, "tiff": {"compression": "tiff_lzw"}, "webp": {}, "ppm": {}}
 
 
@@ -128,19 +141,21 @@ def mutate_some(paths: list[Path], rng: random.Random) -> str:
 
 
 def arguments(rng: random.Random) -> Input:
-    defaults = {"taskset": "tasks/tiny", "method": "joint", "model": "models/gpt2", "experiment": "own"}
-    defaults |= {key: default for key, default, text in describe_settings() if text}
-    key = rng.choice([key for key in defaults if key not in ("runs_dir", "taskset.data_dir")])
+    settings = {"taskset": "tasks/tiny", "method": "joint", "model": "models/gpt2", "experiment": "own"}
+    settings |= {key: default for key, default, text in describe_settings() if text}
+    key = rng.choice([key for key in settings if key not in ("runs_dir", "taskset.data_dir")])
     own = key.removeprefix("method.")  # of some methods only
     methods = [name for name, method in METHODS.items() if own == key or own in method.Settings.__dataclass_fields__]
     command = rng.choice(["train --dry-run"] * 8 + ["train", "plan", "compare", "data-check"] * 3 + list(_OPTIONS))
     options = list(_OPTIONS.get(command, ("--config-dir", "configs")))
-    given = [f"method={rng.choice(methods)}", f"{key}={defaults[key]}"]
+    given = [f"method={rng.choice(methods)}", f"{key}={settings[key]}"]
     place = rng.choice((given, given, given, given, options))
     place[1:] = [mutate_text(place[1], rng), *place[2:]]
-    settings = [] if command == "resume" else [*given, *(SHORT if command == "train" else BASE[2:])]
+    if rng.random() < 0.15:
+        command, options, given = "train", [], [rng.choice(_DEEPER).replace("X", odd_text(rng))]
+    last = [] if command == "resume" else [*given, *(SHORT if command == "train" else BASE[2:])]
     first = [] if command in _OPTIONS else [*BASE, *(TINY[2:] if command == "train" else ())]
-    return Input([*command.split(" "), *options, *first, *settings], "nothing but the arguments")
+    return Input([*command.split(" "), *options, *first, *last], "nothing but the arguments")
 
 
 def configs(rng: random.Random) -> Input:

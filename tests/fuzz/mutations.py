@@ -152,17 +152,21 @@ def mutate_file(path: Path, rng: random.Random) -> str:
     return what
 
 
+def odd_text(rng: random.Random) -> str:
+    """Something odd as an argument may hold it."""
+    return rng.choice((*TEXTS, *map(str, NUMBERS), "1", "true")).replace("\0", "")
+
+
 def mutate_text(text: str, rng: random.Random) -> str:
     """One argument changed, as far as a shell can pass it."""
     start = rng.randrange(len(text) + 1)
     key, equals, value = text.partition("=")
-    odd = rng.choice((*TEXTS, *map(str, NUMBERS)))
+    odd = odd_text(rng)
     if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", value) and rng.random() < 0.6:
         return f"{key}={float(value) * rng.choice((0, -1, 0.01, 0.5, 1.5, 2, 100, 1e6)):{rng.choice(('g', '.0f'))}}"
-    made = rng.choice(
+    return rng.choice(
         (*[key + equals + odd] * 6, text + odd, text[:start], text[:start] + odd + text[start:], odd, value, key * 2)
     )
-    return made.replace("\0", "")
 
 
 # A number of any length may stand in an input; Python writes out 4300 digits.
