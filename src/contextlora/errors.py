@@ -67,7 +67,7 @@ def first_line(error: BaseException, but: object = None) -> str:
         error: of YAML with its line; of others lines that end in ":" or "," with the next.
         but: a path that the message names already, left out.
     """
-    text = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    text = str(error)
     if mark := getattr(error, "problem_mark", None):
         text = f"line {mark.line + 1}: {error.problem or error.context}"
     if but is not None:
