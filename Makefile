@@ -8,7 +8,7 @@
 
 # make would read a value from the command line each time it uses or exports it, and run a $(shell ...) in it.
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
-export TASKSET METHOD MODEL DELTA SEED DEVICES STRATEGY RUN ARGS KILLS SOAK PROCESSOR PYTHON
+export TASKSET METHOD MODEL DELTA SEED DEVICES STRATEGY RUN ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -28,7 +28,7 @@ SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD"} $${MOD
 RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills soak test test-processors lint clean clean-runs
+.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,9 @@ test-kills: setup ## kill a process at KILLS=50 random instants: reports and res
 
 soak: setup ## disturb SOAK=200 runs at random instants (kills, signals, full disks, double starts) and resume them
 	@SOAK="$${SOAK:-200}" $(WITH_ARGS) -m pytest tests/test_soak.py -s -n 0
+
+fuzz: setup ## give commands FUZZ=10000 damaged inputs, of one KIND if given: each ends well or in one clear line
+	@FUZZ="$${FUZZ:-10000}" $(WITH_ARGS) -m pytest tests/fuzz/test_fuzz.py -s -n 0 -k every_input
 
 test: setup ## run the test suite, the ten slowest tests last; on another processor's kernels: PROCESSOR=avx2 or default
 	@$(PROCESSOR_VARIABLES) $(WITH_ARGS) -m pytest

@@ -6,6 +6,7 @@ import os
 import queue
 import random
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -227,6 +228,24 @@ def _process(function: Callable[..., Any], arguments: tuple, variables: dict[str
     results.put((int(variables["RANK"]), function(*arguments)))
     results.close()
     results.join_thread()
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "folder"])
+def no_file(request: pytest.FixtureRequest) -> Callable[[Path], None]:
+    """Puts what is no ordinary file at a path: reading it would wait for ever, have no end, or fail."""
+
+    def put(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if request.param == "pipe":
+            os.mkfifo(path)
+        elif request.param == "socket":
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+        elif request.param == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+
+    return put
 
 
 @pytest.fixture

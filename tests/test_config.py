@@ -101,8 +101,8 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("method.delta=nan", ["method.delta must be between 0 and 1, or auto", "nan"]),
         ("gear.layouts=[ring]", ["gear.layouts must be a list of one of data, 1f1b, gpipe, got ['ring']"]),
         ("method.edge_delta.u->v=2", ["method.edge_delta must be at least 0 and at most 1, got 2"]),
-        ("training.learning_rate=.inf", ["training.learning_rate must be a finite number, got inf"]),
-        ("method.gate_init=.nan", ["method.gate_init must be a finite number, got nan"]),
+        ("training.learning_rate=.inf", ["training.learning_rate must be a finite number", "got inf"]),
+        ("method.gate_init=.nan", ["method.gate_init must be a finite number", "got nan"]),
         ("training.warmup_share=1", ["training.warmup_share must be at least 0 and below 1, got 1"]),
         ("method.learning_rate_scale=0", ["method.learning_rate_scale must be above 0, got 0"]),
         ("method.rank=0", ["method.rank must be at least 1 and at most 4096, got 0"]),
@@ -113,7 +113,7 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("training.batch_size=", ["training.batch_size", "None"]),
         ("training.batch_size={1", ["training.batch_size={1"]),
         ("method.rank=${x}", ["method.rank"]),
-        ("method.edge_delta=[]", ["method.edge_delta must be a mapping of names to a finite number, got []"]),
+        ("method.edge_delta=[]", ["method.edge_delta must be a mapping of names to a finite number", "got []"]),
         ("gear.layouts[0]=x", ["gear.layouts must be a list of one of data, 1f1b, gpipe, got {'0': 'x'}"]),
         ("training.callbacks=foo", ["training.callbacks must be a list", "got 'foo'"]),
         ("training.loggers={}", ["training.loggers must be a list", "got {}"]),
@@ -136,6 +136,9 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("runs_dir=a\0b", ["without NUL and lone surrogates", r"'runs_dir=a\x00b'"]),
         ('runs_dir="a\\0b"', ["runs_dir must be text without NUL", r"'a\x00b'"]),
         ("verbose", ["expected key=value, got 'verbose'"]),
+        ("seed=???", ["seed is '???'", "give one"]),
+        ("method.edge_delta.u->v=???", ["method.edge_delta.u->v is '???'"]),
+        ("training.trainer={a: [1, '???']}", ["training.trainer.a.1 is '???'"]),
     ],
 )
 def test_a_mistake_is_named_in_one_line(config_dir, argument, said):
@@ -149,7 +152,7 @@ def test_a_mistake_is_named_in_one_line(config_dir, argument, said):
 PYTHON = [
     (ContextLoraSettings, {"rank": 0}, "method.rank must be at least 1 and at most 4096, got 0"),
     (ContextLoraSettings, {"rank": True}, "method.rank must be a whole number"),
-    (ContextLoraSettings, {"gate_init": math.nan}, "method.gate_init must be a finite number, got nan"),
+    (ContextLoraSettings, {"gate_init": math.nan}, "method.gate_init must be a finite number"),
     (
         ContextLoraSettings,
         {"edge_delta": {"a->b": math.inf}},
@@ -193,7 +196,9 @@ def test_a_method_has_its_own_settings_and_no_others(config_dir, key):
     ("text", "said"),
     [
         ("training: {learning_rat: 1}", "did you mean training.learning_rate?"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "no readable YAML file"),
+        ("a: " + "9" * 5000, "no readable YAML file"),
+        ("#" * (2 << 20), "at most 1"),
         ("- 1", "keys"),
     ],
 )

@@ -13,6 +13,7 @@ from contextlora.files import (
     beside,
     leftovers,
     put_in_place,
+    read_file,
     remove_leftovers,
     replace_folder,
     scratch_folder,
@@ -59,6 +60,18 @@ def test_text_and_bytes_are_written_with_the_folders_above(content, tmp_path):
     write_atomically(tmp_path / "a" / "b", content)
     assert (tmp_path / "a" / "b").read_text(encoding="utf-8") == "grün"
     assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_only_an_ordinary_file_of_bounded_size_is_read(tmp_path, no_file):
+    no_file(tmp_path / "odd")
+    with pytest.raises(OSError, match="no ordinary file"):
+        read_file(tmp_path / "odd")
+    with pytest.raises(OSError, match="null byte"):
+        read_file("a\0b")
+    (tmp_path / "file").write_bytes(bytes(3 << 20))
+    assert read_file(tmp_path / "file", 3 << 20) == bytes(3 << 20)
+    with pytest.raises(OSError, match="it holds 3 MiB, may hold at most 2"):
+        read_file(tmp_path / "file", 2 << 20)
 
 
 def test_killed_before_the_rename_a_file_has_its_old_content(tmp_path):

@@ -85,10 +85,10 @@ def test_values_are_taken_as_they_are(called, value):
         assert not [path for path in ROOT.glob("ran") if not path.unlink()]
 
 
-@pytest.mark.parametrize("target", ["test", "test-kills", "soak", "help", "bench-gear"])
+@pytest.mark.parametrize("target", ["test", "test-kills", "soak", "fuzz", "help", "bench-gear"])
 @pytest.mark.parametrize("value", CODE)
 def test_no_target_runs_what_is_in_a_variable(tmp_path, target, value):
-    names = ("ARGS", "PROCESSOR", "KILLS", "SOAK", "SEED", "PYTHON", "RUN", "STRATEGY")
+    names = ("ARGS", "PROCESSOR", "KILLS", "SOAK", "FUZZ", "KIND", "SEED", "PYTHON", "RUN", "STRATEGY")
     make(target, "PY=true", *(f"{name}={value}" for name in names))
     assert not [path for path in ROOT.glob("ran") if not path.unlink()]
 

@@ -33,6 +33,20 @@ def test_a_new_run_lies_under_its_taskset_and_method(tmp_path):
     assert run.history == []
 
 
+@pytest.mark.parametrize("file", ["config.yaml", "status.json", "results.json", "metrics.jsonl", ".order", "latest"])
+def test_a_run_file_that_is_none_is_not_waited_for(tmp_path, no_file, file):
+    run, other = create(tmp_path), create(tmp_path)
+    other.finish(RESULTS)
+    run.finish(RESULTS)
+    no_file((tmp_path / file).parent / file if file == "latest" else run.path / file)
+    assert latest_run(tmp_path).path in (run.path, other.path)
+    assert other.path in [one.path for one in find_runs(tmp_path, finished=True)]
+    assert run.history == []
+    if file in ("status.json", "results.json"):
+        with pytest.raises(UserError, match=r"unreadable|no ordinary file"):
+            _ = run.results
+
+
 def test_a_taskset_folder_counts_by_its_last_part(tmp_path):
     run = RunFolder.create(tmp_path, "../my sets/traffic/", "joint", 0, "")
     assert run.path.parent == tmp_path / "traffic" / "joint"
@@ -57,6 +71,13 @@ def test_latest_is_a_relative_link_to_the_run_that_finished_last(tmp_path):
     assert third.state == "running"
     tmp_path.rename(moved := tmp_path.with_name("moved"))
     assert latest_run(moved).results == RESULTS
+
+
+@pytest.mark.parametrize("path", ["nowhere", "x" * 300, "/dev/null", "/dev/null/x"])
+def test_what_is_no_run_is_refused(path):
+    with pytest.raises(UserError, match="is no run folder") as caught:
+        RunFolder.open(path)
+    assert len(str(caught.value)) <= 300
 
 
 def test_results_of_an_unfinished_run_are_refused(tmp_path):
@@ -231,39 +252,6 @@ def test_a_folder_that_vanished_is_not_finished(tmp_path):
     with pytest.raises(UserError, match="vanished"), run.recording():
         run.finish(RESULTS)
     assert not run.path.exists()
-
-
-def test_latest_without_links_is_a_file(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("no links here")
-
-    monkeypatch.setattr(type(tmp_path), "symlink_to", refuse)
-    first, second = create(tmp_path), create(tmp_path)
-    second.finish(RESULTS)
-    first.finish(RESULTS)
-    assert (tmp_path / "latest").is_file()
-    assert latest_run(tmp_path).path == first.path
-    (tmp_path / "latest").unlink()
-    assert latest_run(tmp_path).path == second.path  # the one that began last
-
-
-def test_a_copied_run_plants_no_latest_elsewhere(tmp_path):
-    run = create(tmp_path / "runs")
-    run._set_state("failed")
-    run.path.rename(copied := tmp_path / "copied")
-    moved = RunFolder.open(copied)
-    moved.claim()
-    moved.finish(RESULTS)
-    assert moved.results == RESULTS
-    assert not list(tmp_path.parent.glob("latest")) and not list(tmp_path.parents[1].glob("latest"))
-
-
-def test_the_run_that_began_last_is_resumed_though_the_clock_went_back(tmp_path):
-    first, second = create(tmp_path), create(tmp_path)
-    for run in (first, second):
-        run._set_state("failed")
-    second.path.rename(earlier := second.path.with_name("19990101T000000Z-seed0"))
-    assert find_runs(tmp_path, finished=False)[-1].path == earlier
 
 
 def test_leftovers_of_a_killed_process_go_when_the_run_is_claimed(tmp_path):

@@ -7,9 +7,7 @@ Exit codes: 0 done, 1 a failure that is not the user's, 2 a mistake the user can
 from __future__ import annotations
 
 import argparse
-import errno
 import io
-import os
 import shutil
 import sys
 import textwrap
@@ -21,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from contextlora.config import describe_settings, load_config
-from contextlora.errors import UserError, cut, is_out_of_memory, tail
+from contextlora.errors import UserError, cut, explained, tail
 from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
 from contextlora.signals import Terminated, ending_in_order
 
@@ -81,20 +79,9 @@ def _run(arguments: Sequence[str], options: argparse.Namespace) -> int:
         return _report(error, str(error), error.exit_code, options.debug)
     except KeyboardInterrupt as error:
         return _report(error, "interrupted", 130, options.debug)
-    except UserError as error:
-        return _report(error, str(error), 2, options.debug)
     except Exception as error:
-        if is_out_of_memory(error):
-            text = (
-                "the memory is full; lower training.batch_size (training.steps_per_task makes up for it), "
-                "evaluation.batch_size or method.rank, or set model.dtype=bfloat16, and train again"
-            )
-            return _report(error, text, 2, options.debug)
-        if _is_disk_full(error):
-            text = "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were"
-            return _report(error, text, 1, options.debug)
-        if isinstance(error, OSError):
-            return _report(error, cut(str(error)), 1, options.debug)
+        if known := explained(error):
+            return _report(error, *known, options.debug)
         # Nobody expected this one: its traceback is what a bug report needs.
         return _report(error, "this is probably a bug in contextlora", 1, debug=True)
 
@@ -107,12 +94,13 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
         epilog="`contextlora COMMAND --help` explains a command; train's lists every setting.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    settings_help = USAGE + "\n".join(_settings_help())
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=command.text,
             description=f"{command.text[0].upper()}{command.text[1:]}.",
-            epilog=USAGE + "\n".join(_settings_help()) if command.settings else None,
+            epilog=settings_help if command.settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,  # the tables are laid out already
         )
         if name == "train":
@@ -186,19 +174,10 @@ def _default_run(which: str, runs_dir: str) -> RunFolder:
 def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
+    if len(getattr(error, "faults", ())) < 2:
+        text = text.replace("\n", "\\n")  # of a value: one mistake is one line
     # What ends a program may end its terminal first.
     with suppress(OSError):
         notes, break_ = getattr(error, "__notes__", []), "; " if isinstance(error, Terminated) else "\n"
         print(break_.join([f"contextlora: {text}", *notes]), file=sys.stderr, flush=True)
     return code
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is a full disk or quota; torch and safetensors only pass its text on."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    texts = [os.strerror(number) for number in full]
-    while error is not None:
-        if getattr(error, "errno", None) in full or any(text in str(error) for text in texts):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -11,9 +11,11 @@ file spells keys from the root, so that a model's file can also set the learning
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -22,7 +24,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from contextlora.errors import ConfigError, first_line, known, squeezed, tail
-from contextlora.files import write_atomically
+from contextlora.files import read_file, write_atomically
 from contextlora.limits import fits, is_text, rule, shown
 from contextlora.methods import METHODS
 from contextlora.settings import MethodSettings, RunConfig
@@ -31,6 +33,7 @@ from contextlora.settings import MethodSettings, RunConfig
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 # OmegaConf's errors, and what yaml raises for numbers of too many digits, too many levels and foreign bytes.
 UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError)
+_MOST_BYTES = 1 << 20  # PyYAML takes seconds for it
 GROUPS = ("taskset", "method", "model")
 
 
@@ -91,19 +94,10 @@ def read_devices(name_or_path: str) -> tuple[Any, Path]:
         ConfigError: there is no such file, or it is no YAML.
     """
     path = Path(name_or_path)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not os.path.exists(path):
         path = _choose(CONFIG_DIR, "devices", name_or_path)
-    try:
-        found = OmegaConf.load(path)
-        _refuse_resolvers(OmegaConf.to_container(found), path)
-        return OmegaConf.to_container(found, resolve=True), path
-    except FileNotFoundError:
-        raise ConfigError(
-            f"gear.devices names no file: {tail(path)}; give a device catalogue (make: DEVICES=FILE)"
-        ) from None
-    except (OmegaConfBaseException, OSError, yaml.YAMLError) as error:
-        reason = first_line(error, but=path)
-        raise ConfigError(f"{tail(path)} is no readable device catalogue: {reason}; mend it") from error
+    missing = f"gear.devices names no file: {tail(path)}; give a device catalogue (make: DEVICES=FILE)"
+    return _load(path, missing, resolve=True), path
 
 
 def write_devices(tree: dict[str, Any], path: Path, header: str) -> None:
@@ -160,7 +154,7 @@ class _Layer(NamedTuple):
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
     """Sort arguments into choices of files and a tree of plain settings."""
-    choices, settings = {}, []
+    choices, found = {}, OmegaConf.create()
     for argument in arguments:
         if not is_text(argument):
             raise ConfigError(f"settings must be text without NUL and lone surrogates: got {shown(argument)}")
@@ -171,40 +165,62 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
         choice = key.removesuffix(".name")
         if choice in (*GROUPS, "experiment"):
             choices[choice] = value
-        else:
-            settings.append(argument)
-    try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
-    except UNREADABLE as error:
-        raise ConfigError(f"cannot read {shown(' '.join(settings))}: {first_line(error)}; mend it") from error
+            continue
+        try:
+            found.merge_with_dotlist([argument])
+        except UNREADABLE as error:
+            raise ConfigError(f"cannot read {shown(argument)}: {first_line(error)}; mend it") from error
+    tree = OmegaConf.to_container(found)
+    _check_leaves(tree, "")
     return choices, _Layer(tree)
 
 
 def _read(path: Path) -> _Layer:
     """One YAML file."""
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"no file {tail(path)}; run from an editable install (make setup) or name the folder with --config-dir"
-        ) from None
-    except UNREADABLE as error:
-        raise ConfigError(f"{tail(path)} is not valid YAML: {first_line(error, but=path)}; mend it") from error
-    _refuse_resolvers(tree, path)
+    missing = f"no file {tail(path)}; run from an editable install (make setup) or name the folder with --config-dir"
+    tree = _load(path, missing)
     if not isinstance(tree, dict):
         raise ConfigError(f"settings in {tail(path)} must be a mapping of keys to values, got {shown(tree)}")
     return _Layer(tree, f" in {tail(path, 50)}")  # as much as leaves room for a key and the known ones
 
 
-def _refuse_resolvers(tree: Any, path: Path, key: str = "") -> None:
-    """Raises `ConfigError` for `${oc.env:...}` and the like: a foreign file could copy secrets into what is logged."""
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
-        _refuse_resolvers(value, path, f"{key}.{name}" if key else str(name))
-    if isinstance(tree, str) and _calls_resolver(tree):
-        raise ConfigError(
-            f"{squeezed(key)} in {tail(path)} is {tree[:40]!r}: a file may refer to its own keys (${{a.b}}), but not "
-            "call a resolver; write the value itself, or set it on the command line"
-        )
+def _load(path: Path, missing: str, resolve: bool = False) -> Any:
+    """A YAML file as a plain tree; `missing` is the message where there is none."""
+    try:
+        found = OmegaConf.load(BytesIO(read_file(path, _MOST_BYTES)))
+        _check_leaves(OmegaConf.to_container(found), f" in {tail(path)}")
+        return OmegaConf.to_container(found, resolve=resolve)
+    except FileNotFoundError:
+        raise ConfigError(missing) from None
+    except ConfigError:
+        raise
+    except UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or first_line(error, but=path)
+        raise ConfigError(f"{tail(path)} is no readable YAML file: {reason}; mend it") from error
+
+
+def _check_leaves(tree: Any, source: str) -> None:
+    """Raises `ConfigError` for what OmegaConf would read more into than a value."""
+    for key, value in _values(tree):
+        if value == "???":  # it would be passed over
+            raise ConfigError(
+                f"{squeezed(key)}{source} is '???', which stands for no value; give one, or leave out the key"
+            )
+        # A foreign file could copy secrets into what is logged, by ${oc.env:...} and the like.
+        if source and isinstance(value, str) and _calls_resolver(value):
+            raise ConfigError(
+                f"{squeezed(key)}{source} is {value[:40]!r}: a file may refer to its own keys (${{a.b}}), but not "
+                "call a resolver; write the value itself, or set it on the command line"
+            )
+
+
+def _values(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each leaf of a plain tree."""
+    if not isinstance(tree, dict | list):
+        yield key, tree
+        return
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield from _values(value, f"{key}.{name}" if key else str(name))
 
 
 def _calls_resolver(text: str) -> bool:
@@ -278,6 +294,6 @@ def _choose(config_dir: Path, group: str, choice: str) -> Path:
 def _group_layers(config_dir: Path, group: str, choice: str) -> list[_Layer]:
     """What a choice sets: the name first, so that its file may map a short name to a path or hub id."""
     name = _Layer({group: {"name": choice}})
-    if group in ("taskset", "model") and ("/" in choice or Path(choice).is_dir()):
+    if group in ("taskset", "model") and ("/" in choice or os.path.isdir(choice)):
         return [name]
     return [name, _read(_choose(config_dir, group, choice))]

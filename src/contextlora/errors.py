@@ -1,12 +1,19 @@
 """Errors that a user can mend, and errors of others in one line."""
 
 import difflib
+import errno
+import os
 import re
 import textwrap
 from collections.abc import Iterable
 
 LONGEST = 285  # characters of a message's line: 300 with the program's name before it
 LONGEST_WORD, LONGEST_REASON, LONGEST_LIST = 80, 110, 120  # and of what goes into one
+# What is wrong with a path, not with what it lies on.
+_PATH_ERRORS = (
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO),
+)
 
 
 class UserError(ValueError):
@@ -104,6 +111,34 @@ def suggestion(value: object, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown name: `; did you mean X?` with the nearest known one, or nothing."""
     near = difflib.get_close_matches(str(value)[:LONGEST_LIST], list(known), n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def explained(error: BaseException) -> tuple[str, int] | None:
+    """What to say of an error in one line, and the exit code; None for one that nobody expected."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if is_out_of_memory(error):
+        return (
+            "the memory is full; lower training.batch_size (training.steps_per_task makes up for it), "
+            "evaluation.batch_size or method.rank, or set model.dtype=bfloat16, and train again"
+        ), 2
+    if _is_disk_full(error):
+        return "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were", 1
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
+        path = error.filename if error.filename2 is None else error.filename2
+        return f"{tail(path)} cannot be read or written ({error.strerror}); see what lies there and whose it is", 2
+    return (cut(str(error)), 1) if isinstance(error, OSError) else None
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is a full disk or quota; torch and safetensors only pass its text on."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    texts = [os.strerror(number) for number in full]
+    while error is not None:
+        if getattr(error, "errno", None) in full or any(text in str(error) for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def known(value: object, names: Iterable[str], prefix: str = "") -> str:

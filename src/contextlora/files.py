@@ -1,10 +1,12 @@
 """Files and folders that are replaced whole or not at all, also through a kill, a full disk or a power cut."""
 
+import errno
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -21,6 +23,28 @@ def slug(name: str) -> str:
     """A name that somebody else chose as one part of a path: never a folder above, hidden, or too long for a disk."""
     plain = re.sub(r"[^\w.-]+", "-", name).lstrip(".")
     return plain.encode()[:MAX_SLUG_BYTES].decode(errors="ignore") or "unnamed"
+
+
+def read_file(path: str | Path, most: int = 1 << 31) -> bytes:
+    """A file's content; every file that a user may name is read by it, or after `check_ordinary`.
+
+    Raises:
+        OSError: as `check_ordinary`.
+    """
+    check_ordinary(path, most)
+    return Path(path).read_bytes()
+
+
+def check_ordinary(path: str | Path, most: int | None = None) -> None:
+    """Raises `OSError` for what cannot be found, holds more than `most` bytes, or would never end."""
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # NUL in the path
+        raise OSError(errno.EINVAL, str(error)) from error
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever, a device may have no end
+        raise OSError(errno.EINVAL, "it is no ordinary file but a folder, a pipe or a device")
+    if most is not None and status.st_size > most:
+        raise OSError(errno.EINVAL, f"it holds {status.st_size >> 20} MiB, may hold at most {most >> 20}")
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

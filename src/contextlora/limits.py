@@ -1,7 +1,7 @@
 """What a setting's value may be: by its type and the limits beside it, from the command line as from Python."""
 
+import math
 import operator
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -17,9 +17,12 @@ LIMITS = {
     "below": ("below", operator.lt),
 }
 WHOLE = 2**63 - 1  # what torch, numpy and files take
+# Beyond it products of two or three settings are more than a float32 holds, in which the weights are.
+LARGEST = 10**9
+PATH_BYTES, NAME_BYTES = 3000, 255  # file systems take 4095 and 255; a run's files lie some folders deeper
 WORDS = {
     int: f"a whole number of at most {WHOLE}",
-    float: "a finite number",
+    float: "a finite number from -1e9 to 1e9",
     str: "text without NUL and lone surrogates",
     bool: "true or false",
     NoneType: "null",
@@ -41,6 +44,9 @@ def check_values(section: Any, prefix: str) -> None:
         value, hint, key = getattr(section, entry.name), hints[entry.name], prefix + entry.name
         if not fits(value, hint):
             raise ConfigError(f"{key} must be {rule(hint)}, got {shown(value)}")
+        if entry.metadata.get("is_path") and not _fits_on_disk(value):
+            said = f"a path of at most {PATH_BYTES} bytes, {NAME_BYTES} for each name in it"
+            raise ConfigError(f"{key} must be {said}, got {shown(value)}")
         limits = {name: entry.metadata[name] for name in LIMITS if name in entry.metadata}
         for number in value.values() if isinstance(value, dict) else [value]:
             if isinstance(number, int | float) and not all(LIMITS[name][1](number, limits[name]) for name in limits):
@@ -56,7 +62,9 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (Union, UnionType):
         return any(fits(value, one) for one in inner)
     if kind is Any:
-        kind = type(value) if isinstance(value, float | str | list | dict) else object
+        if isinstance(value, float):
+            return math.isfinite(value)
+        kind = type(value) if isinstance(value, str | list | dict) else object
     if kind is list:
         return isinstance(value, list | tuple) and all(fits(one, *inner or (Any,)) for one in value)
     if kind in (dict, Mapping):
@@ -65,7 +73,7 @@ def fits(value: Any, hint: Any) -> bool:
         return is_mapping and all(fits(name, of_key) and fits(one, of_value) for name, one in value.items())
     if kind in (int, float):
         # Compared, not converted: an int may be larger than any float. To Python, True is an int.
-        most = WHOLE if kind is int else sys.float_info.max
+        most = WHOLE if kind is int else LARGEST
         is_number = isinstance(value, int | kind) and not isinstance(value, bool)
         return is_number and -most <= value <= most
     return isinstance(value, kind) and (not isinstance(value, str) or is_text(value))
@@ -74,6 +82,11 @@ def fits(value: Any, hint: Any) -> bool:
 def is_text(value: str) -> bool:
     """Whether files and paths can hold it."""
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _fits_on_disk(path: str) -> bool:
+    parts = path.encode().split(b"/")
+    return len(path.encode()) <= PATH_BYTES and all(len(part) <= NAME_BYTES for part in parts)
 
 
 def rule(hint: Any) -> str:

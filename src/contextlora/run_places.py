@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from contextlora.files import beside, write_atomically
+from contextlora.files import beside, read_file, write_atomically
 
 MARKER = ".runs"  # lies in every folder of runs: one that is only three levels above a copied run has none
 _ORDER = ".order"
@@ -44,7 +44,7 @@ def _key(folder: Path) -> tuple[int, int]:
 def order_of(folder: Path) -> int:
     """How many runs had begun before it, as far as they are still there; 0 for a run of an older version."""
     try:
-        return int((folder / _ORDER).read_text(encoding="ascii"))
+        return int(read_file(folder / _ORDER))
     except (OSError, ValueError):
         return 0
 

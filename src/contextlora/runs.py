@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from contextlora.errors import UserError, first_line, tail
-from contextlora.files import remove_leftovers, slug, write_atomically
+from contextlora.files import read_file, remove_leftovers, slug, write_atomically
 from contextlora.process_identity import identity, is_alive, parent
 from contextlora.run_places import enter, hold, latest_path, order_of, point_latest, release
 from contextlora.signals import Terminated
@@ -83,12 +83,8 @@ class RunFolder:
             UserError: there is no run.
         """
         # `latest` may point at another run before this process is done.
-        try:
-            run = cls(Path(path).resolve())
-            is_there = run.config_file.is_file()
-        except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, NUL
-            is_there = False
-        if not is_there:
+        run = cls(Path(path).resolve())
+        if not os.path.isfile(run.config_file):
             raise UserError(
                 f"{tail(path)} is no run folder, it has no config.yaml: name one with --run FOLDER (make: RUN=FOLDER)"
             )
@@ -112,7 +108,8 @@ class RunFolder:
     @property
     def history(self) -> list[dict[str, float]]:
         """The validations so far, oldest first: `step`, `stage`, `accuracy/<task>` and more."""
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []
+        is_there = self.metrics_file.is_file()
+        lines = read_file(self.metrics_file).decode("utf-8").splitlines() if is_there else []
         return [json.loads(line) for line in lines]
 
     def folder(self, *names: str) -> Path:
@@ -143,7 +140,7 @@ class RunFolder:
         if self.state != "finished":
             raise UserError(f"the run is {self.state}, not finished; {self.how_to_resume}")
         try:
-            return json.loads(self.results_file.read_text(encoding="utf-8"))
+            return json.loads(read_file(self.results_file))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{tail(self.results_file)} cannot be read ({first_line(error, but=self.results_file)}): restore it, "
@@ -239,7 +236,7 @@ class RunFolder:
 
     def _status(self) -> dict[str, Any]:
         try:
-            status = json.loads(self._status_file.read_text(encoding="utf-8"))
+            status = json.loads(read_file(self._status_file))
         except FileNotFoundError:  # killed before the first status
             return {"state": "interrupted"}
         except (OSError, ValueError, RecursionError):
@@ -295,6 +292,6 @@ def remove_all_leftovers(runs_dir: Path | str) -> None:
 
 def all_runs(runs_dir: Path | str, taskset: str = "*") -> list[RunFolder]:
     """Runs in any state, in the order of their starts."""
-    paths = [path.parent for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml")]
+    paths = [path.parent for path in Path(runs_dir).glob(f"{taskset}/*/*/config.yaml") if path.is_file()]
     # By the recorded order, as a clock may go back; names begin with the time of the start.
     return [RunFolder(path) for path in sorted(paths, key=lambda path: (order_of(path), path.name))]

@@ -11,17 +11,18 @@ from typing import Any, Literal
 from contextlora.limits import check_values
 
 
-def setting(default: Any, text: str, **limits: float) -> Any:
+def setting(default: Any, text: str, *, is_path: bool = False, **limits: float) -> Any:
     """A dataclass field with its documentation and limits, which also hold for the values of a dict.
 
     Args:
         default, text: of the field.
+        is_path: whether it names a file or folder, or may do so.
         limits: `minimum` and `maximum`, which the value may reach; `above` and `below`, which it may not.
     """
     is_mutable = isinstance(default, dict | list)
     # A dataclass takes no mutable default: every instance gets a copy.
     value = {"default_factory": lambda: type(default)(default)} if is_mutable else {"default": default}
-    return field(**value, metadata={"text": text, **limits})
+    return field(**value, metadata={"text": text, "is_path": is_path, **limits})
 
 
 class Section:
@@ -38,13 +39,13 @@ class TasksetConfig(Section):
     """Which tasks, and how their items become prompts."""
 
     section = "taskset"
-    name: str = setting("iov", "shipped task set, or the path of a task-set folder")
+    name: str = setting("iov", "shipped task set, or the path of a task-set folder", is_path=True)
     regime: Literal["low", "full"] = setting("low", "size of a shipped set: a few hundred items per task, or all")
     train_items: int | None = setting(
         None, "only the first so many train items of each task, for learning curves; null takes all", minimum=1
     )
     seed: int = setting(0, "seed of a shipped set's items; independent of the run's seed", minimum=0)
-    data_dir: str = setting("data", "where shipped sets are generated on first use")
+    data_dir: str = setting("data", "where shipped sets are generated on first use", is_path=True)
     context: Literal["none", "gold", "predicted"] = setting(
         "none", "prerequisites' answers in the prompts while training; the evaluation is also end to end in any case"
     )
@@ -77,7 +78,7 @@ class ModelConfig(Section):
     """The frozen language model."""
 
     section = "model"
-    name: str = setting("bundled", "the bundled backbone, a checkpoint folder, or a hub id (owner/name)")
+    name: str = setting("bundled", "the bundled backbone, a checkpoint folder, or a hub id (owner/name)", is_path=True)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "type of the frozen weights; auto: bfloat16 where the processor computes it natively"
     )
@@ -145,7 +146,9 @@ class GearConfig(Section):
 
     section = "gear"
     devices: str = setting(
-        "", "device catalogue: a file of configs/devices, or a path; empty: jetson4 to plan, equal ones to train"
+        "",
+        "device catalogue: a file of configs/devices, or a path; empty: jetson4 to plan, equal ones to train",
+        is_path=True,
     )
     context: Literal["predicted", "taskset"] = setting(
         "predicted",
@@ -171,4 +174,4 @@ class RunConfig(Section):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     gear: GearConfig = field(default_factory=GearConfig)
     seed: int = setting(0, "seed of initial weights and batch order", minimum=0)
-    runs_dir: str = setting("runs", "where run folders go")
+    runs_dir: str = setting("runs", "where run folders go", is_path=True)

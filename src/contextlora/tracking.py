@@ -124,6 +124,6 @@ def _reachable_mode(wandb: Any) -> str:
 def _run_id(home: Path) -> str:
     """The W&B id of this run folder: a sweep's agent gives one, otherwise it is made on first use."""
     file = home / "run-id"
-    if not file.exists():
+    if not file.is_file():  # a pipe would be waited for
         write_atomically(file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return file.read_text()

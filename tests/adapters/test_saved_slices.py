@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -31,6 +33,9 @@ def test_refuses_other_backbones_partitions_and_damage(adapt, tmp_path):
         load_slices(adapt(), path, "f00d")
     with pytest.raises(AdapterError, match="no readable slices file"):
         load_slices(adapt(), tmp_path / "missing", "f00d")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AdapterError, match="no ordinary file"):
+        load_slices(adapt(), tmp_path / "pipe", "f00d")
 
 
 def test_the_gated_variant_does_not_load_into_the_other(adapt, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from contextlora.backbones import load
 from contextlora.backbones.load import BackboneError, fastest_dtype, load_backbone
 from contextlora.backbones.size import model_size
 from contextlora.errors import ConfigError
+from contextlora.tasks.prompts import Prompt
 
 STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "stories260k"
 
@@ -66,8 +68,19 @@ def test_auto_dtype_follows_the_processor_and_what_torch_may_use_of_it(monkeypat
 def test_missing_folder(tmp_path):
     with pytest.raises(BackboneError, match="does not exist"):
         load_backbone(str(tmp_path / "nothing"))
-    with pytest.raises(BackboneError, match="does not exist"):
-        load_backbone("./nothing")
+    for name in ("./nothing", "x" * 300, f"./{'x' * 300}", "./a\0b", "~nobody-of-this-name/model"):
+        with pytest.raises(BackboneError, match="does not exist") as caught:
+            load_backbone(name)
+        assert len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_what_is_no_file_in_a_checkpoint_is_not_waited_for(tmp_path, file):
+    for name in {"config.json", "model.safetensors"} - {file}:
+        (tmp_path / name).write_text("{}")
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(BackboneError, match=rf"{file} must be an ordinary file|holds no config\.json"):
+        load_backbone(str(tmp_path))
 
 
 def test_folder_without_config_or_safetensors(tmp_path):
@@ -86,6 +99,40 @@ def test_damaged_weights(checkpoint, tmp_path):
         )
     with pytest.raises(BackboneError, match="cannot be loaded"):
         load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "old", "new", "said"),
+    [
+        (
+            "qwen2",
+            "config.json",
+            '"hidden_size": 16',
+            '"hidden_size": 0.5',
+            "its config.json: .*'hidden_size' expected",
+        ),
+        (
+            "qwen2",
+            "config.json",
+            '"hidden_size": 16',
+            '"hidden_size": 24',
+            r"weights must have other shapes .*\b285, 24",
+        ),
+        ("qwen2", "tokenizer.json", '"vocab": {', '"vocab": ', "no tokenizer that can be read .JSONDecodeError"),
+        ("llava", "tokenizer.json", '"vocab": {', '"vocab": {"x": [],', "its processor or tokenizer: invalid type"),
+        ("llava", "model.safetensors", "F32", "F99", "its weights: .*F99"),
+    ],
+)
+def test_a_damaged_part_is_named_in_one_line(checkpoint, tmp_path, capfd, kind, file, old, new, said):
+    folder = shutil.copytree(checkpoint(kind), tmp_path / "model")
+    content = (folder / file).read_bytes()
+    assert old.encode() in content
+    (folder / file).write_bytes(content.replace(old.encode(), new.encode()))
+    capfd.readouterr()  # of writing the checkpoint
+    with pytest.raises(BackboneError, match=f"cannot be loaded: .*{said}") as caught:
+        load_backbone(str(folder))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # no report of transformers' own
 
 
 def test_checkpoint_without_a_head(backbone, tmp_path):
@@ -177,3 +224,17 @@ def test_folder_without_a_tokenizer(checkpoint, tmp_path):
     with pytest.raises(BackboneError, match=r"it has no tokenizer that can be read .* put tokenizer.json") as caught:
         load_backbone(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ nothing }}", "chat template of model .* makes nothing of a prompt"),
+        ("{{ 1 / 0 }}", "its chat template: divi"),
+    ],
+)
+def test_a_chat_template_that_fails_is_named(backbone, template, said):
+    loaded = backbone("qwen2")
+    loaded.tokenizer.chat_template, loaded.chat_template = template, True
+    with pytest.raises(BackboneError, match=said):
+        loaded.encode([Prompt("a", "lane", None, ("dry", "damp"), 0)])

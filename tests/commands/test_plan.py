@@ -15,6 +15,7 @@ from contextlora.assembly import workloads
 from contextlora.backbones.size import model_size
 from contextlora.cli import main
 from contextlora.commands.plan import plan
+from contextlora.errors import UserError
 from contextlora.gear.reports import timeline
 from contextlora.tasks.taskset import TaskSet
 
@@ -156,6 +157,9 @@ def test_tokens_are_counted_with_the_tokenizer_or_estimated_from_words(
     config.model.name = str(bare)
     _, notes = workloads.stage_workloads(config, taskset)
     assert "estimated at 1.33 a word" in notes[0] and "d 32" in notes[0]
+    (bare / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(UserError, match=r"bare/tokenizer\.json is no tokenizer \(EOF while parsing"):
+        workloads.stage_workloads(config, taskset)
 
 
 def test_a_hub_model_is_found_in_the_local_cache(arguments, model_folder, tmp_path, monkeypatch, capsys):

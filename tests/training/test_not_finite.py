@@ -13,7 +13,14 @@ from contextlora.backbones.load import BackboneError, load_backbone
 from contextlora.errors import NotFiniteError
 from contextlora.runs import RunFolder
 from contextlora.training.callbacks import LAST
-from contextlora.training.checkpoint import KEY, load_checkpoint
+from contextlora.training.checkpoint import (
+    FORMAT,
+    KEY,
+    AtomicCheckpointIO,
+    CheckpointError,
+    load_checkpoint,
+    newest_whole,
+)
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.stage_files import StageFiles
 
@@ -53,7 +60,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_checkpoint(
 
 def test_a_learning_rate_that_is_far_too_high_ends_training(make_config, train, tmp_path):
     with pytest.raises(NotFiniteError, match=r"(at|after) step \d"):
-        train(make_config("training.learning_rate=1e30"), tmp_path)
+        train(make_config("training.learning_rate=1e9"), tmp_path)
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -100,6 +107,21 @@ def test_values_from_files_are_finite(bad, module, tmp_path):
     with pytest.raises(AdapterError, match=r"stage-1\.safetensors hold nan or infinity"):
         files.load(0)
     assert all(torch.equal(value, good[name]) for name, value in module.adapted.state.read(module.stage_owners).items())
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_a_checkpoint_whose_moments_are_not_finite_is_damaged(name, bad, tmp_path):
+    moments = {"step": torch.tensor(4.0), "exp_avg": torch.zeros(9, 5), "exp_avg_sq": torch.zeros(9, 5)}
+    for number in (1, 2):
+        states = [{"state": {0: dict(moments), 1: dict(moments)}, "param_groups": []}]
+        checkpoint = {KEY: {"format": FORMAT, "number": number}, "optimizer_states": states}
+        if number == 2:
+            states[0]["state"][1][name] = torch.zeros(9, 5).index_fill(0, torch.tensor(8), bad)
+        AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / LAST)
+    with pytest.raises(CheckpointError, match=rf"{name} of the optimizer holds nan or infinity.*begin the run anew"):
+        load_checkpoint(tmp_path / LAST)
+    assert newest_whole(tmp_path / LAST)[1][KEY]["number"] == 1
 
 
 @pytest.mark.parametrize("bad", BAD)

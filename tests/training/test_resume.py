@@ -73,6 +73,22 @@ def test_resumes_bit_identically_from_every_checkpoint(settings, make_config, tr
             assert_same_weights(load_file(folder / name), load_file(tmp_path / "whole" / name))
 
 
+def test_moments_that_are_not_finite_give_way_to_the_checkpoint_before(
+    make_config, train, tmp_path, kept_checkpoints, capsys
+):
+    config = make_config()
+    expected = train(config, tmp_path / "whole").state_dict()
+    found = [(folder / LAST, load_checkpoint(folder / LAST)) for folder in kept_checkpoints[1:]]
+    # Within a stage: a new one begins without moments.
+    last, checkpoint = next(one for one in found if one[1]["optimizer_states"][0]["state"])
+    moments = checkpoint["optimizer_states"][0]["state"]
+    moments[max(moments)]["exp_avg"].view(-1)[-1] = torch.nan
+    AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "spoilt" / LAST)
+    shutil.copy(tmp_path / "spoilt" / LAST, last)
+    assert_same_weights(train(config, last.parent).state_dict(), expected)
+    assert f"{LAST} is damaged: going on from the checkpoint before" in capsys.readouterr().out
+
+
 def test_a_half_written_checkpoint_is_ignored(make_config, train, tmp_path, kept_checkpoints):
     config = make_config()
     expected = train(config, tmp_path / "whole").state_dict()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contextlora.config import RunConfig
-from contextlora.errors import UserError, tail
+from contextlora.errors import UserError, first_line, tail
 from contextlora.gear.planning.model_size import ModelSize
 from contextlora.gear.planning.workload import Workload, estimate_workloads
 from contextlora.methods import build_method
@@ -92,14 +92,17 @@ def _counter(tokenizer_file: Path) -> tuple[Callable[[list[str]], list[int]], st
         return lambda texts: [round(TOKENS_PER_WORD * len(text.split())) for text in texts], how
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # a bare one
+        raise UserError(f"{tokenizer_file} is no tokenizer ({first_line(error)}); restore the file") from error
     return lambda texts: [len(row.ids) for row in tokenizer.encode_batch(texts)], "counted with tokenizer.json"
 
 
 def _model_folder(name: str) -> Path:
     """The folder with a model's config.json: the bundled one, a local one, or a hub model's in the local cache."""
-    folder = BUNDLED if name == "bundled" else Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    folder = BUNDLED if name == "bundled" else Path(os.path.expanduser(name))
+    if os.path.isfile(folder / "config.json"):
         return folder
     # Where huggingface_hub keeps what was downloaded; the newest, if there are several revisions.
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")

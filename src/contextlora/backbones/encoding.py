@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.load import Backbone, BackboneError
-from contextlora.errors import tail
+from contextlora.backbones.load import Backbone, BackboneError, errors_of, quiet
+from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
@@ -139,10 +139,15 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
     # A chat template writes the special tokens itself.
     special = not backbone.chat_template
     appended = _num_appended(backbone) if special else 0
-    rows = backbone.tokenizer(texts, add_special_tokens=special)["input_ids"]
+    # Not verbose: too long a prompt is refused by name where its length is checked.
+    with errors_of(backbone.name, "tokenizer"):
+        rows = backbone.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
     ids = iter([row[: len(row) - appended] for row in rows])
     for prompt in new:
         prompt_ids = list(next(ids))
+        if not prompt_ids:
+            part = "chat template" if backbone.chat_template else "tokenizer"
+            raise BackboneError(f"the {part} of model {backbone.name} makes nothing of a prompt; mend or replace it")
         options = [_continuation(backbone, prompt, word, prompt_ids, next(ids)) for word in prompt.continuations]
         if len({tuple(option) for option in options}) < len(options):
             raise BackboneError(
@@ -173,7 +178,8 @@ def _model_text(backbone: Backbone, prompt: Prompt) -> str:
         words = {"type": "text", "text": prompt.text.replace(IMAGE_PLACEHOLDER, "").strip()}
         content = [{"type": "image"}, words] if prompt.image_path else [words]
     turn = [{"role": "user", "content": content}]
-    return writer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    with errors_of(backbone.name, "chat template"):
+        return writer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
 
 def _continuation(
@@ -219,9 +225,17 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     except TaskSetError as error:
         raise BackboneError(f"image {tail(path)} {error}") from error
     # The image token alone: what comes back is what it becomes within a whole prompt.
-    made = backbone.processor(
-        text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
-    )
+    given = {"text": [backbone.image_token], "images": [image], "add_special_tokens": False, "return_tensors": "pt"}
+    try:
+        with quiet():
+            made = backbone.processor(**given)
+    except Exception as error:  # Qwen's takes no picture that is 200 times as long as wide; a damaged one takes none
+        if is_out_of_memory(error):
+            raise
+        raise BackboneError(
+            f"model {tail(backbone.name)} takes no image {tail(path)} of {image.width} x {image.height} pixels: "
+            f"{first_line(error)}; change the image, or mend the model's processor"
+        ) from error
     shape = made["input_ids"].shape
     per_token = {
         name: made[name][0].tolist()

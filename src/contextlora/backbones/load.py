@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from contextlora.errors import UserError, first_line, tail
+from contextlora.errors import UserError, first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
 
@@ -111,12 +111,14 @@ def load_backbone(
     source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
     if trust_remote_code:
         print(f"contextlora: code that comes with model {path_or_name} may do all that you may do", file=sys.stderr)
-    with _errors_of(path_or_name):
+    with errors_of(path_or_name, "config.json"):
         config = AutoConfig.from_pretrained(source, **trust)
         is_multimodal = takes_images(config)
+    with errors_of(path_or_name, "processor or tokenizer"):
         processor = AutoProcessor.from_pretrained(source, **trust) if is_multimodal else None
         tokenizer = processor.tokenizer if is_multimodal else _load_tokenizer(source, **trust)
-        chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
+    chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
+    with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     return Backbone(
         model=model.to(device).eval(),
@@ -134,8 +136,10 @@ def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **trust)
         reason = "its vocabulary is empty"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        tokenizer, reason = None, type(error).__name__
+    except Exception as error:  # tokenizers raises bare ones
+        if is_out_of_memory(error):
+            raise
+        tokenizer, reason = None, type(error).__name__ if type(error) is not Exception else first_line(error)
     # Without files transformers makes up some families' tokenizers, which know special tokens only.
     if tokenizer is None or not tokenizer("answer : a", add_special_tokens=False)["input_ids"]:
         raise BackboneError(
@@ -155,7 +159,14 @@ def _load_model(
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # else it only says that there are some
     )
+    if wrong := sorted(loaded["mismatched_keys"], key=str):
+        name, found, expected = wrong[0]
+        raise BackboneError(
+            f"{len(wrong)} of its weights must have other shapes by its config.json: {name} has {list(found)}, "
+            f"{list(expected)} is wanted; give the config.json of these weights"
+        )
     # transformers fills them with random numbers and only warns.
     if lacking := sorted(loaded["missing_keys"]):
         raise BackboneError(
@@ -208,18 +219,19 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 def _source(path_or_name: str) -> str:
     """The folder to load from, or the hub name as it is."""
-    folder = BUNDLED if path_or_name == "bundled" else Path(path_or_name).expanduser()
-    if not folder.is_dir():
+    folder = BUNDLED if path_or_name == "bundled" else Path(os.path.expanduser(path_or_name))
+    if not os.path.isdir(folder):
         # A hub id is owner/name. Where a folder of the owner's name lies here, a misspelt path is likelier, and asking
         # the hub would hide it.
         looks_like_path = folder.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1
-        if looks_like_path or Path(path_or_name).parent.is_dir():
-            raise BackboneError(
-                f"model folder {tail(folder)} does not exist; give an existing folder, a hub id or 'bundled'"
-            )
+        if looks_like_path or os.path.isdir(Path(path_or_name).parent):
+            raise BackboneError(f"model folder {tail(folder)} does not exist; give a folder, a hub id or 'bundled'")
         return path_or_name
     if not (folder / "config.json").is_file():
         raise BackboneError(f"model folder {tail(folder)} holds no config.json; give a checkpoint in Hugging Face form")
+    odd = [path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())]
+    if odd:
+        raise BackboneError(f"{tail(odd[0])} must be an ordinary file, is a pipe or a device; remove it")
     # Pickled weights can run code when they are read.
     if not any(folder.glob("*.safetensors")):
         raise BackboneError(
@@ -230,23 +242,41 @@ def _source(path_or_name: str) -> str:
 
 
 @contextmanager
-def _errors_of(name: str) -> Iterator[None]:
-    """Turns what transformers raises for an unusable checkpoint into one line; keeps its progress bars quiet."""
-    # A setting of the whole process, in which the caller may use transformers too.
-    shows_progress = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
+def errors_of(name: str, part: str) -> Iterator[None]:
+    """Turns whatever a damaged part of a model makes transformers stumble over into one line, and keeps it quiet.
+
+    Raises:
+        BackboneError: names model and part.
+    """
     try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        with quiet():
+            yield
+    except BackboneError as error:
+        raise BackboneError(f"model {tail(name)} cannot be loaded: {error}") from error
+    except Exception as error:  # tokenizers raises bare ones, and configurations are checked by half a dozen libraries
+        if is_out_of_memory(error):
+            raise
         if "trust_remote_code" in str(error):
             raise BackboneError(
                 f"model {tail(name)} brings code of its own, which may do all that you may do, and is not run; take a "
                 "model that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
             ) from error
-        raise BackboneError(
-            f"model {tail(name)} cannot be loaded: {first_line(error, but=name)}; mend or name another checkpoint"
-        ) from error
+        where = "" if isinstance(error, OSError) else f"its {part}: "  # which names the file, or is the hub's
+        said = f"{where}{first_line(error, but=name)}"
+        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; mend it or name another") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and its warnings and reports: what matters of them is raised."""
+    # Settings of the whole process, in which the caller may use transformers too.
+    shows_progress, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(max(verbosity, hf_logging.ERROR))
+    try:
+        yield
     finally:
+        hf_logging.set_verbosity(verbosity)
         if shows_progress:
             hf_logging.enable_progress_bar()
 

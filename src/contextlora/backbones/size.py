@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
 from contextlora.adapters.targets import decoder_blocks, resolve_targets
-from contextlora.backbones.load import auto_class, takes_images
+from contextlora.backbones.load import auto_class, quiet, takes_images
 from contextlora.errors import ConfigError, first_line, tail
 from contextlora.gear.planning.model_size import BlockSize, ModelSize, VisionSize
 from contextlora.limits import shown
@@ -59,17 +59,15 @@ def _build(
     source: Path | PretrainedConfig, where: str, trust_remote_code: bool
 ) -> tuple[PretrainedConfig, PreTrainedModel]:
     try:
-        config = source
-        if not isinstance(source, PretrainedConfig):
-            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model = auto_class(config).from_config(
-                config, trust_remote_code=trust_remote_code, attn_implementation="eager"
-            )
+        config, trust = source, {"trust_remote_code": trust_remote_code}
+        with quiet(), torch.device("meta"):
+            if not isinstance(source, PretrainedConfig):
+                config = AutoConfig.from_pretrained(source, local_files_only=True, **trust)
+            model = auto_class(config).from_config(config, attn_implementation="eager", **trust)
     except Exception as error:  # whatever the code of a family stumbles over
         raise ConfigError(
-            f"{where}: transformers cannot build a language model from it ("
-            f"{first_line(error, but=source)}); mend it, or name another model"
+            f"{where}: transformers cannot build a language model from it ({first_line(error, but=source)}); mend it, "
+            "or name another model"
         ) from error
     return config, model
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from contextlora import signals
-from contextlora.errors import UserError
+from contextlora.errors import UserError, explained
 from contextlora.gear.execution.peers import Peers
 from contextlora.signals import Terminated
 
@@ -122,9 +122,12 @@ def _enter(work: Callable[..., Any], arguments: tuple[Any, ...], variables: dict
     _watch_until_joined({multiprocessing.parent_process().sentinel: 0})
     try:
         work(*arguments)
-    except UserError as error:
-        print(f"contextlora: process {variables['RANK']}: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if not (known := explained(error)):
+            raise
+        text, exit_code = known
+        print(f"contextlora: process {variables['RANK']}: {text}", file=sys.stderr)
+        sys.exit(exit_code)
 
 
 def _watch_until_joined(sentinels: dict[int, int]) -> None:

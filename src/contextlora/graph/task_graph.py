@@ -9,14 +9,17 @@ An edge u -> v says that v needs u: u is a prerequisite of v. A generation S_k h
 lie in S_1 .. S_{k-1}, so the tasks of one generation may be trained together. Paper: arXiv 2507.21199, Eq. (2)-(4).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
-
-import networkx as nx
+from typing import TYPE_CHECKING, Literal
 
 from contextlora.errors import UserError, known, squeezed
 from contextlora.limits import shown
+
+if TYPE_CHECKING:
+    import networkx as nx  # otherwise where it is used, as it takes a third of the time of --help
 
 # A task names folders, tensors and configuration keys: no separator of any of these may occur in it.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -43,6 +46,8 @@ class TaskGraph:
     """
 
     def __init__(self, prerequisites: Mapping[str, Sequence[str]] | Iterable[tuple[str, Sequence[str]]]):
+        import networkx as nx
+
         declared = _checked(prerequisites)
         graph = nx.DiGraph()
         graph.add_nodes_from(declared)
@@ -68,6 +73,8 @@ class TaskGraph:
         if scope != "ancestors":
             raise GraphError(f"scope must be 'direct' or 'ancestors', got {shown(scope)}")
         if task not in self._ancestors:
+            import networkx as nx
+
             self._ancestors[task] = self._sorted(nx.ancestors(self._graph, task))
         return self._ancestors[task]
 
@@ -116,6 +123,8 @@ def declaration_faults(task: str, needed: Sequence[str], names: Mapping) -> Iter
 
 def _generations(graph: nx.DiGraph) -> tuple[tuple[str, ...], ...]:
     """Eq. (2)-(4), each generation in the order of declaration, which is that of the graph's nodes."""
+    import networkx as nx
+
     declared = {task: position for position, task in enumerate(graph)}
     try:
         return tuple(tuple(sorted(g, key=declared.__getitem__)) for g in nx.topological_generations(graph))

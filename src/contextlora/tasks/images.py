@@ -1,17 +1,21 @@
 """Opens the images that items name, as the 8-bit RGB pictures that a viewer would show."""
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from contextlora.errors import first_line
-from contextlora.tasks.faults import TaskSetError, tail
+from contextlora.errors import first_line, tail
+from contextlora.tasks.faults import TaskSetError
 
 # Not all that Pillow knows: some of its readers start other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 89_000_000  # Pillow's own bound for what may be a bomb
+_LONGEST_SIDE = 65_535  # of JPEG and GIF files; Pillow keeps a pointer for each row, and resizes by whole rows
 _BACKGROUND = (255, 255, 255)
 _DECODED_PIXELS = 1 << 26  # a second or two
 
@@ -76,20 +80,23 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
             # Pillow's warnings are about files that are odd; what matters is checked here.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as file:
-                if file.width * file.height > _MOST_PIXELS:
-                    raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has {file.width} x {file.height}")
+                if file.width * file.height > _MOST_PIXELS or max(file.size) > _LONGEST_SIDE:
+                    most = f"{_MOST_PIXELS} pixels and {_LONGEST_SIDE} a side"
+                    raise TaskSetError(f"must have at most {most}, has {file.width} x {file.height}")
                 if quick and file.format == "PNG" and file.mode in ("1", "L", "P", "LA", "RGB", "RGBA"):
                     file.verify()
                     return file
                 if quick:
-                    file.draft("RGB", (file.width // 8, file.height // 8))
-                return _rgb(file)
+                    file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
+                with _without_complaints() if file.format == "TIFF" else nullcontext():
+                    return _rgb(file)
     except TaskSetError:
         raise
     except Image.DecompressionBombError:
         raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has far more; make it smaller") from None
     except Image.UnidentifiedImageError:
-        raise TaskSetError(f"cannot be read: it is none of {', '.join(_FORMATS)}; save it as one of them") from None
+        said = f"it is empty, damaged or none of {', '.join(_FORMATS)}"
+        raise TaskSetError(f"cannot be read: {said}; save it as one of them") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
@@ -98,10 +105,27 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
         ) from error
 
 
+@contextmanager
+def _without_complaints() -> Iterator[None]:
+    """libtiff writes to the process's stderr by itself what it says again by failing."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed by the caller
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     image.load()
     kind = image.format
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # else it makes a copy, whatever the EXIF says
     see_through = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if image.mode == "F" or image.mode.startswith("I"):
         if see_through:
@@ -110,7 +134,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if not see_through:
         return image.convert("RGB")
     # Not convert("RGB"): it shows the colours that transparent pixels hide.
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, (*_BACKGROUND, 255)), layer).convert("RGB")
 
 
@@ -119,9 +143,9 @@ def _eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
     values = np.asarray(image).astype(np.float32)
     # In these formats whole numbers have 16 bits, whatever mode Pillow keeps them in.
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        return np.rint(values / 257).astype(np.uint8)
+        return np.rint(np.divide(values, 257, out=values), out=values).astype(np.uint8)
     if image.mode == "F" and np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
-        return np.rint(values * 255).astype(np.uint8)
+        return np.rint(np.multiply(values, 255, out=values), out=values).astype(np.uint8)
     raise TaskSetError(
         f"must have 8 or 16 bits a channel, or floats from 0 to 1; its mode is {image.mode}, "
         f"its values {values.min():.6g} to {values.max():.6g}"

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from contextlora.errors import first_line
+from contextlora.files import read_file
 from contextlora.tasks.faults import Faults, TaskSetError, shown
 
 _MOST_YAML_BYTES = 1 << 20  # PyYAML takes seconds for it
@@ -27,21 +27,12 @@ def read_bytes(path: Path, most: int) -> bytes:
     """A file's content without a byte-order mark.
 
     Raises:
-        TaskSetError: it cannot be read, is no ordinary file (reading a pipe would wait for ever), or is too large.
+        TaskSetError: it cannot be read, is no ordinary file, or is too large.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise TaskSetError("must be an ordinary file, is a folder, a pipe or a device")
-        if status.st_size > most:
-            raise TaskSetError(f"must hold at most {most >> 20} MiB, holds {status.st_size >> 20}")
-        return path.read_bytes().removeprefix(_BOM)
+        return read_file(path, most).removeprefix(_BOM)
     except OSError as error:
         raise TaskSetError(f"must be a readable file: {error.strerror or error}") from error
-    except ValueError as error:
-        if isinstance(error, TaskSetError):
-            raise
-        raise TaskSetError(f"must be a readable file: {first_line(error)}") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from contextlora.tasks.faults import Faults, label, shown, tail
+from contextlora.errors import tail
+from contextlora.tasks.faults import Faults, label, shown
 from contextlora.tasks.images import ImageCheck
 from contextlora.tasks.task import SPLITS, Item, Task, item_faults
 

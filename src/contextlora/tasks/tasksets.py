@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from contextlora.errors import first_line, suggestion
+from contextlora.errors import first_line, suggestion, tail
 from contextlora.files import put_in_place, scratch_folder, write_atomically
 from contextlora.settings import TasksetConfig
-from contextlora.tasks.faults import TaskSetError, shown, tail
+from contextlora.tasks.faults import TaskSetError, shown
 from contextlora.tasks.generators import iov
 from contextlora.tasks.reading import read_bytes
 from contextlora.tasks.taskset import DESCRIPTION_FILE, TaskSet

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
 
 from contextlora.errors import UserError, first_line, squeezed, tail
 from contextlora.files import write_atomically
@@ -118,10 +119,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # of safetensors, JSON or the tree, by where the damage lies
-        raise DamagedCheckpointError(
-            f"A checkpoint must be whole: {tail(path)} cannot be read ({first_line(error, but=path)}). Delete the "
-            f"folder {path.parent.name} to begin the run anew with make resume."
-        ) from error
+        raise _damaged(path, first_line(error, but=path)) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise CheckpointError(
             f"A checkpoint must come from ContextLoRA: {tail(path)} was written by another program. Give its own run."
@@ -131,7 +129,26 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"A checkpoint must have format {FORMAT}: {tail(path)} has {shown(checkpoint[KEY].get('format'))}. "
             "Resume it with the version that wrote it."
         )
+    if name := _name_not_finite(checkpoint):
+        raise _damaged(path, f"{name} of the optimizer holds nan or infinity")
     return checkpoint
+
+
+def _damaged(path: Path, why: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"A checkpoint must be whole: {tail(path)} cannot be read ({why}). Delete the "
+        f"folder {path.parent.name} to begin the run anew with make resume."
+    )
+
+
+def _name_not_finite(checkpoint: Mapping[str, Any]) -> str:
+    """The first of the optimizer's moments that is not finite; the module looks at the weights when it takes them."""
+    for optimizer in checkpoint.get("optimizer_states", []):
+        for moments in optimizer["state"].values():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and not value.isfinite().all():
+                    return name
+    return ""
 
 
 def check_identity(found: Mapping[str, str], expected: Mapping[str, str]) -> None:

@@ -1,24 +1,22 @@
 """One `Trainer.fit` for all stages, from the start or from a run's last checkpoint."""
 
-import inspect
 import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from contextlora.errors import ConfigError, UserError, first_line, known, squeezed
-from contextlora.limits import check_values, shown
+from contextlora.limits import check_values, fits, rule, shown
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, newest_whole
 from contextlora.training.module import ContextLoraModule
@@ -94,9 +92,10 @@ class TrainerSettings:
         check_values(self, "training.")
 
     def check(self) -> None:
-        """Raises `ConfigError` for an option that another setting decides, or that no Trainer has."""
-        arguments = inspect.signature(Trainer.__init__).parameters
-        for name in self.options:
+        """Raises `ConfigError` for an option that another setting decides, that no Trainer has or of another type."""
+        arguments = get_type_hints(Trainer.__init__)
+        del arguments["return"]
+        for name, value in self.options.items():
             if name not in arguments:
                 raise ConfigError(
                     f"training.trainer.{squeezed(name)} is no argument of lightning.Trainer{known(name, arguments)}"
@@ -105,6 +104,8 @@ class TrainerSettings:
                 raise ConfigError(f"training.trainer.{name} is decided by another setting: set {OWN_OPTIONS[name]}.")
             if name in NEEDED_AS_THEY_ARE:
                 raise ConfigError(f"training.trainer.{name}: the stages need Lightning's default; leave it out.")
+            if not fits(value, arguments[name]):  # Lightning would stumble over it in mid-training
+                raise ConfigError(f"training.trainer.{name} must be {rule(arguments[name])}, got {shown(value)}")
 
     def trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Trainer:
         """A trainer for one fit.
@@ -136,7 +137,7 @@ class TrainerSettings:
                 logger=list(loggers),
                 **options,
             )
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except Exception as error:  # Lightning's own, or whatever it stumbles over
             own = {name: value for name, value in self.options.items() if name != "default_root_dir"}
             chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}, trainer={shown(own)}"
             raise ConfigError(f"{chosen}: {first_line(error)}; change one of them") from error

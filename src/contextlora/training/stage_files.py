@@ -20,7 +20,7 @@ from safetensors.torch import save
 from contextlora.adapters import AdaptedModel, AdapterError
 from contextlora.adapters.state import check_finite
 from contextlora.errors import first_line, tail
-from contextlora.files import write_atomically
+from contextlora.files import check_ordinary, write_atomically
 from contextlora.graph import SliceUse
 from contextlora.limits import shown
 from contextlora.training.checkpoint import KEY, LAST, PREVIOUS, CheckpointError, load_checkpoint, newest_whole
@@ -184,6 +184,7 @@ def read_slices(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         DamagedSlicesError: for a missing or damaged file.
     """
     try:
+        check_ordinary(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

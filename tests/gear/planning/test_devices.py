@@ -90,6 +90,7 @@ def change(**changes):
         (change(devices__fast__overhead_s=-1), ["devices.fast.overhead_s", "at least 0", "got -1"]),
         (change(devices__fast__flops_per_s="many"), ["devices.fast.flops_per_s", "got 'many'"]),
         (change(devices__fast__flops_per_s=float("nan")), ["devices.fast.flops_per_s", "got nan"]),
+        (change(devices__fast__flops_per_s=10**400), ["devices.fast.flops_per_s must be a number above 0"]),
         (change(devices__fast__flops_per_s=None), ["devices.fast", "flops_per_s or by measured", "got none"]),
         (change(devices__slow__flops_per_s=1), ["devices.slow", "got both"]),
         (change(devices__slow__measured__train_s=None), ["devices.slow.measured", "lacks train_s"]),
@@ -111,7 +112,7 @@ def test_a_file_that_is_not_there_or_no_yaml_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         read_devices(str(tmp_path / "nowhere.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match=r"bad\.yaml is no readable device catalogue"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml is no readable YAML file"):
         read_devices(str(tmp_path / "bad.yaml"))
 
 

@@ -11,7 +11,7 @@
 `link` holds for every pair that `links` does not name. Links are full duplex and the same in both directions.
 """
 
-import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -195,9 +195,9 @@ def _section(
 
 
 def _number(value: Any, where: str, key: str, zero: bool = False) -> float:
-    # True is an int in Python.
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (value == 0 and not zero):
+    # Compared, not converted: an int may be larger than any float. True is an int in Python.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
         rule = "a number of at least 0" if zero else "a number above 0"
         raise ConfigError(f"{where}: {key} must be {rule}, got {shown(value)}")
     return float(value)
