@@ -25,5 +25,5 @@ def test_a_tokenizer_that_ends_every_text_is_refused_with_what_helps(backbone, m
     end = processors.TemplateProcessing("$A <unk>", special_tokens=[("<unk>", 0)])
     loaded.tokenizer.backend_tokenizer.post_processor = end
     monkeypatch.setattr("contextlora.backbones.encoding._num_appended", lambda _: 0)  # as where it does not show
-    with pytest.raises(BackboneError, match="behind it; let its tokenizer_config.json set add_eos_token=false"):
+    with pytest.raises(BackboneError, match=r"behind it; let its tokenizer_config\.json set add_eos_token=false"):
         loaded.encode([Prompt("grip", "answer :", None, ("dry", "damp"), 0)])
