@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from contextlora.config import RunConfig, load_config
 from contextlora.tasks.task import Item, Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
+from tests.messages import recorded_errors, rule_broken
 
 WORDS = ("red", "blue", "green")
 LETTERS = ("p", "q", "r", "s")
@@ -194,6 +195,15 @@ def own_environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def messages_keep_the_rules():
+    """A user can act on the message of every error that a test meets."""
+    with recorded_errors() as errors:
+        yield
+    broken = [f"{place}: {rule}: {message}" for place, message in errors if (rule := rule_broken(message))]
+    assert not broken, "\n".join(["a message must be a line that says what to change (tests/messages.py):", *broken])
 
 
 @pytest.fixture

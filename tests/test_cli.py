@@ -97,7 +97,7 @@ def test_resume_takes_the_newest_unfinished_run_or_the_named_one(calls, tmp_path
         (["evaluate", "--run", "nowhere"], "nowhere"),
         (["train", "--config-dir", "nowhere"], "nowhere"),
         (["train", "seed=1", "training.trainer={a: [}", "runs_dir=a"], "cannot read 'training.trainer={a: [}': "),
-        (["train", "--config-dir", "two\nlines"], r"no file two\nlines/default.yaml"),
+        (["train", "--config-dir", "two\nlines"], r"two\nlines/default.yaml"),
     ],
 )
 def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(calls, capsys, arguments, said):

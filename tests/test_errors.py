@@ -11,10 +11,11 @@ from contextlora.errors import first_line
         ("one\ntwo", "one"),
         ("\n  one  \ntwo", "one"),
         ("one of:\n(1) a file,\n(2) a folder\nmore", "one of: (1) a file, (2) a folder"),
-        ("one of:", "one of:"),
+        ("one of:", "one of"),
         ("", "ValueError"),
         (" \n", "ValueError"),
-        ("x" * 1000, "x" * 200),
+        ("x" * 1000, "x" * 38 + "..." + "x" * 38),
+        ("word " * 1000, "word " * 21 + "..."),
     ],
 )
 def test_first_line_is_a_whole_sentence(text, line):

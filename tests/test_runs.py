@@ -10,10 +10,12 @@ import time
 
 import pytest
 
-from contextlora.errors import UserError
+from contextlora.errors import ConfigError, PassingError, UserError
 from contextlora.files import write_atomically
 from contextlora.run_places import release
 from contextlora.runs import RunFolder, find_runs, latest_run, remove_all_leftovers, unreadable_runs
+from contextlora.tasks.faults import TaskSetError
+from contextlora.training.checkpoint import CheckpointError
 
 RESULTS = {"taskset": "iov", "tasks": {}}
 
@@ -168,6 +170,23 @@ def test_how_the_work_ends_is_recorded_and_the_error_says_how_to_resume(tmp_path
     assert find_runs(tmp_path, finished=False)[0].path == run.path
 
 
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (OSError("disk full"), True),
+        (PassingError("a peer is gone; begin again"), True),
+        (ConfigError("no such setting; leave it out"), False),
+        (TaskSetError("a.jsonl has changed; restore it"), False),
+        (CheckpointError("another task set; restore it or train again"), False),
+    ],
+)
+def test_nobody_is_told_to_resume_what_would_fail_again(tmp_path, error, may_pass):
+    run = create(tmp_path)
+    with pytest.raises(type(error)) as caught, run.recording():
+        raise error
+    assert getattr(caught.value, "__notes__", []) == ([run.how_to_resume] if may_pass else [])
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         RunFolder.open(tmp_path)
@@ -233,39 +252,6 @@ def test_a_folder_that_vanished_is_not_finished(tmp_path):
     with pytest.raises(UserError, match="vanished"), run.recording():
         run.finish(RESULTS)
     assert not run.path.exists()
-
-
-def test_latest_without_links_is_a_file(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("no links here")
-
-    monkeypatch.setattr(type(tmp_path), "symlink_to", refuse)
-    first, second = create(tmp_path), create(tmp_path)
-    second.finish(RESULTS)
-    first.finish(RESULTS)
-    assert (tmp_path / "latest").is_file()
-    assert latest_run(tmp_path).path == first.path
-    (tmp_path / "latest").unlink()
-    assert latest_run(tmp_path).path == second.path  # the one that began last
-
-
-def test_a_copied_run_plants_no_latest_elsewhere(tmp_path):
-    run = create(tmp_path / "runs")
-    run._set_state("failed")
-    run.path.rename(copied := tmp_path / "copied")
-    moved = RunFolder.open(copied)
-    moved.claim()
-    moved.finish(RESULTS)
-    assert moved.results == RESULTS
-    assert not list(tmp_path.parent.glob("latest")) and not list(tmp_path.parents[1].glob("latest"))
-
-
-def test_the_run_that_began_last_is_resumed_though_the_clock_went_back(tmp_path):
-    first, second = create(tmp_path), create(tmp_path)
-    for run in (first, second):
-        run._set_state("failed")
-    second.path.rename(earlier := second.path.with_name("19990101T000000Z-seed0"))
-    assert find_runs(tmp_path, finished=False)[-1].path == earlier
 
 
 def test_leftovers_of_a_killed_process_go_when_the_run_is_claimed(tmp_path):

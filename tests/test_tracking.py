@@ -1,11 +1,14 @@
 """Tracking: W&B offline inside the run folder, read back with W&B's own reader; its twin does nothing at all."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image
+
+from contextlora.tracking import _run_id
 
 LOGGING = """
 import sys
@@ -78,3 +81,8 @@ def test_off_is_silent_and_leaves_nothing(tmp_path):
     done = log("off", tmp_path / "run")
     assert (done.stdout, done.stderr) == ("None\n", "")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"graph.png"}
+
+
+def test_a_run_id_that_is_a_pipe_is_made_anew(tmp_path):
+    os.mkfifo(tmp_path / "run-id")
+    assert _run_id(tmp_path) == _run_id(tmp_path) == (tmp_path / "run-id").read_text()

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from contextlora.config import describe_settings, load_config
-from contextlora.errors import UserError, explained
+from contextlora.errors import UserError, cut, explained, tail
 from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
 from contextlora.signals import Terminated, ending_in_order
 
@@ -120,7 +120,9 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
     options, rest = parser.parse_known_args(arguments, options)
     unknown = [text for text in rest if text.startswith("-") or not COMMANDS[options.command].settings]
     if unknown:
-        parser.error(f"{options.command} does not take {' '.join(unknown)}; see contextlora {options.command} --help")
+        parser.error(
+            f"{options.command} does not take {cut(' '.join(unknown))}; see contextlora {options.command} --help"
+        )
     return [*getattr(options, "settings", []), *rest]
 
 
@@ -165,7 +167,7 @@ def _default_run(which: str, runs_dir: str) -> RunFolder:
         print(f"contextlora: {line}", file=sys.stderr)
     unfinished = find_runs(runs_dir, finished=False)
     if not unfinished:
-        raise UserError(f"no unfinished run in {runs_dir}; name another with --run FOLDER (make: RUN=FOLDER)")
+        raise UserError(f"no unfinished run in {tail(runs_dir)}; name another with --run FOLDER (make: RUN=FOLDER)")
     return unfinished[-1]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,12 +23,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contextlora.errors import ConfigError, first_line, suggestion
+from contextlora.errors import ConfigError, first_line, known, squeezed, tail
 from contextlora.files import read_file, write_atomically
 from contextlora.limits import fits, is_text, rule, shown
 from contextlora.methods import METHODS
 from contextlora.settings import MethodSettings, RunConfig
-from contextlora.tasks.faults import tail
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
@@ -67,7 +66,16 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
         raise
     except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
         key = getattr(error, "full_key", "") or "settings"
-        raise ConfigError(f"{key}: {first_line(error)[:200]}") from error
+        raise ConfigError(f"{squeezed(key)}{_rule_of(key, schema)}: {first_line(error)}; give another value") from error
+
+
+def _rule_of(key: str, section: Any) -> str:
+    """What a setting must be, as a part of a message; nothing for keys within lists and mappings."""
+    hint = None
+    for name in key.split("."):
+        hint = get_type_hints(type(section)).get(name) if is_dataclass(section) else None
+        section = getattr(section, name, None)
+    return f" must be {rule(hint)}" if hint else ""
 
 
 def default_config(method: str | None) -> RunConfig:
@@ -88,7 +96,7 @@ def read_devices(name_or_path: str) -> tuple[Any, Path]:
     path = Path(name_or_path)
     if not path.suffix and not os.path.exists(path):
         path = _choose(CONFIG_DIR, "devices", name_or_path)
-    missing = f"gear.devices names no file: {path}; give a device catalogue (make: DEVICES=FILE)"
+    missing = f"gear.devices names no file: {tail(path)}; give a device catalogue (make: DEVICES=FILE)"
     return _load(path, missing, resolve=True), path
 
 
@@ -146,25 +154,22 @@ class _Layer(NamedTuple):
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
     """Sort arguments into choices of files and a tree of plain settings."""
-    choices, settings = {}, []
+    choices, found = {}, OmegaConf.create()
     for argument in arguments:
         if not is_text(argument):
             raise ConfigError(f"settings must be text without NUL and lone surrogates: got {shown(argument)}")
         key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise ConfigError(f"expected key=value, got {shown(argument)}")
+            raise ConfigError(f"expected key=value, got {shown(argument)}; name the key")
         # method.name=joint means method=joint: the name alone would keep the other method's settings.
         choice = key.removesuffix(".name")
         if choice in (*GROUPS, "experiment"):
             choices[choice] = value
-        else:
-            settings.append(argument)
-    found = OmegaConf.create()
-    for argument in settings:
+            continue
         try:
             found.merge_with_dotlist([argument])
         except UNREADABLE as error:
-            raise ConfigError(f"cannot read {shown(argument)}: {first_line(error)[:150]}") from error
+            raise ConfigError(f"cannot read {shown(argument)}: {first_line(error)}; mend it") from error
     tree = OmegaConf.to_container(found)
     _check_leaves(tree, "")
     return choices, _Layer(tree)
@@ -172,38 +177,40 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
 
 def _read(path: Path) -> _Layer:
     """One YAML file."""
-    missing = f"no file {path}; run from an editable install (make setup) or name the folder with --config-dir"
+    missing = f"no file {tail(path)}; run from an editable install (make setup) or name the folder with --config-dir"
     tree = _load(path, missing)
     if not isinstance(tree, dict):
-        raise ConfigError(f"settings in {path}: expected keys of the section, got {tree!r}")
-    return _Layer(tree, f" in {path}")
+        raise ConfigError(f"settings in {tail(path)} must be a mapping of keys to values, got {shown(tree)}")
+    return _Layer(tree, f" in {tail(path, 50)}")  # as much as leaves room for a key and the known ones
 
 
 def _load(path: Path, missing: str, resolve: bool = False) -> Any:
     """A YAML file as a plain tree; `missing` is the message where there is none."""
     try:
         found = OmegaConf.load(BytesIO(read_file(path, _MOST_BYTES)))
-        _check_leaves(OmegaConf.to_container(found), f" in {path}")
+        _check_leaves(OmegaConf.to_container(found), f" in {tail(path)}")
         return OmegaConf.to_container(found, resolve=resolve)
     except FileNotFoundError:
         raise ConfigError(missing) from None
     except ConfigError:
         raise
     except UNREADABLE as error:
-        what = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise ConfigError(f"{tail(path)} is no readable YAML file: {what}") from error
+        reason = getattr(error, "strerror", None) or first_line(error, but=path)
+        raise ConfigError(f"{tail(path)} is no readable YAML file: {reason}; mend it") from error
 
 
 def _check_leaves(tree: Any, source: str) -> None:
     """Raises `ConfigError` for what OmegaConf would read more into than a value."""
     for key, value in _values(tree):
         if value == "???":  # it would be passed over
-            raise ConfigError(f"{key}{source} is '???', which stands for no value; give one, or leave out the key")
+            raise ConfigError(
+                f"{squeezed(key)}{source} is '???', which stands for no value; give one, or leave out the key"
+            )
         # A foreign file could copy secrets into what is logged, by ${oc.env:...} and the like.
         if source and isinstance(value, str) and _calls_resolver(value):
             raise ConfigError(
-                f"{key}{source} is {value[:60]!r}: a file may refer to its own keys (${{a.b}}), but not "
-                "read the environment or call a resolver; write the value itself, or set the key on the command line"
+                f"{squeezed(key)}{source} is {value[:40]!r}: a file may refer to its own keys (${{a.b}}), but not "
+                "call a resolver; write the value itself, or set it on the command line"
             )
 
 
@@ -228,13 +235,15 @@ def _calls_resolver(text: str) -> bool:
 def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str, Any]:
     """Check a tree's keys against a section (a dataclass); gives back on/off where YAML made them booleans."""
     if not isinstance(tree, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'settings'}{source}: expected keys of the section, got {tree!r}")
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'settings'}{source} must be a mapping of keys to values, got {shown(tree)}"
+        )
     hints = get_type_hints(type(section))
     checked = {}
     for key, value in tree.items():
         if key not in hints:
-            known = _other_methods(key) if prefix == "method." else ""
-            raise ConfigError(f"unknown key {prefix}{key}{source}{known or _known(str(key), hints, prefix)}")
+            others = _other_methods(key) if prefix == "method." else ""
+            raise ConfigError(f"unknown key {squeezed(f'{prefix}{key}')}{source}{others or known(key, hints, prefix)}")
         if is_dataclass(getattr(section, key)):
             value = _checked(value, source, getattr(section, key), f"{prefix}{key}.")
         elif isinstance(value, bool) and get_origin(hints[key]) is Literal:
@@ -259,18 +268,13 @@ def _can_become(value: Any, hint: Any) -> bool:
 def _other_methods(key: str) -> str:
     """The end of the message about a setting that the chosen method does not have but others do."""
     names = [name for name, method in METHODS.items() if key in method.Settings.__dataclass_fields__]
-    return f": only {', '.join(names)} ha{'s' if len(names) == 1 else 've'} it" if names else ""
+    return f": only {', '.join(names)} ha{'s' if len(names) == 1 else 've'} it; leave it out" if names else ""
 
 
 def _method_of(tree: dict[str, Any]) -> str | None:
     """The method that a tree names as a setting, as a saved configuration does."""
     method = tree.get("method")
     return method.get("name") if isinstance(method, dict) else None
-
-
-def _known(value: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of an error message: the nearest known name and all of them."""
-    return f"{suggestion(value, names, prefix) or ';'} Known: {', '.join(names) or 'none'}"
 
 
 def _pop_choices(tree: dict[str, Any]) -> dict[str, str]:
@@ -281,8 +285,9 @@ def _choose(config_dir: Path, group: str, choice: str) -> Path:
     """The file of a choice."""
     files = {path.stem: path for path in sorted((config_dir / group).glob("*.yaml"))}
     if choice not in files:
-        rule = f"; a {group} may also be a folder or contain a '/'" if group in ("taskset", "model") else ""
-        raise ConfigError(f"unknown {group} {shown(choice)}{_known(choice, files)}{rule}")
+        also = f"; a {group} may also be a folder or contain a '/'" if group in ("taskset", "model") else ""
+        also = also or ("" if files else f"; add a file to {tail(config_dir / group)}")
+        raise ConfigError(f"unknown {group} {shown(choice)}{known(choice, files)}{also}")
     return files[choice]
 
 

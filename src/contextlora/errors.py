@@ -3,8 +3,12 @@
 import difflib
 import errno
 import os
+import re
+import textwrap
 from collections.abc import Iterable
 
+LONGEST = 285  # characters of a message's line: 300 with the program's name before it
+LONGEST_WORD, LONGEST_REASON, LONGEST_LIST = 80, 110, 120  # and of what goes into one
 # What is wrong with a path, not with what it lies on.
 _PATH_ERRORS = (
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
@@ -13,7 +17,23 @@ _PATH_ERRORS = (
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; the CLI prints it in one line and exits with 2."""
+    """A mistake the user can mend; the CLI prints it in one line and exits with 2.
+
+    Attributes:
+        passes: whether a run that it ended may be resumed as it is, as neither its settings nor its data are at fault.
+    """
+
+    passes = False
+
+    def __init__(self, message: str) -> None:
+        # A last resort: whoever raises it keeps values short, as only there it is known what the user needs of them.
+        super().__init__("\n".join(map(cut, message.split("\n"))))
+
+
+class PassingError(UserError):
+    """What a run met and may not meet again: a machine, a network or a service is at fault."""
+
+    passes = True
 
 
 class ConfigError(UserError):
@@ -40,18 +60,55 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says in its first line that is not blank, whole; its type where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def first_line(error: BaseException, but: object = None) -> str:
+    """What an error of another library says in its first line, up to 110 characters; its type where it says nothing.
+
+    Args:
+        error: of YAML with its line; of others lines that end in ":" or "," with the next.
+        but: a path that the message names already, left out.
+    """
+    text = str(error)
+    if mark := getattr(error, "problem_mark", None):
+        text = f"line {mark.line + 1}: {error.problem or error.context}"
+    if but is not None:
+        text = re.sub(rf"(:| in)? ?['\"]?{re.escape(str(but))}['\"]?", "", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = 1
     while lines[said - 1 : said] and lines[said - 1].endswith((":", ",")) and said < len(lines):
         said += 1  # or it would break off in mid-sentence
-    return " ".join(lines[:said])[:200] or type(error).__name__
+    line = squeezed(_printable(" ".join(lines[:said]).rstrip(" :,;.")))
+    return textwrap.shorten(line, LONGEST_REASON, placeholder=" ...") or type(error).__name__
+
+
+def tail(path: object, most: int = LONGEST_WORD) -> str:
+    """A path in a message, or the end of one that would fill the line."""
+    text = str(path) if str(path).isprintable() else ascii(str(path))
+    return text if len(text) <= most else f"...{text[3 - most :]}"
+
+
+def cut(line: str) -> str:
+    """A line at its longest: what is too long loses its middle, as rules stand at the start and advice at the end."""
+    line = _printable(line)
+    if len(line) > LONGEST:
+        line = squeezed(line)
+    half = (LONGEST - 5) // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+def squeezed(line: str) -> str:
+    """A line whose words of more than 80 characters have lost their middle."""
+    half = (LONGEST_WORD - 3) // 2
+    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:half]}...{word[0][-half:]}", line)
+
+
+def _printable(line: str) -> str:
+    """With codes in place of what a terminal would obey or cannot show."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def suggestion(value: object, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown name: `; did you mean X?` with the nearest known one, or nothing."""
-    near = difflib.get_close_matches(str(value), list(known), n=1)
+    near = difflib.get_close_matches(str(value)[:LONGEST_LIST], list(known), n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
@@ -68,8 +125,8 @@ def explained(error: BaseException) -> tuple[str, int] | None:
         return "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were", 1
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
         path = error.filename if error.filename2 is None else error.filename2
-        return f"{path} cannot be read or written ({error.strerror}); see what lies there and whose it is", 2
-    return (str(error), 1) if isinstance(error, OSError) else None
+        return f"{tail(path)} cannot be read or written ({error.strerror}); see what lies there and whose it is", 2
+    return (cut(str(error)), 1) if isinstance(error, OSError) else None
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -81,3 +138,19 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def known(value: object, names: Iterable[str], prefix: str = "") -> str:
+    """As `suggestion`, with the known names behind it."""
+    names = list(names)
+    return f"{suggestion(value, names, prefix) or ';'} Known: {listed(names)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message: as many as 120 characters hold, at least one, and how many more there are."""
+    names = list(names)
+    shown = 1
+    while shown < len(names) and len(", ".join(names[: shown + 1])) <= LONGEST_LIST:
+        shown += 1
+    rest = f" and {len(names) - shown} more" if shown < len(names) else ""
+    return f"{', '.join(names[:shown]) or 'none'}{rest}"

@@ -16,9 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contextlora.errors import NotFiniteError, UserError, first_line
+from contextlora.errors import UserError, first_line, tail
 from contextlora.files import read_file, remove_leftovers, slug, write_atomically
-from contextlora.limits import shown
 from contextlora.process_identity import identity, is_alive, parent
 from contextlora.run_places import enter, hold, latest_path, order_of, point_latest, release
 from contextlora.signals import Terminated
@@ -86,7 +85,9 @@ class RunFolder:
         # `latest` may point at another run before this process is done.
         run = cls(Path(path).resolve())
         if not os.path.isfile(run.config_file):
-            raise UserError(f"{shown(str(path))} is no run folder: it has no config.yaml")
+            raise UserError(
+                f"{tail(path)} is no run folder, it has no config.yaml: name one with --run FOLDER (make: RUN=FOLDER)"
+            )
         return run
 
     @property
@@ -137,7 +138,7 @@ class RunFolder:
             UserError: the run is not finished.
         """
         if self.state != "finished":
-            raise UserError(f"{self.path} is {self.state}, not finished; {self.how_to_resume}")
+            raise UserError(f"the run is {self.state}, not finished; {self.how_to_resume}")
         try:
             results = json.loads(read_file(self.results_file))
             if not isinstance(results, dict):
@@ -145,7 +146,8 @@ class RunFolder:
             return results
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"{self.results_file} cannot be read ({first_line(error)}): restore it, or train again"
+                f"{tail(self.results_file)} cannot be read ({first_line(error, but=self.results_file)}): restore it, "
+                "or train again"
             ) from error
 
     @property
@@ -166,21 +168,27 @@ class RunFolder:
         """
         status, state = self._status(), self.state
         if state == "finished":
-            raise UserError(f"{self.path} is finished; there is nothing to resume")
+            raise UserError(f"{tail(self.path)} is finished; there is nothing to resume: name another run")
         if state == "unreadable":
             raise UserError(
-                f"{self._status_file} cannot be read: delete it to continue the run, if no process works on it"
+                f"{tail(self._status_file)} cannot be read: delete it to continue the run, if no process works on it"
             )
         if state == "running":
             where = f"process {status['pid']} on {status['host']}"
-            rest = f"; if that is gone, delete {self._status_file}" if status["host"] != socket.gethostname() else ""
-            raise UserError(f"{self.path} is still running ({where}){rest}")
+            rest = (
+                f"; if that is gone, delete {self._status_file.name}" if status["host"] != socket.gethostname() else ""
+            )
+            raise UserError(f"{tail(self.path)} is still running ({where}): wait until it ends{rest}")
         # Between the look above and here another process may have taken it: only one gets the lock.
         if not hold(self.path):
-            raise UserError(f"{self.path} is still running: another process has just taken it; wait until it ends")
+            raise UserError(
+                f"{tail(self.path)} is still running: another process has just taken it; wait until it ends"
+            )
         if self.state in ("running", "finished"):
             release(self.path)
-            raise UserError(f"{self.path} was taken by another process at this moment; look at it before trying again")
+            raise UserError(
+                f"{tail(self.path)} was taken by another process at this moment; look at it before trying again"
+            )
         remove_leftovers(self.path, unknown_age_s=0.0)  # nobody else works on it
         self._set_state("running")
 
@@ -208,7 +216,7 @@ class RunFolder:
             is_there = self.path.is_dir()
             if is_there:
                 release(self.path)
-            if is_there and not isinstance(error, NotFiniteError):  # a resume would come to the same numbers
+            if is_there and getattr(error, "passes", True):  # else a resume would come to the same
                 leaving.add_note(self.how_to_resume)
             raise leaving from error.__cause__
 
@@ -223,7 +231,7 @@ class RunFolder:
     def check_is_there(self) -> None:
         """Raises `VanishedRunError` where the folder is gone: what is written would lie in a folder that is no run."""
         if not self.config_file.is_file():
-            raise VanishedRunError(f"the run folder {self.path} vanished while it was worked on; train again")
+            raise VanishedRunError(f"the run folder {tail(self.path)} vanished while it was worked on; train again")
 
     @property
     def _status_file(self) -> Path:
@@ -261,7 +269,7 @@ def latest_run(runs_dir: Path | str) -> RunFolder:
         return RunFolder.open(path)
     finished = find_runs(runs_dir, finished=True)
     if not finished:
-        raise UserError(f"no finished run in {runs_dir}; start one with: make train, or name one with RUN=...")
+        raise UserError(f"no finished run in {tail(runs_dir)}; start one with: make train, or name one with RUN=FOLDER")
     return finished[-1]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contextlora.errors import UserError, first_line
+from contextlora.errors import PassingError, first_line
 from contextlora.files import write_atomically
 
 
@@ -107,7 +107,7 @@ def open_tracker(mode: str, project: str, folder: Path, name: str) -> Tracker:
     try:
         return WandbTracker(wandb.init(mode=mode, settings=settings, **options), folder)
     except wandb.Error as error:
-        raise UserError(
+        raise PassingError(
             f"W&B did not start: {first_line(error)}; log in with `wandb login` or set tracking.mode=offline"
         ) from error
 
@@ -124,6 +124,6 @@ def _reachable_mode(wandb: Any) -> str:
 def _run_id(home: Path) -> str:
     """The W&B id of this run folder: a sweep's agent gives one, otherwise it is made on first use."""
     file = home / "run-id"
-    if not file.exists():
+    if not file.is_file():  # a pipe would be waited for
         write_atomically(file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return file.read_text()

@@ -14,7 +14,7 @@ from contextlora.adapters import AdaptedModel, AdapterConfig, AdapterError
 from contextlora.adapters.targets import decoder_blocks
 from contextlora.backbones.load import auto_class
 from contextlora.backbones.size import _vision_size, model_size
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, tail
 from contextlora.graph import RankPartition, SliceUse
 
 BUNDLED = Path(__file__).parents[2] / "src/contextlora/backbones/bundled"
@@ -194,6 +194,6 @@ def test_what_cannot_be_counted_is_refused_in_one_line(tmp_path, written, said):
     (tmp_path / "config.json").write_text(written)
     with pytest.raises(ConfigError) as refused:
         model_size(tmp_path)
-    assert str(refused.value).startswith(f"{tmp_path / 'config.json'}: ")
+    assert str(refused.value).startswith(f"{tail(tmp_path / 'config.json')}: ")
     assert said in str(refused.value) and "name a" in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -69,7 +69,7 @@ def refusal(folder):
         ({"image": ""}, "image must be text or left out, got ''"),
         ({"image": "a\0b"}, r"image 'a\x00b' cannot be read"),
         ({"image": "../set.png"}, "must lie in the task set's folder"),
-        ({"image": "taskset.yaml"}, "cannot be read: it is none of PNG"),
+        ({"image": "taskset.yaml"}, "damaged or none of PNG"),
         ({"image_text": True}, "image_text must be text or left out, got True"),
         ({"prerequisites": None}, "as words, got None; leave the key out where there are none"),
         ({"prerequisites": "null"}, "prerequisites must map tasks to their right answers, as words, got 'null'; leave"),

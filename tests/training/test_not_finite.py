@@ -135,7 +135,7 @@ def test_base_weights_are_finite(bad, model_folder, tmp_path):
         load_backbone(str(tmp_path / "model"))
 
 
-def test_nobody_is_told_to_resume_what_would_fail_again(tmp_path):
+def test_nobody_is_told_to_resume_to_the_same_numbers(tmp_path):
     run = RunFolder.create(tmp_path, "tiny", "joint", 0, "")
     with pytest.raises(NotFiniteError) as caught, run.recording():
         raise NotFiniteError("at step 1 the loss is nan")

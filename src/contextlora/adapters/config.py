@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from contextlora.errors import UserError
-from contextlora.limits import check_values
+from contextlora.limits import check_values, shown
 
 LANGUAGE_LINEAR = "language-linear"
 FrozenPolicy = Literal["largest", "first", "random"]
@@ -91,7 +91,7 @@ def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable
     config._custom_modules = None  # the model keeps `config`; without the closure it can still be pickled
     if built != expected:
         raise AdapterError(
-            f"PEFT reads model.target_modules={target_modules!r} otherwise in {type(model).__name__}: it adapts "
-            f"{len(built)} linear layers, not {len(expected)}, {min(built ^ expected)} among those that differ; match "
-            "the attention layers of all blocks, as in '.*self_attn.*_proj'"
+            f"PEFT reads model.target_modules={shown(target_modules)} otherwise in {type(model).__name__}: it adapts "
+            f"{len(built)} linear layers, not {len(expected)}, such as {min(built ^ expected)}; match the attention "
+            "layers of all blocks, as in '.*self_attn.*_proj'"
         )

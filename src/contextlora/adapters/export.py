@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.config import AdapterError
 from contextlora.adapters.model import AdaptedModel
+from contextlora.errors import tail
 from contextlora.files import replace_folder
 from contextlora.graph import SliceUse
 
@@ -44,7 +45,7 @@ def export_adapter(
     folder = Path(folder)
     # What lies there is deleted below: a mistaken path must not cost more than an export.
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _FILES):
-        raise AdapterError(f"{folder} exists and is no exported adapter: choose another folder")
+        raise AdapterError(f"{tail(folder)} exists and is no exported adapter: choose another folder")
     tensors = {}
     for module, (A, B) in adapted.composed(use, task).items():
         # safetensors takes contiguous tensors only.

@@ -17,7 +17,9 @@ from contextlora.adapters.parts import TrainableParts
 from contextlora.adapters.slices import ActiveUse, Leaf, RankSlices
 from contextlora.adapters.state import AdapterState
 from contextlora.adapters.targets import resolve_targets
+from contextlora.errors import known
 from contextlora.graph import RankPartition, SliceUse
+from contextlora.limits import shown
 
 Edge = tuple[str, str]  # (prerequisite slice, task)
 
@@ -118,7 +120,11 @@ class AdaptedModel(nn.Module):
             self.partition.indices(name)  # raises for a slice that the partition has not
         for name in use.prerequisites if self.config.gated else ():
             if (name, task) not in self.edges:
-                raise AdapterError(f"slice {name!r} has no gate to task {task!r}: the model was made with {self.edges}")
+                edges = [f"{start}->{end}" for start, end in self.edges]
+                raise AdapterError(
+                    f"slice {name!r} has no gate to task {task!r}: make the model with this edge, or use one of its"
+                    f" own{known(f'{name}->{task}', edges)}"
+                )
 
     def add_parts(self, parts: TrainableParts) -> None:
         """Lets these modules train in every stage, beside the slices."""
@@ -201,7 +207,10 @@ class AdaptedModel(nn.Module):
             for name in prerequisites:
                 order = state.get(module, {}).get(name)
                 if order is None or sorted(order) != list(range(self.partition.ranks[name])):
-                    raise AdapterError(f"the stage's state does not fit slice {name!r} of {module}: it holds {order}")
+                    raise AdapterError(
+                        f"the stage's state does not fit slice {name!r} of {module}: it holds {shown(order)}; "
+                        "give that of the same graph and method.rank, or train again"
+                    )
         return {module: {name: list(state[module][name]) for name in prerequisites} for module in self._slices}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -130,9 +130,14 @@ def _owner(name: str) -> str:
 
 def _check(views: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     if foreign := sorted(state.keys() - views.keys()):
-        some = ", ".join(foreign[:3])
-        raise AdapterError(f"the state holds {len(foreign)} foreign tensors, such as {some}: same model and graph?")
+        raise AdapterError(
+            f"the state holds {len(foreign)} foreign tensors, such as {foreign[0]}; give that of the same model, graph "
+            "and method, or train again"
+        )
     for name, value in state.items():
         if value.shape != views[name].shape:
             shapes = f"{tuple(value.shape)}, expected {tuple(views[name].shape)}"
-            raise AdapterError(f"tensor {name} of the adapter state has shape {shapes}: same model and rank?")
+            raise AdapterError(
+                f"tensor {name} of the adapter state has shape {shapes}; give the state of the same model and "
+                "method.rank, or train again"
+            )

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
+from contextlora.errors import first_line, listed
+from contextlora.limits import shown
 
 
 def resolve_targets(model: PreTrainedModel, target_modules: str) -> str:
@@ -21,14 +23,21 @@ def resolve_targets(model: PreTrainedModel, target_modules: str) -> str:
     try:
         matched = {name: module for name, module in model.named_modules() if name and re.fullmatch(pattern, name)}
     except re.error as error:
-        raise AdapterError(f"model.target_modules is no regular expression ({error}): {pattern!r}") from None
+        raise AdapterError(
+            f"model.target_modules is no regular expression ({first_line(error)}): {shown(pattern)}; mend it"
+        ) from None
     if not matched:
-        names = ", ".join(name for name, module in model.named_modules() if _is_linear(module))
-        raise AdapterError(f"model.target_modules={pattern!r} matches no module; linear layers are {names[:200]} ...")
+        names = [name for name, module in model.named_modules() if _is_linear(module)]
+        raise AdapterError(
+            f"model.target_modules={shown(pattern)} matches no module; linear layers are {listed(names)}; match whole "
+            "names"
+        )
     for name, module in matched.items():
         if not _is_linear(module):
             kind = type(module).__name__
-            raise AdapterError(f"model.target_modules={pattern!r} matches {name} ({kind}): match linear layers only")
+            raise AdapterError(
+                f"model.target_modules={shown(pattern)} matches {name} ({kind}): match linear layers only"
+            )
     _refuse_shared(model, matched, pattern)
     return pattern
 
@@ -39,7 +48,7 @@ def _refuse_shared(model: PreTrainedModel, matched: Mapping[str, nn.Module], pat
     for name, module in matched.items():
         if users[id(module.weight)] > 1:
             raise AdapterError(
-                f"model.target_modules={pattern!r} matches {name}, whose weight is tied to another module's: an "
+                f"model.target_modules={shown(pattern)} matches {name}, whose weight is tied to another module's: an "
                 "exported adapter could not be merged; leave it out of the pattern"
             )
 

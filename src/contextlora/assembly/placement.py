@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from contextlora.assembly.workloads import stage_workloads
 from contextlora.config import RunConfig, read_devices
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, tail
 from contextlora.gear.execution.strategy import NAME as GEAR
 from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.plan import Plan, plan_training
@@ -48,8 +48,9 @@ def plan_processes(config: RunConfig, taskset: TaskSet, size: int) -> tuple[Plan
         fleet = Fleet("local", tuple(local), LOOPBACK)
     if len(fleet.devices) != size:
         raise ConfigError(
-            f"gear.devices must list one device for each process: {config.gear.devices} lists {len(fleet.devices)}, "
-            f"there are {size} processes. Change training.devices (torchrun: the number of processes) or the catalogue."
+            f"gear.devices must list one device for each process: {tail(config.gear.devices)} lists "
+            f"{len(fleet.devices)}, there are {size} processes. Change training.devices (torchrun: their number) or "
+            "the catalogue."
         )
     # The training as it is: gear.context asks what another one would take, for `plan`.
     workloads, _ = stage_workloads(replace(config, gear=replace(config.gear, context="taskset")), taskset)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contextlora.config import RunConfig
-from contextlora.errors import UserError, first_line
+from contextlora.errors import UserError, first_line, tail
 from contextlora.gear.planning.model_size import ModelSize
 from contextlora.gear.planning.workload import Workload, estimate_workloads
 from contextlora.methods import build_method
@@ -110,5 +110,5 @@ def _model_folder(name: str) -> Path:
     if name.count("/") == 1 and (found := list(snapshots.glob("*/config.json"))):
         return max(found, key=lambda path: path.stat().st_mtime).parent
     raise UserError(
-        f"plan needs the config.json of model {name}; give its folder, or load the model once to download it"
+        f"plan needs the config.json of model {tail(name)}; give its folder, or load the model once to download it"
     )

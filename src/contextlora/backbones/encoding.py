@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.load import Backbone, BackboneError, errors_of
-from contextlora.tasks.faults import TaskSetError, tail
+from contextlora.backbones.load import Backbone, BackboneError, errors_of, quiet
+from contextlora.errors import first_line, is_out_of_memory, tail
+from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
 
@@ -150,8 +151,9 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
         options = [_continuation(backbone, prompt, word, prompt_ids, next(ids)) for word in prompt.continuations]
         if len({tuple(option) for option in options}) < len(options):
             raise BackboneError(
-                f"the tokenizer of model {backbone.name} gives the same tokens to different options of "
-                f"{', '.join(prompt.continuations)} (task {prompt.task}); it lacks these words"
+                f"the tokenizer of model {tail(backbone.name)} gives the same tokens to different options of "
+                f"{shown(prompt.continuations)} (task {label(prompt.task)}): it lacks these words; rename them or set "
+                " taskset.answer_format=letter"
             )
         known[_key(prompt)] = _with_image(backbone, prompt, prompt_ids, ended(backbone, prompt, options))
 
@@ -167,7 +169,7 @@ def _num_appended(backbone: Backbone) -> int:
 def _model_text(backbone: Backbone, prompt: Prompt) -> str:
     """The prompt with the model's own image token and, where the backbone wants it, its chat template."""
     if prompt.image_path and not backbone.is_multimodal:
-        raise BackboneError(f"model {backbone.name} takes no images; set image=text or auto")
+        raise BackboneError(f"model {tail(backbone.name)} takes no images; set taskset.image=text or auto")
     if not backbone.chat_template:
         return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) if prompt.image_path else prompt.text
     writer = backbone.processor or backbone.tokenizer
@@ -186,9 +188,12 @@ def _continuation(
     """Ids of the option: what follows the prompt's when both are encoded together, as in lm-evaluation-harness."""
     start = len(prompt_ids)
     if len(whole) <= start or list(whole[:start]) != prompt_ids:
+        # No template changes what a tokenizer puts behind every text.
+        appends = prompt_ids and prompt_ids[-1] in backbone.tokenizer.all_special_ids
+        mend = "let its tokenizer_config.json set add_eos_token=false" if appends else "end the template differently"
         raise BackboneError(
-            f"the tokenizer of model {backbone.name} does not keep the prompt's end {prompt.text[-20:]!r} apart from "
-            f"the option {option!r} behind it; end the prompt template differently"
+            f"the tokenizer of model {tail(backbone.name)} does not keep the prompt's end {prompt.text[-20:]!r} apart "
+            f"from the option {shown(option)} behind it; {mend}"
         )
     return list(whole[start:])
 
@@ -200,8 +205,9 @@ def _with_image(backbone: Backbone, prompt: Prompt, ids: list[int], options: lis
     token_id = backbone.tokenizer.convert_tokens_to_ids(backbone.image_token)
     if ids.count(token_id) != (1 if prompt.image_path else 0):
         raise BackboneError(
-            f"a prompt of task {prompt.task} holds {ids.count(token_id)} image tokens {backbone.image_token!r}, "
-            f"but has {'one image' if prompt.image_path else 'no image'}"
+            f"a prompt of task {label(prompt.task)} holds {ids.count(token_id)} image tokens {backbone.image_token!r}, "
+            f"but has {'one image' if prompt.image_path else 'no image'}; keep the token out of the items' words, and "
+            "{image} once in the template"
         )
     if not prompt.image_path:
         return _Encoded(ids, options, None)
@@ -219,10 +225,17 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     except TaskSetError as error:
         raise BackboneError(f"image {tail(path)} {error}") from error
     # The image token alone: what comes back is what it becomes within a whole prompt.
-    with errors_of(backbone.name, "processor"):
-        made = backbone.processor(
-            text=[backbone.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
-        )
+    given = {"text": [backbone.image_token], "images": [image], "add_special_tokens": False, "return_tensors": "pt"}
+    try:
+        with quiet():
+            made = backbone.processor(**given)
+    except Exception as error:  # Qwen's takes no picture that is 200 times as long as wide; a damaged one takes none
+        if is_out_of_memory(error):
+            raise
+        raise BackboneError(
+            f"model {tail(backbone.name)} takes no image {tail(path)} of {image.width} x {image.height} pixels: "
+            f"{first_line(error)}; change the image, or mend the model's processor"
+        ) from error
     shape = made["input_ids"].shape
     per_token = {
         name: made[name][0].tolist()
@@ -282,6 +295,6 @@ def _check_length(backbone: Backbone, num_tokens: int) -> None:
     most = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     if most and num_tokens > most:
         raise BackboneError(
-            f"a prompt takes {num_tokens} tokens, model {backbone.name} at most {most}; "
+            f"a prompt takes {num_tokens} tokens, model {tail(backbone.name)} at most {most}; "
             "shorten the template or questions, or take a model with a longer context"
         )

@@ -3,6 +3,8 @@
 from itertools import permutations
 
 from contextlora.backbones.load import Backbone, BackboneError
+from contextlora.errors import tail
+from contextlora.tasks.faults import label, shown
 from contextlora.tasks.prompts import END_OF_ANSWER, Prompt
 
 
@@ -18,8 +20,9 @@ def ended(backbone: Backbone, prompt: Prompt, options: list[list[int]]) -> list[
     if pair := _beginning(ended):
         first, second = (prompt.continuations[place] for place in pair)
         raise BackboneError(
-            f"no option may begin another one and its end of answer: in task {prompt.task}, for the tokenizer of model "
-            f"{backbone.name}, {first!r} begins {second!r}; rename one or set taskset.answer_format=letter"
+            f"no option may begin another one and its end of answer: in task {label(prompt.task)}, for the tokenizer "
+            f"of model {tail(backbone.name)}, {shown(first)} begins {shown(second)}; rename one or set "
+            "taskset.answer_format=letter"
         )
     return ended
 

@@ -25,8 +25,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from contextlora.errors import UserError, first_line, is_out_of_memory
-from contextlora.tasks.faults import tail
+from contextlora.errors import UserError, first_line, is_out_of_memory, tail
+from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def load_backbone(
         BackboneError: nothing loadable there, or an unknown dtype or chat_template.
     """
     if dtype != "auto" and dtype not in _DTYPES:
-        raise BackboneError(f"model dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
+        raise BackboneError(f"model dtype must be auto or one of {', '.join(_DTYPES)}, got {shown(dtype)}")
     if chat_template not in ("auto", "off"):
-        raise BackboneError(f"model chat_template must be auto or off, got {chat_template!r}")
+        raise BackboneError(f"model chat_template must be auto or off, got {shown(chat_template)}")
     source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
     if trust_remote_code:
         print(f"contextlora: code that comes with model {path_or_name} may do all that you may do", file=sys.stderr)
@@ -228,14 +228,14 @@ def _source(path_or_name: str) -> str:
             raise BackboneError(f"model folder {tail(folder)} does not exist; give a folder, a hub id or 'bundled'")
         return path_or_name
     if not (folder / "config.json").is_file():
-        raise BackboneError(f"model folder {folder} holds no config.json; give a checkpoint in Hugging Face form")
+        raise BackboneError(f"model folder {tail(folder)} holds no config.json; give a checkpoint in Hugging Face form")
     odd = [path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())]
     if odd:
-        raise BackboneError(f"{odd[0]} must be an ordinary file, is a pipe or a device; remove it")
+        raise BackboneError(f"{tail(odd[0])} must be an ordinary file, is a pipe or a device; remove it")
     # Pickled weights can run code when they are read.
     if not any(folder.glob("*.safetensors")):
         raise BackboneError(
-            f"model folder {folder} holds no .safetensors weights (pickled ones are refused); "
+            f"model folder {tail(folder)} holds no .safetensors weights (pickled ones are refused); "
             "save the model again with save_pretrained"
         )
     return str(folder)
@@ -252,17 +252,18 @@ def errors_of(name: str, part: str) -> Iterator[None]:
         with quiet():
             yield
     except BackboneError as error:
-        raise BackboneError(f"model {name} cannot be loaded: {error}") from error
+        raise BackboneError(f"model {tail(name)} cannot be loaded: {error}") from error
     except Exception as error:  # tokenizers raises bare ones, and configurations are checked by half a dozen libraries
         if is_out_of_memory(error):
             raise
         if "trust_remote_code" in str(error):
             raise BackboneError(
-                f"model {name} brings code of its own, which may do all that you may do, and is not run; take a model "
-                "that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
+                f"model {tail(name)} brings code of its own, which may do all that you may do, and is not run; take a "
+                "model that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
             ) from error
         where = "" if isinstance(error, OSError) else f"its {part}: "  # which names the file, or is the hub's
-        raise BackboneError(f"model {name} cannot be loaded: {where}{first_line(error)}") from error
+        said = f"{where}{first_line(error, but=name)}"
+        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; mend it or name another") from error
 
 
 @contextmanager
@@ -295,4 +296,4 @@ def _image_token(processor: ProcessorMixin) -> str:
     for owner in (processor, processor.tokenizer):
         if isinstance(token := getattr(owner, "image_token", None), str):
             return token
-    raise BackboneError(f"{type(processor).__name__} names no image token; use the model with image=text")
+    raise BackboneError(f"{type(processor).__name__} names no image token; set taskset.image=text")

@@ -56,7 +56,7 @@ def repeated_cache(model: nn.Module, read: object, batch: OptionBatch) -> Any:
     if cache is None:
         raise BackboneError(
             f"{type(model).__name__} keeps no keys and values, which options of several tokens need; "
-            "use answer_format=letter"
+            "set taskset.answer_format=letter"
         )
     cache.batch_repeat_interleave(batch.option_ids.shape[1])
     return cache

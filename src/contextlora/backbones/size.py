@@ -17,8 +17,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
 from contextlora.adapters.targets import decoder_blocks, resolve_targets
 from contextlora.backbones.load import auto_class, quiet, takes_images
-from contextlora.errors import ConfigError, first_line
+from contextlora.errors import ConfigError, first_line, tail
 from contextlora.gear.planning.model_size import BlockSize, ModelSize, VisionSize
+from contextlora.limits import shown
 
 # How configurations call the experts of a block, and those that a token goes through.
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -42,7 +43,7 @@ def model_size(
         ConfigError: transformers cannot build it, or it is no decoder-only transformer.
         AdapterError: the target modules do not fit it.
     """
-    where = type(source).__name__ if isinstance(source, PretrainedConfig) else str(source / "config.json")
+    where = type(source).__name__ if isinstance(source, PretrainedConfig) else tail(source / "config.json")
     config, model = _build(source, where, trust_remote_code)
     try:
         blocks = decoder_blocks(model)
@@ -65,8 +66,8 @@ def _build(
             model = auto_class(config).from_config(config, attn_implementation="eager", **trust)
     except Exception as error:  # whatever the code of a family stumbles over
         raise ConfigError(
-            f"{where}: transformers cannot build a language model from it ({type(error).__name__}: "
-            f"{first_line(error)}); mend the file, or name a model that the installed transformers ships"
+            f"{where}: transformers cannot build a language model from it ({first_line(error, but=source)}); mend it, "
+            "or name another model"
         ) from error
     return config, model
 
@@ -127,9 +128,9 @@ class _Experts:
             return sum(sizes.values())
         if not isinstance(self.total, int) or not isinstance(self.used, int):
             raise ConfigError(
-                f"{self.where}: it must say how many experts a block has ({' or '.join(_NUM_EXPERTS)}) and a token "
-                f"uses ({' or '.join(_NUM_ACTIVE)}), got {self.total} and {self.used}; give whole numbers, "
-                "or name another model"
+                f"{self.where}: it must say how many experts a block has ({_NUM_EXPERTS[0]} or alike) and a "
+                f"token uses ({_NUM_ACTIVE[0]} or alike), got {shown(self.total)} and {shown(self.used)}; give whole "
+                "numbers, or name another model"
             )
         return sum(sizes.values()) - routed * (1 - self.used / self.total)
 
@@ -144,8 +145,8 @@ def _attention_widths(text: PretrainedConfig, num_blocks: int, where: str) -> li
     hidden, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
     if not isinstance(hidden, int) or not isinstance(heads, int):
         raise ConfigError(
-            f"{where}: hidden_size and num_attention_heads must be whole numbers, got {hidden!r} and {heads!r}; "
-            "name a decoder-only transformer"
+            f"{where}: hidden_size and num_attention_heads must be whole numbers, got {shown(hidden)} and "
+            f"{shown(heads)}; name a decoder-only transformer"
         )
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     if key_dim := getattr(text, "qk_head_dim", None):  # multi-head latent attention: values are narrower than keys
@@ -183,7 +184,8 @@ def _vision_size(config: PretrainedConfig, parameters: list[tuple[str, Tensor]],
     if not all(isinstance(value, int) for value in (image, patch, depth, width)):
         raise ConfigError(
             f"{where}: vision_config must give patch_size, number and width of the tower's blocks as whole numbers, "
-            f"got {patch}, {depth} and {width}; name a model with a vision transformer, or one for text only"
+            f"got {shown(patch)}, {shown(depth)} and {shown(width)}; name a model with a vision transformer, or "
+            "one for text only"
         )
     patches = (image // patch) ** 2
     weights = {name: size for name, size in _weights(parameters).items() if "position" not in name}

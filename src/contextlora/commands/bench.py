@@ -21,6 +21,7 @@ from contextlora.evaluation.compare import (
     flatten,
 )
 from contextlora.evaluation.report import as_rich, print_in_full
+from contextlora.limits import shown
 from contextlora.settings import RunConfig
 
 BENCH_SEEDS = 3
@@ -73,7 +74,7 @@ def read_arguments(arguments: Sequence[str], **options: int | str) -> tuple[list
         elif isinstance(options[name], str):
             found[name] = value
         elif not value.isdigit():
-            raise ConfigError(f"{name} must be a whole number, got {value!r}")
+            raise ConfigError(f"{name} must be a whole number, got {shown(value)}")
         else:
             found[name] = int(value)
     return list(found.values()), settings

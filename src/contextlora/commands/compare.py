@@ -6,7 +6,7 @@ from pathlib import Path
 
 from contextlora.commands import CONSOLE
 from contextlora.config import default_config, load_config
-from contextlora.errors import UserError
+from contextlora.errors import UserError, tail
 from contextlora.evaluation.compare import (
     FinishedRun,
     accuracy_intervals,
@@ -66,8 +66,8 @@ def comparable_runs(config: RunConfig) -> list[FinishedRun]:
     runs = comparable(found)
     if not runs:
         raise UserError(
-            f"{config.runs_dir} holds no finished run of task set {config.taskset.name} with model {config.model.name} "
-            "and these evaluation settings; make some with: make train METHOD=... SEED=..."
+            f"{tail(config.runs_dir)} holds no finished run of task set {tail(config.taskset.name)} with model "
+            f"{tail(config.model.name)} and these evaluation settings; make some with: make train METHOD=NAME"
         )
     return runs
 

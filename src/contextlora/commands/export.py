@@ -16,7 +16,7 @@ from contextlora.training.stage_files import StageFiles
 def export(config: RunConfig, run: RunFolder) -> None:
     """Writes each task of a trained run as an ordinary PEFT adapter."""
     if not run.is_trained:
-        raise UserError(f"{run.path} is {run.state}, only a trained run is exported; {run.how_to_resume}")
+        raise UserError(f"the run is {run.state}, only a trained one is exported; {run.how_to_resume}")
     if not METHODS[config.method.name].exports_lora:
         raise UserError(f"{config.method.name} is no ordinary LoRA, which PEFT could load: use the run itself")
     module = build_module(config, build_data(config))

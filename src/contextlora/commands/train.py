@@ -69,10 +69,9 @@ def _leaving_nothing_of_a_mistake(run: RunFolder) -> Iterator[None]:
     """Removes the folder of a run that a setting ends before it has trained: going on would meet the same mistake."""
     try:
         yield
-    except ConfigError as error:
+    except ConfigError:
         if not (run.folder("checkpoints") / LAST).exists():
             shutil.rmtree(run.path)
-            error.__notes__.clear()  # how to resume
         raise
 
 

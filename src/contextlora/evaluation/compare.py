@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from contextlora.errors import first_line
+from contextlora.errors import UserError, first_line
 from contextlora.evaluation.labels import group_label
 from contextlora.evaluation.metrics import mean_interval, paired_difference
 from contextlora.evaluation.report import markdown_table
@@ -73,7 +73,9 @@ def collect_runs(
             found.append(FinishedRun(own, results, os.path.relpath(run.path)))
         # Whatever a damaged file makes of the reading: other types than expected give half a dozen errors.
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-            leave_out(f"left out {os.path.relpath(run.path)}: {first_line(error)}")
+            leave_out(
+                f"left out {os.path.relpath(run.path)}: {error if isinstance(error, UserError) else first_line(error)}"
+            )
     return found
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from contextlora.errors import listed
 from contextlora.graph.task_graph import GraphError
 
 
@@ -28,7 +29,7 @@ class RankPartition:
 
     def __post_init__(self):
         if not self.ranks:
-            raise GraphError("a rank partition needs at least one slice")
+            raise GraphError("a rank partition must have at least one slice")
         for name, rank in self.ranks.items():
             # True would pass for 1.
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -44,8 +45,7 @@ class RankPartition:
     def indices(self, name: str) -> range:
         """I_v: the rank indices of slice `name`, consecutive."""
         if name not in self._starts:
-            # Not all of them: graphs may have a thousand tasks.
-            raise GraphError(f"unknown slice {name!r}: the slices are {', '.join(list(self.ranks)[:20])}")
+            raise GraphError(f"unknown slice {name!r}: the slices are {listed(self.ranks)}; name one of them")
         start = self._starts[name]
         return range(start, start + self.ranks[name])
 

@@ -10,8 +10,10 @@ Status of every rank of every slice while the tasks of one stage train (paper: a
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from contextlora.errors import listed
 from contextlora.graph.partition import RankPartition, num_frozen
 from contextlora.graph.task_graph import GraphError
+from contextlora.limits import shown
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class SliceUse:
         object.__setattr__(self, "own", tuple(self.own))
         object.__setattr__(self, "prerequisites", dict(self.prerequisites))
         if len(set(self.active)) != len(self.active) or not self.active:
-            raise GraphError(f"a task uses at least one slice, and each once, got {self.active}")
+            raise GraphError(f"a task must use at least one slice, and each once, got {shown(self.active)}")
         for delta in self.prerequisites.values():
             num_frozen(1, delta)  # refuses a delta outside [0, 1]
 
@@ -69,7 +71,8 @@ class TrainingPlan:
         for stage in self.stages:
             unknown = [task for task in stage if task not in self.uses]
             if unknown or not stage:
-                raise GraphError(f"a stage trains tasks of the plan ({', '.join(self.uses)}), got {unknown or 'none'}")
+                got = shown(unknown) if unknown else "none"
+                raise GraphError(f"a stage must train tasks of the plan ({listed(self.uses)}), got {got}")
 
     @property
     def edges(self) -> tuple[tuple[str, str], ...]:

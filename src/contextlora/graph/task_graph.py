@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from contextlora.errors import UserError, suggestion
+from contextlora.errors import UserError, known, squeezed
+from contextlora.limits import shown
 
 if TYPE_CHECKING:
     import networkx as nx  # otherwise where it is used, as it takes a third of the time of --help
@@ -66,11 +67,11 @@ class TaskGraph:
             GraphError: for a task that is not in the graph, or another scope.
         """
         if task not in self._direct:
-            raise GraphError(f"unknown task {task!r}{_known(task, self.tasks)}")
+            raise GraphError(f"unknown task {task!r}{known(task, self.tasks)}")
         if scope == "direct":
             return self._direct[task]
         if scope != "ancestors":
-            raise GraphError(f"scope is 'direct' or 'ancestors', got {scope!r}")
+            raise GraphError(f"scope must be 'direct' or 'ancestors', got {shown(scope)}")
         if task not in self._ancestors:
             import networkx as nx
 
@@ -93,7 +94,10 @@ def _checked(prerequisites: Mapping | Iterable) -> dict[str, tuple[str, ...]]:
             raise GraphError(f"task {task!r} is declared twice: give each task one entry")
         # A word is iterable too, letter by letter.
         if isinstance(needed, str) or not isinstance(needed, Iterable):
-            raise GraphError(f"the prerequisites of {task!r} are a list of tasks, got {needed!r}: write [{needed}]")
+            wrong = shown(needed)
+            raise GraphError(
+                f"the prerequisites of {task!r} are a list of tasks, got {wrong}: write [{squeezed(str(needed))}]"
+            )
         direct[task] = tuple(needed)
     if not direct:
         raise GraphError("the task graph is empty: declare at least one task")
@@ -103,15 +107,15 @@ def _checked(prerequisites: Mapping | Iterable) -> dict[str, tuple[str, ...]]:
     return direct
 
 
-def declaration_faults(task: str, needed: Sequence[str], known: Mapping) -> Iterator[str]:
-    """Every rule that one task's declaration breaks; `known` holds all tasks."""
+def declaration_faults(task: str, needed: Sequence[str], names: Mapping) -> Iterator[str]:
+    """Every rule that one task's declaration breaks; `names` holds all tasks."""
     if not isinstance(task, str) or not _NAME.fullmatch(task):
-        yield f"a task's name is made of letters, digits, '_' and '-', got {task!r}"
+        yield f"a task's name must be made of letters, digits, '_' and '-', got {shown(task)}"
     if task in needed:
         yield f"task {task!r} is its own prerequisite: remove it from its list"
     for name in needed:
-        if name not in known:
-            yield f"task {task!r} needs unknown task {name!r}{_known(name, known)}"
+        if name not in names:
+            yield f"task {task!r} needs unknown task {name!r}{known(name, names)}"
     if len(set(needed)) != len(needed):
         twice = next(name for name in needed if needed.count(name) > 1)
         yield f"task {task!r} lists prerequisite {twice!r} twice: keep one"
@@ -129,7 +133,3 @@ def _generations(graph: nx.DiGraph) -> tuple[tuple[str, ...], ...]:
     # Raised outside of the handler, or a traceback would show networkx's error as well.
     cycle = " -> ".join([edges[0][0], *(task for _, task in edges)])  # each needs the one before it
     raise GraphError(f"the task graph has a cycle, {cycle}: remove one of these edges")
-
-
-def _known(name: object, known: Iterable[str]) -> str:
-    return suggestion(name, known) or f"; the tasks are {', '.join(list(known)[:20])}"

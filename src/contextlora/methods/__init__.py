@@ -1,6 +1,7 @@
 """Methods: ways to share one LoRA among the tasks of a graph; one file, one YAML and one line of this table each."""
 
 from contextlora.errors import ConfigError
+from contextlora.limits import shown
 from contextlora.methods.contextlora import ContextLora
 from contextlora.methods.joint import Joint
 from contextlora.methods.method import Method, StageView
@@ -31,8 +32,9 @@ def build_method(settings: MethodSettings) -> Method:
         ConfigError: no such method, or the settings of another one.
     """
     if settings.name not in METHODS:
-        raise ConfigError(f"method.name must be one of {', '.join(METHODS)}: got {settings.name!r}.")
+        raise ConfigError(f"method.name must be one of {', '.join(METHODS)}: got {shown(settings.name)}.")
     kind = METHODS[settings.name]
     if type(settings) is not kind.Settings:
-        raise ConfigError(f"method {settings.name} takes {kind.Settings.__name__}: got {type(settings).__name__}.")
+        right, given = kind.Settings.__name__, type(settings).__name__
+        raise ConfigError(f"method {settings.name} takes {right}: got {given}. Give it its own settings.")
     return kind(settings)

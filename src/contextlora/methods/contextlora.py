@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, listed
 from contextlora.graph.partition import RankPartition
 from contextlora.graph.plan import SliceUse, TrainingPlan
 from contextlora.graph.task_graph import TaskGraph
@@ -71,7 +71,7 @@ class ContextLora(Method):
         unknown = sorted(set(self.settings.edge_delta) - set(edges))
         if unknown:
             raise ConfigError(
-                f"method.edge_delta must name edges of the task graph: got {unknown[0]!r}; it has {', '.join(edges)}."
+                f"method.edge_delta must name edges of the task graph: got {shown(unknown[0])}; it has {listed(edges)}."
             )
         # Nothing is open until the policy has been asked, at the start of the stage.
         delta = 1.0 if self.settings.delta == AUTO else self.settings.delta

@@ -12,7 +12,7 @@ import lightning
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
-from contextlora.tasks.faults import Faults, label
+from contextlora.tasks.faults import Faults, label, shown
 from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, render, resolve_image_view
 from contextlora.tasks.task import Item, TaskSetError
 from contextlora.tasks.taskset import TaskSet
@@ -74,7 +74,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         if min(batch_size, eval_batch_size) < 1:
             raise TaskSetError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
         if context not in CONTEXT_MODES:
-            raise TaskSetError(f"context must be one of {', '.join(CONTEXT_MODES)}, got {context!r}")
+            raise TaskSetError(f"context must be one of {', '.join(CONTEXT_MODES)}, got {shown(context)}")
         self.taskset, self.backbone = taskset, backbone
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format

@@ -1,10 +1,9 @@
 """Faults of a task set: gathered while it is read, so that one report names them all."""
 
-from contextlora.errors import UserError
+from contextlora.errors import UserError, cut, tail
 
 _MOST_SHOWN = 20
 _MOST_KEPT = 1000  # of a huge file in a wrong form; the others are only counted
-_LINE = 300
 _VALUE = 60
 
 
@@ -44,7 +43,7 @@ class Faults:
             return
         if self.count == 1:
             [(where, rule)] = self._kept
-            raise TaskSetError(cut(f"{tail(self.source)}{'/' if where else ''}{where}: {rule}"))
+            raise TaskSetError(cut(f"{tail(f'{self.source}/{where}' if where else self.source)}: {rule}"))
         lines = [cut(f"{where}: {rule}" if where else rule) for where, rule in self._kept]
         shown = [f"task set {tail(self.source)} has {self.count} faults:"]
         shown += [cut(f"  {line}") for line in lines[:_MOST_SHOWN]]
@@ -59,14 +58,13 @@ def shown(value: object) -> str:
     if isinstance(value, dict):
         text = f"a mapping with {len(value)} keys"
         few = list(value)[:3]
-        return f"{text} ({', '.join(shown(key) for key in few)})"[:_VALUE] if few else "{}"
+        return _short(f"{text} ({', '.join(shown(key) for key in few)})") if few else "{}"
     if isinstance(value, list | tuple):
         parts = [shown(part) for part in value[:4]] if _depth(value) < 3 else ["..."]
         return _short(f"[{', '.join(parts)}{', ...' if len(value) > 4 else ''}]")
     if isinstance(value, str):
-        return _short(
-            ascii(value[: 2 * _VALUE]) if not value[: 2 * _VALUE].isprintable() else repr(value[: 2 * _VALUE])
-        )
+        text = value if len(value) <= 2 * _VALUE else value[:_VALUE] + value[-_VALUE:]
+        return _short(repr(text) if text.isprintable() else ascii(text))
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**_VALUE:
         return "a number of more than 60 digits"
     return _short(repr(value))
@@ -78,20 +76,9 @@ def label(value: object) -> str:
     return text if text and text.isprintable() and len(text) <= _VALUE else shown(value)
 
 
-def tail(path: object) -> str:
-    """A path in a message, or the end of one that would fill the line."""
-    text = str(path) if str(path).isprintable() else ascii(str(path))
-    return text if len(text) <= _LINE // 3 else f"...{text[-_LINE // 3 :]}"
-
-
-def cut(text: str) -> str:
-    """A line of a report, at its longest."""
-    text = " ".join(text.split("\n"))
-    return text if len(text) <= _LINE else f"{text[: _LINE - 4]} ..."
-
-
 def _short(text: str) -> str:
-    return text if len(text) <= _VALUE else f"{text[: _VALUE - 4]} ..."
+    # With its end: a message that ended in dots would look broken off.
+    return text if len(text) <= _VALUE else f"{text[: _VALUE - 10]} ... {text[-5:]}"
 
 
 def _depth(value: object, most: int = 3) -> int:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from contextlora.tasks.faults import TaskSetError, tail
+from contextlora.errors import first_line, tail
+from contextlora.tasks.faults import TaskSetError
 
 # Not all that Pillow knows: some of its readers start other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 89_000_000  # Pillow's own bound for what may be a bomb
+_LONGEST_SIDE = 65_535  # of JPEG and GIF files; Pillow keeps a pointer for each row, and resizes by whole rows
 _BACKGROUND = (255, 255, 255)
 _DECODED_PIXELS = 1 << 26  # a second or two
 
@@ -55,12 +57,16 @@ class ImageCheck:
             if not path.resolve().is_relative_to(self._real):
                 return "must lie in the task set's folder, links and .. included; copy it there"
             if not path.is_file():
-                return f"not found in {tail(self.folder)}" if not path.exists() else "must be an ordinary file"
+                return (
+                    f"not found in {tail(self.folder)}; copy it there"
+                    if not path.exists()
+                    else "must be an ordinary file"
+                )
             image = _opened(path, quick=self._pixels >= _DECODED_PIXELS)
         except TaskSetError as error:
             return str(error)
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, NUL in a path
-            return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            return f"cannot be read: {getattr(error, 'strerror', None) or first_line(error)}; rename or replace it"
         self._pixels += image.width * image.height
         return ""
 
@@ -74,13 +80,14 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
             # Pillow's warnings are about files that are odd; what matters is checked here.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as file:
-                if file.width * file.height > _MOST_PIXELS:
-                    raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has {file.width} x {file.height}")
+                if file.width * file.height > _MOST_PIXELS or max(file.size) > _LONGEST_SIDE:
+                    most = f"{_MOST_PIXELS} pixels and {_LONGEST_SIDE} a side"
+                    raise TaskSetError(f"must have at most {most}, has {file.width} x {file.height}")
                 if quick and file.format == "PNG" and file.mode in ("1", "L", "P", "LA", "RGB", "RGBA"):
                     file.verify()
                     return file
                 if quick:
-                    file.draft("RGB", (file.width // 8, file.height // 8))
+                    file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
                 with _without_complaints() if file.format == "TIFF" else nullcontext():
                     return _rgb(file)
     except TaskSetError:
@@ -88,12 +95,13 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
     except Image.DecompressionBombError:
         raise TaskSetError(f"must have at most {_MOST_PIXELS} pixels, has far more; make it smaller") from None
     except Image.UnidentifiedImageError:
-        raise TaskSetError(f"cannot be read: it is none of {', '.join(_FORMATS)}") from None
+        said = f"it is empty, damaged or none of {', '.join(_FORMATS)}"
+        raise TaskSetError(f"cannot be read: {said}; save it as one of them") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise TaskSetError(
-            f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+            f"cannot be read: {getattr(error, 'strerror', None) or first_line(error)}; save it again"
         ) from error
 
 
@@ -117,7 +125,7 @@ def _without_complaints() -> Iterator[None]:
 def _rgb(image: Image.Image) -> Image.Image:
     image.load()
     kind = image.format
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # else it makes a copy, whatever the EXIF says
     see_through = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if image.mode == "F" or image.mode.startswith("I"):
         if see_through:
@@ -126,7 +134,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if not see_through:
         return image.convert("RGB")
     # Not convert("RGB"): it shows the colours that transparent pixels hide.
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, (*_BACKGROUND, 255)), layer).convert("RGB")
 
 
@@ -135,9 +143,9 @@ def _eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
     values = np.asarray(image).astype(np.float32)
     # In these formats whole numbers have 16 bits, whatever mode Pillow keeps them in.
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        return np.rint(values / 257).astype(np.uint8)
+        return np.rint(np.divide(values, 257, out=values), out=values).astype(np.uint8)
     if image.mode == "F" and np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
-        return np.rint(values * 255).astype(np.uint8)
+        return np.rint(np.multiply(values, 255, out=values), out=values).astype(np.uint8)
     raise TaskSetError(
         f"must have 8 or 16 bits a channel, or floats from 0 to 1; its mode is {image.mode}, "
         f"its values {values.min():.6g} to {values.max():.6g}"

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
 
-from contextlora.tasks.task import Item, Task, TaskSetError
+from contextlora.errors import known, squeezed
+from contextlora.tasks.faults import TaskSetError, label, shown
+from contextlora.tasks.task import Item, Task
 
 DEFAULT_TEMPLATE = "{image} {question} {context} options : {options} . answer :"
 IMAGE_PLACEHOLDER = "<image>"  # encoding replaces it by the model's own
@@ -53,14 +55,14 @@ def check_template(template: str, where: str) -> None:
     used = _FIELD.findall(template)
     unknown = [name for name in used if name not in TEMPLATE_FIELDS]
     if unknown or "options" not in used:
-        problem = f"unknown field {{{unknown[0]}}}" if unknown else "no {options}"
-        raise TaskSetError(f"{where}: the prompt template has {problem}; its fields: {', '.join(TEMPLATE_FIELDS)}")
+        field = f"unknown field {{{squeezed(unknown[0])}}}{known(unknown[0], TEMPLATE_FIELDS)}" if unknown else ""
+        raise TaskSetError(f"{where}: the prompt template has {field or 'no {options}; put them in'}")
 
 
 def resolve_image_view(setting: str, sees_images: bool) -> str:
     """Settles `auto`: the image itself for a model that sees, else its text view. Returns `image` or `text`."""
     if setting not in ("auto", "image", "text"):
-        raise TaskSetError(f"image must be auto, image or text, got {setting!r}")
+        raise TaskSetError(f"image must be auto, image or text, got {shown(setting)}")
     if setting == "image" and not sees_images:
         raise TaskSetError("image must be text or auto for a model that cannot see, got 'image'")
     return ("image" if sees_images else "text") if setting == "auto" else setting
@@ -82,7 +84,7 @@ def context_of(
         TaskSetError: unknown mode, or a predicted answer is missing.
     """
     if mode not in CONTEXT_MODES:
-        raise TaskSetError(f"context must be one of {', '.join(CONTEXT_MODES)}, got {mode!r}")
+        raise TaskSetError(f"context must be one of {', '.join(CONTEXT_MODES)}, got {shown(mode)}")
     if mode == "none":
         return {}
     known = [task for task in prerequisites if task in item.prerequisites]
@@ -93,7 +95,7 @@ def context_of(
     except KeyError as error:
         task, scene = error.args[0]
         raise TaskSetError(
-            f"context predicted needs an answer of task {task} for scene {scene}; predict {task} first"
+            f"context predicted needs an answer of task {label(task)} for scene {label(scene)}; predict that first"
         ) from None
 
 
@@ -124,14 +126,17 @@ def render(
         TaskSetError: the item has no text view where one is needed, or more options than letters.
     """
     if answer_format not in ANSWER_FORMATS:
-        raise TaskSetError(f"answer_format must be one of {', '.join(ANSWER_FORMATS)}, got {answer_format!r}")
+        raise TaskSetError(f"answer_format must be one of {', '.join(ANSWER_FORMATS)}, got {shown(answer_format)}")
     if image == "text" and item.image and item.image_text is None:
-        raise TaskSetError(f"item {item.id} of task {task.name} has no image_text, which a model that cannot see needs")
+        raise TaskSetError(
+            f"item {label(item.id)} of task {label(task.name)} has no image_text, which a model that cannot see needs; "
+            "add it"
+        )
     shows_image = image == "image" and item.image is not None
     continuations, listed = item.options, item.options
     if answer_format == "letter":
         if len(item.options) > len(ascii_lowercase):
-            raise TaskSetError(f"item {item.id} has more options than letters; use answer_format=word")
+            raise TaskSetError(f"item {label(item.id)} has more options than letters; set taskset.answer_format=word")
         continuations = tuple(ascii_lowercase[: len(item.options)])
         listed = tuple(f"{letter} {word}" for letter, word in zip(continuations, item.options, strict=True))
     fields = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from contextlora.errors import first_line
 from contextlora.files import read_file
 from contextlora.tasks.faults import Faults, TaskSetError, shown
 
@@ -68,7 +69,7 @@ def parse_json(line: bytes) -> Any:
     except RecursionError:
         raise TaskSetError("must be a JSON object, lists or objects lie too deep in one another") from None
     except json.JSONDecodeError as error:
-        raise TaskSetError(f"not valid JSON: {error}") from None
+        raise TaskSetError(f"not valid JSON: {error}; mend the line") from None
     except TaskSetError:
         raise
     except ValueError:  # Python's own limit
@@ -122,28 +123,31 @@ def read_yaml(path: Path, faults: Faults) -> tuple[Any, dict[str, int]]:
         line = raw[: error.start].count(b"\n") + 1
         raise TaskSetError(f"must be UTF-8, line {line} holds byte {raw[error.start]:#x}; save it as UTF-8") from None
     except RecursionError:
-        raise TaskSetError("is no valid YAML: lists or mappings lie too deep in one another") from None
+        raise TaskSetError("is no valid YAML: lists or mappings lie too deep in one another; flatten them") from None
     except TaskSetError:
         raise
     except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise TaskSetError(f"is no valid YAML: {line}{error.problem or error.context}") from error
+        raise TaskSetError(f"is no valid YAML: {first_line(error)}; mend it there") from error
     except yaml.YAMLError as error:
-        raise TaskSetError(f"is no valid YAML: {' '.join(str(error).split())}") from error
+        raise TaskSetError(f"is no valid YAML: {' '.join(str(error).split())[:150]}; remove it") from error
     except Exception as error:  # PyYAML lets through whatever a wrong value behind an explicit tag causes
-        raise TaskSetError("is no valid YAML: a number is too long, or a value does not fit its !!tag") from error
+        raise TaskSetError(
+            "is no valid YAML: a number is too long, or a value does not fit its !!tag; mend it"
+        ) from error
 
 
 def _check_nodes(node: yaml.Node, name: str, faults: Faults, sizes: dict[int, int]) -> int:
     """Number of values under a node with aliases written out; makes all keys text and notes those that stand twice."""
     if id(node) in sizes:
         if not sizes[id(node)]:
-            raise TaskSetError("is no valid YAML: an alias stands within what it names")
+            raise TaskSetError("is no valid YAML: an alias stands within what it names; remove it")
         return sizes[id(node)]
     sizes[id(node)] = 0
     children = []
     if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
-        faults.add(f"{name}:{node.start_mark.line + 1}", f"holds half of a surrogate pair, {shown(node.value)}")
+        faults.add(
+            f"{name}:{node.start_mark.line + 1}", f"holds half of a surrogate pair, {shown(node.value)}; write it whole"
+        )
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:

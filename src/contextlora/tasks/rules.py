@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from contextlora.tasks.faults import Faults, label, shown, tail
+from contextlora.errors import tail
+from contextlora.tasks.faults import Faults, label, shown
 from contextlora.tasks.images import ImageCheck
 from contextlora.tasks.task import SPLITS, Item, Task, item_faults
 
@@ -70,14 +71,12 @@ class ItemRules:
     def _own(self, task: Task, item: Item) -> Iterator[str]:
         name = f"item {label(item.id)}"
         if len(item.options) > task.num_options:
-            yield f"{name} has {len(item.options)} options, its task at most {task.num_options}"
+            yield f"{name} has {len(item.options)} options, its task at most {task.num_options}; raise num_options"
         ancestors = self.ancestors[task.name]
         unknown = [label(needed) for needed in item.prerequisites if needed not in ancestors]
         if unknown and ancestors <= self.tasks.keys():  # else the graph is at fault, which is reported once
-            yield (
-                f"{name} answers {', '.join(unknown[:3])}, no prerequisite of {task.name}; "
-                f"its prerequisites: {', '.join(sorted(ancestors)[:5]) or 'none'}"
-            )
+            few = f"give only {', '.join(sorted(ancestors)[:5])}" if ancestors else "leave them out"
+            yield f"{name} answers {', '.join(unknown[:3])}, no prerequisite of {label(task.name)}; {few}"
         # Found out now, not when training comes to the item.
         fault = self._images.fault(item.image) if item.image else ""
         if fault:

@@ -81,8 +81,8 @@ def item_faults(record: Any) -> Iterator[str]:
     # A misspelt key would leave its field empty without a word.
     unknown = [label(key) for key in record if key not in known]
     if missing or unknown:
-        problem = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown[:3])}"
-        yield f"{name} {problem}; keys of an item: {', '.join(known)}"
+        problem = f"lacks {', '.join(missing)}; add it." if missing else f"has unknown keys {', '.join(unknown[:3])};"
+        yield f"{name} {problem} Known: {', '.join(known)}"
     for key in ("id", "scene"):
         value = record.get(key, "?")
         if not (isinstance(value, str) and value.strip()) and type(value) is not int:

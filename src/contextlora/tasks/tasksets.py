@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from contextlora.errors import suggestion
+from contextlora.errors import first_line, suggestion, tail
 from contextlora.files import put_in_place, scratch_folder, write_atomically
 from contextlora.settings import TasksetConfig
-from contextlora.tasks.faults import TaskSetError, shown, tail
+from contextlora.tasks.faults import TaskSetError, shown
 from contextlora.tasks.generators import iov
 from contextlora.tasks.reading import read_bytes
 from contextlora.tasks.taskset import DESCRIPTION_FILE, TaskSet
@@ -47,9 +47,10 @@ def resolve_taskset(name_or_folder: str, data_dir: str | Path = "data", seed: in
         if (Path(name_or_folder) / DESCRIPTION_FILE).exists():
             return TaskSet.load(name_or_folder)
         if Path(name_or_folder).is_dir():
-            raise TaskSetError(f"task set folder {tail(name_or_folder)} holds no {DESCRIPTION_FILE}")
+            raise TaskSetError(f"task set folder {tail(name_or_folder)} holds no {DESCRIPTION_FILE}; add it")
     except OSError as error:  # a name too long, a folder that may not be read
-        raise TaskSetError(f"task set {tail(name_or_folder)} cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or first_line(error)
+        raise TaskSetError(f"task set {tail(name_or_folder)} cannot be read: {reason}; give another path") from error
     raise TaskSetError(
         f"taskset must be one of {', '.join(TASKSETS)} or a folder with a {DESCRIPTION_FILE}, "
         f"got {shown(name_or_folder)}{suggestion(name_or_folder, TASKSETS)}"
@@ -58,7 +59,7 @@ def resolve_taskset(name_or_folder: str, data_dir: str | Path = "data", seed: in
 
 def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
     if regime not in REGIMES:
-        raise TaskSetError(f"taskset regime must be one of {', '.join(REGIMES)}, got {regime!r}")
+        raise TaskSetError(f"taskset regime must be one of {', '.join(REGIMES)}, got {shown(regime)}")
     if seed < 0:
         raise TaskSetError(f"taskset seed must be 0 or more, got {seed}")
     folder = data_dir / name / f"{regime}-{seed}"
@@ -72,7 +73,10 @@ def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
             if not _is_current(folder, manifest):  # or another process was faster, and may be reading it
                 put_in_place(unfinished, folder)
     except OSError as error:
-        raise TaskSetError(f"cannot write task set {name} to {folder}: {error.strerror or error}") from error
+        reason = error.strerror or first_line(error)
+        raise TaskSetError(
+            f"cannot write task set {name} to {tail(folder)}: {reason}; set taskset.data_dir to another folder"
+        ) from error
     return folder
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from contextlora import signals
-from contextlora.errors import UserError
+from contextlora.errors import UserError, tail
 from contextlora.evaluation.report import print_in_full
 from contextlora.files import write_atomically
 from contextlora.training.checkpoint import LAST
@@ -59,7 +59,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ContextLoraModule) -> None:
         if trainer.is_global_zero:
             if not self.folder.is_dir():
-                raise UserError(f"the folder {self.folder} vanished during training: train again")
+                raise UserError(f"the folder {tail(self.folder)} vanished during training: train again")
             if pl_module.ended_stage is not None:
                 self.save_stage(*pl_module.ended_stage)
             # Rewritten whole from the checkpointed history: a resumed run repeats no line and loses none.

@@ -11,8 +11,9 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from contextlora.errors import UserError, first_line
+from contextlora.errors import UserError, first_line, squeezed, tail
 from contextlora.files import write_atomically
+from contextlora.limits import shown
 from contextlora.trees import from_bytes, to_bytes
 
 FORMAT = 3
@@ -63,7 +64,7 @@ def _check_callback(key: str, state: Any) -> None:
         to_bytes(state)
     except TypeError as error:
         raise CheckpointError(
-            f"A callback's state_dict may hold only numbers, text, lists, dicts and tensors: that of {key}: "
+            f"A callback's state_dict may hold only numbers, text, lists, dicts and tensors: that of {squeezed(key)}: "
             f"{first_line(error)}. Turn it into one of these."
         ) from error
 
@@ -73,7 +74,7 @@ def _read_sealed(path: Path) -> bytes:
     content = path.read_bytes()
     if content.startswith(b"PK"):  # a zip file of pickles
         raise CheckpointError(
-            f"A checkpoint must have format {FORMAT}: {path} is older. Resume it with the version that wrote it."
+            f"A checkpoint must have format {FORMAT}: {tail(path)} is older. Resume it with the version that wrote it."
         )
     start = max(0, len(content) - len(_SEAL) - 32)
     content, seal = content[:start], content[start:]
@@ -112,18 +113,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"A checkpoint must exist: there is no {path}. Give a run folder that holds one.")
+        raise CheckpointError(f"A checkpoint must exist: there is no {tail(path)}. Give a run folder that holds one.")
     try:
         checkpoint = from_bytes(_read_sealed(path))
     except CheckpointError:
         raise
     except Exception as error:  # of safetensors, JSON or the tree, by where the damage lies
-        raise _damaged(path, first_line(error)) from error
+        raise _damaged(path, first_line(error, but=path)) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
-        raise CheckpointError(f"A checkpoint must come from ContextLoRA: {path} was written by another program.")
+        raise CheckpointError(
+            f"A checkpoint must come from ContextLoRA: {tail(path)} was written by another program. Give its own run."
+        )
     if checkpoint[KEY].get("format") != FORMAT:
         raise CheckpointError(
-            f"A checkpoint must have format {FORMAT}: {path} has {checkpoint[KEY].get('format')}. "
+            f"A checkpoint must have format {FORMAT}: {tail(path)} has {shown(checkpoint[KEY].get('format'))}. "
             "Resume it with the version that wrote it."
         )
     if name := _name_not_finite(checkpoint):
@@ -133,8 +136,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _damaged(path: Path, why: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
-        f"A checkpoint must be whole: {path} cannot be read ({why}). Delete the folder {path.parent.name} to begin the "
-        "run anew with make resume."
+        f"A checkpoint must be whole: {tail(path)} cannot be read ({why}). Delete the "
+        f"folder {path.parent.name} to begin the run anew with make resume."
     )
 
 
@@ -156,7 +159,8 @@ def check_identity(found: Mapping[str, str], expected: Mapping[str, str]) -> Non
     """
     for part, value in expected.items():
         if found.get(part) != value:
+            made_with = squeezed(str(found.get(part)))
             raise CheckpointError(
-                f"A checkpoint must be resumed with the {part} that it was made with: it has {found.get(part)}, "
-                f"here it is {value}. Restore the {part} or train again."
+                f"A checkpoint must be resumed with the {part} that it was made with: it has {made_with}, "
+                f"here it is {squeezed(value)}. Restore the {part} or train again."
             )

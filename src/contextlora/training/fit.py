@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
-from contextlora.errors import ConfigError, UserError, first_line, suggestion
+from contextlora.errors import ConfigError, UserError, first_line, known, squeezed
 from contextlora.limits import check_values, fits, rule, shown
 from contextlora.training.callbacks import LAST, LogStatuses, RunCheckpoint, StageBars
 from contextlora.training.checkpoint import AtomicCheckpointIO, newest_whole
@@ -60,9 +60,9 @@ def compute_device(accelerator: str) -> torch.device:
         ConfigError: no such accelerator, or none here.
     """
     kinds = {"gpu": ("cuda", "mps"), "auto": ("cuda", "mps", "cpu")}.get(accelerator, (accelerator,))
-    known = ("auto", "gpu", "cpu", "cuda", "mps")
-    if accelerator not in known:
-        raise ConfigError(f"training.accelerator must be one of {', '.join(known)}: got {accelerator!r}.")
+    names = ("auto", "gpu", "cpu", "cuda", "mps")
+    if accelerator not in names:
+        raise ConfigError(f"training.accelerator must be one of {', '.join(names)}: got {shown(accelerator)}.")
     for kind in kinds:
         if AcceleratorRegistry.get(kind).is_available():
             return torch.device(kind, 0) if kind != "cpu" else torch.device(kind)
@@ -93,19 +93,19 @@ class TrainerSettings:
 
     def check(self) -> None:
         """Raises `ConfigError` for an option that another setting decides, that no Trainer has or of another type."""
-        known = get_type_hints(Trainer.__init__)
-        del known["return"]
+        arguments = get_type_hints(Trainer.__init__)
+        del arguments["return"]
         for name, value in self.options.items():
-            if name not in known:
+            if name not in arguments:
                 raise ConfigError(
-                    f"training.trainer.{name} is no argument of lightning.Trainer{suggestion(name, known)}"
+                    f"training.trainer.{squeezed(name)} is no argument of lightning.Trainer{known(name, arguments)}"
                 )
             if name in OWN_OPTIONS:
                 raise ConfigError(f"training.trainer.{name} is decided by another setting: set {OWN_OPTIONS[name]}.")
             if name in NEEDED_AS_THEY_ARE:
                 raise ConfigError(f"training.trainer.{name}: the stages need Lightning's default; leave it out.")
-            if not fits(value, known[name]):  # Lightning would stumble over it in mid-training
-                raise ConfigError(f"training.trainer.{name} must be {rule(known[name])}, got {shown(value)}")
+            if not fits(value, arguments[name]):  # Lightning would stumble over it in mid-training
+                raise ConfigError(f"training.trainer.{name} must be {rule(arguments[name])}, got {shown(value)}")
 
     def trainer(self, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Trainer:
         """A trainer for one fit.
@@ -138,8 +138,9 @@ class TrainerSettings:
                 **options,
             )
         except Exception as error:  # Lightning's own, or whatever it stumbles over
-            chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}, trainer={dict(self.options)}"
-            raise ConfigError(f"{chosen}: {first_line(error)}") from error
+            own = {name: value for name, value in self.options.items() if name != "default_root_dir"}
+            chosen = f"training.accelerator={self.accelerator}, strategy={self.strategy}, trainer={shown(own)}"
+            raise ConfigError(f"{chosen}: {first_line(error)}; change one of them") from error
 
 
 def fit(

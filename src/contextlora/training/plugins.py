@@ -10,7 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from contextlora.errors import ConfigError, UserError, first_line, is_out_of_memory
+from contextlora.errors import ConfigError, PassingError, UserError, first_line, is_out_of_memory, tail
+from contextlora.limits import shown
+
+_MEND = "change its init_args, or leave it out"
 
 
 def build_plugins(entries: Sequence[Any], kind: type, key: str, folder: Path | None = None) -> list[Any]:
@@ -31,7 +34,7 @@ def build_plugins(entries: Sequence[Any], kind: type, key: str, folder: Path | N
             made.append(found(**arguments))
         except Exception as error:  # whatever a user's class may raise
             path, reason = f"{found.__module__}.{found.__qualname__}", f"{type(error).__name__}: {first_line(error)}"
-            raise ConfigError(f"{key}: {path} cannot be built ({reason})") from error
+            raise ConfigError(f"{key}: {path} cannot be built ({reason}); {_MEND}") from error
     return made
 
 
@@ -44,7 +47,7 @@ def check_plugins(
 
 @contextmanager
 def naming_the_plugin(plugins: Sequence[Any]) -> Iterator[None]:
-    """Errors that a hook of the user's own raises inside become a `UserError` that names class and hook."""
+    """Errors that a hook of the user's own raises inside become a `PassingError` that names class and hook."""
     try:
         yield
     except (UserError, OSError):
@@ -57,7 +60,7 @@ def naming_the_plugin(plugins: Sequence[Any]) -> Iterator[None]:
             if any(own is plugin for plugin in plugins):
                 where = f"{type(own).__module__}.{type(own).__qualname__}.{frame.f_code.co_name}"
                 reason = f"{type(error).__name__}: {first_line(error)}"
-                raise UserError(
+                raise PassingError(
                     f"{where} must not fail, but raised {reason}; --debug shows where, resume goes on"
                 ) from error
         raise
@@ -67,16 +70,22 @@ def _checked(entry: Any, kind: type, key: str, folder: Path | None) -> tuple[typ
     if isinstance(entry, str):
         entry = {"class_path": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
-        raise ConfigError(f"{key}: each entry is an import path or {{class_path: ..., init_args: ...}}, got {entry!r}")
+        raise ConfigError(
+            f"{key}: each entry is an import path or {{class_path: ..., init_args: ...}}, got {shown(entry)}; write one"
+        )
     if unknown := set(entry) - {"class_path", "init_args"}:
-        raise ConfigError(f"{key}: an entry has the keys class_path and init_args, got {sorted(unknown)[0]!r}")
+        raise ConfigError(
+            f"{key}: an entry may only have the keys class_path and init_args, got {shown(min(map(str, unknown)))}"
+        )
     path, arguments = entry["class_path"], entry.get("init_args") or {}
     if not isinstance(arguments, dict):
-        raise ConfigError(f"{key}: init_args of {path} must be a mapping of names to values, got {arguments!r}")
+        raise ConfigError(
+            f"{key}: init_args of {tail(path)} must be a mapping of names to values, got {shown(arguments)}"
+        )
     arguments = dict(arguments)
     found = _imported(path, key)
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ConfigError(f"{key}: {path} must be a class of Lightning {kind.__name__}s, got {found!r}")
+        raise ConfigError(f"{key}: {tail(path)} must be a class of Lightning {kind.__name__}s, got {shown(found)}")
     signature = inspect.signature(found)
     # Lightning's loggers ask for it, or write into the working directory.
     if folder is not None and "save_dir" in signature.parameters:
@@ -84,7 +93,7 @@ def _checked(entry: Any, kind: type, key: str, folder: Path | None) -> tuple[typ
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ConfigError(f"{key}: {path} cannot be built ({first_line(error)})") from error
+        raise ConfigError(f"{key}: {tail(path)} cannot be built ({first_line(error)}); {_MEND}") from error
     return found, arguments
 
 
@@ -96,6 +105,9 @@ def _imported(path: str, key: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, ValueError, AttributeError) as error:  # ValueError: a name without a module
-        raise ConfigError(f"{key}: there is no {path} ({first_line(error)})") from error
+        raise ConfigError(
+            f"{key}: there is no {tail(path)} ({first_line(error)}); install it, or correct the path"
+        ) from error
     except Exception as error:  # whatever a user's file may raise
-        raise ConfigError(f"{key}: importing {path} fails ({type(error).__name__}: {first_line(error)})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{key}: importing {tail(path)} fails ({reason}); mend it, or leave it out") from error

@@ -19,9 +19,10 @@ from safetensors.torch import save
 
 from contextlora.adapters import AdaptedModel, AdapterError
 from contextlora.adapters.state import check_finite
-from contextlora.errors import first_line
+from contextlora.errors import first_line, tail
 from contextlora.files import check_ordinary, write_atomically
 from contextlora.graph import SliceUse
+from contextlora.limits import shown
 from contextlora.training.checkpoint import KEY, LAST, PREVIOUS, CheckpointError, load_checkpoint, newest_whole
 from contextlora.training.module import ContextLoraModule
 
@@ -106,8 +107,8 @@ class StageFiles:
                 return
         what = "missing" if not path.exists() else "damaged"
         raise DamagedSlicesError(
-            f"A stage file must be whole: {path} is {what}, and no checkpoint beside it holds its weights any more. "
-            "Restore the file from a copy, or train again."
+            f"A stage file must be whole: {tail(path)} is {what}, and no checkpoint beside it holds its weights any "
+            "more. Restore the file from a copy, or train again."
         ) from damage
 
     def _state_after(self, stage: int, checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
@@ -166,8 +167,12 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     header, state, uses = read_slices(path)
     for key, expected in _header(adapted, fingerprint).items():
         if header.get(key) != expected:
-            raise AdapterError(f"{path} was written for another {key}, {header.get(key)}: this model has {expected}")
-    check_finite(state, f"the values in {path}")
+            found, here = (one if isinstance(one, str) else shown(one) for one in (header.get(key), expected))
+            raise AdapterError(
+                f"{tail(path)} was written for another {key}, {found}: this model has {here}; restore what it was "
+                "trained with, or train again"
+            )
+    check_finite(state, f"the values in {tail(path)}")
     adapted.state.write(state)
     return uses
 
@@ -189,8 +194,8 @@ def read_slices(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         uses = {task: SliceUse(tuple(own), rest) for task, (own, rest) in header.pop("uses", {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedSlicesError(
-            f"{path} is no readable slices file ({first_line(error)}): is the path right and the file whole? "
-            "If not, delete the folder it lies in and train again"
+            f"{tail(path)} is no readable slices file ({first_line(error, but=path)}): is the path right and the file "
+            "whole? If not, delete the folder it lies in and train again"
         ) from None
     return header, state, uses
 

@@ -247,7 +247,7 @@ class StageExecutor:
         if not new:
             return
         if len(numbers) > self._mail.shape[0]:
-            raise UserError(f"{task}: a batch may have the planned {self._mail.shape[0]} items, got {len(numbers)}")
+            raise UserError(f"{task}: a batch must have at most {self._mail.shape[0]} items, got {len(numbers)}")
         self._asked.update((task, number) for number in numbers)
         by_process: list[list[int]] = [[] for _ in range(self.groups.size)]
         for row in new:

@@ -8,19 +8,21 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from contextlora.errors import UserError, first_line
+from contextlora.errors import PassingError, first_line
 from contextlora.gear.execution import gate
 from contextlora.gear.execution.interfaces import choose_interface, is_one_machine, local_address, master
 
 MEET_S = 0.02
+_MOST_NAMED = 8  # processes in a message
 JOIN_TIMEOUT = timedelta(minutes=5)  # processes of several machines are started by hand
 
 
-def in_vain(process: int, size: int, missing: Collection[int], why: str = "") -> UserError:
+def in_vain(process: int, size: int, missing: Collection[int], why: str = "") -> PassingError:
     """The error of a process that waited for others: which ones, by number."""
-    names = " and ".join(map(str, sorted(missing)))
+    names = " and ".join(map(str, sorted(missing)[:_MOST_NAMED]))
+    names += f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
     who = f"process {names}" if len(missing) == 1 else f"processes {names}"
-    return UserError(
+    return PassingError(
         f"process {process} of {size} waited up to {JOIN_TIMEOUT} for {who} in vain{why and f' ({why})'}. "
         "Start all of them, then begin again"
     )
@@ -101,7 +103,7 @@ def _host_store(agents: dist.Store | None) -> tuple[dist.TCPStore, str]:
         own = local_address(host) if agents else host
         return store, f"{own} {gate.open_gate(own, port, store_port, gate.run_secret())}"
     except OSError as error:
-        raise UserError(
+        raise PassingError(
             f"process 0 cannot listen at {host}:{port}: {first_line(error)}. Choose another MASTER_PORT, or as "
             "MASTER_ADDR an address of process 0's machine"
         ) from error
@@ -116,7 +118,7 @@ def _find_store(agents: dist.Store | None, process: int, size: int, own: str) ->
         attempt, host, port = _ask(agents, process, own)
         return _reach(host, int(port)), attempt
     except gate.Refused as error:
-        raise UserError(
+        raise PassingError(
             f"process {process} of {size} and process 0 do not know the same secret. "
             f"Set {gate.SECRET} alike on every machine, then begin again"
         ) from error

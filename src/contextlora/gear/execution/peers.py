@@ -21,10 +21,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from contextlora.errors import ConfigError, UserError, first_line
+from contextlora.errors import ConfigError, PassingError, first_line
 from contextlora.gear.execution import meeting
 from contextlora.gear.execution.gate import LOOPBACK
 from contextlora.gear.execution.process_groups import gather_trees
+from contextlora.limits import shown
 
 BEAT_S = 1.0
 LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
@@ -60,7 +61,7 @@ class Peers:
             dist.barrier()
         except RuntimeError as error:
             self.leave(error)
-            raise UserError(
+            raise PassingError(
                 f"process {self.process} of {self.size} has met the others but cannot talk to them: "
                 f"{first_line(error)}. Check the network between them, then begin again"
             ) from error
@@ -82,8 +83,8 @@ class Peers:
                 if row.get(key) != rows[0].get(key):
                     self._stop.set()  # every process finds the same and says so itself
                     raise ConfigError(
-                        f"all devices must agree on {key}: process 0 has {rows[0].get(key)}, process {process} has "
-                        f"{row.get(key)}. Make them alike and start again."
+                        f"all devices must agree on {key}: process 0 has {shown(rows[0].get(key))}, process "
+                        f"{process} has {shown(row.get(key))}. Make them alike and start again."
                     )
 
     def share(self, key: str, value: str) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from contextlora.errors import ConfigError, suggestion
+from contextlora.errors import ConfigError, known, tail
+from contextlora.limits import shown
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,11 @@ class Fleet:
         Raises:
             ConfigError: names the file, the key, the value and what is wanted.
         """
+        where = tail(where)
         top = _section(tree, where, "", ("devices", "link"), ("links",))
         entries = top["devices"]
         if not isinstance(entries, dict) or not entries:
-            raise ConfigError(f"{where}: devices must map at least one name to its device, got {entries!r}")
+            raise ConfigError(f"{where}: devices must map at least one name to its device, got {shown(entries)}")
         devices = tuple(_device(str(key), entry, where) for key, entry in entries.items())
         names = {device.name for device in devices}
         pairs = _section(top.get("links", {}), where, "links", (), None)
@@ -168,10 +170,10 @@ def _pair(key: Any, names: Collection[str], where: str) -> tuple[str, str]:
     # With blanks, as names may hold dashes themselves (board-1).
     first, dash, second = str(key).partition(" - ")
     if not dash or first == second:
-        raise ConfigError(f"{where}: a key of links is `device - device`, two different ones, got {key!r}")
+        raise ConfigError(f"{where}: a key of links must be `device - device`, two different ones, got {shown(key)}")
     for name in (first, second):
         if name not in names:
-            raise ConfigError(f"{where}: links.{key} names no device: {name!r}{_known(name, names)}")
+            raise ConfigError(f"{where}: links.{key} names no device: {shown(name)}{known(name, sorted(names))}")
     return min(first, second), max(first, second)
 
 
@@ -179,16 +181,16 @@ def _section(
     entry: Any, where: str, key: str, required: tuple[str, ...], optional: tuple[str, ...] | None
 ) -> dict[Any, Any]:
     """The entry as a mapping with these keys; `optional` None allows any."""
-    shown = f"{key} " if key else "it "
+    what = f"{key} " if key else "it "
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where}: {shown}must be a mapping, got {entry!r}")
+        raise ConfigError(f"{where}: {what}must be a mapping, got {shown(entry)}")
     for name in required:
         if name not in entry:
-            raise ConfigError(f"{where}: {shown}lacks {name}; add it")
+            raise ConfigError(f"{where}: {what}lacks {name}; add it")
     allowed = (*required, *(optional or ()))
     for name in entry:
         if optional is not None and name not in allowed:
-            raise ConfigError(f"{where}: {shown}has an unknown key {name!r}{_known(str(name), allowed)}")
+            raise ConfigError(f"{where}: {what}has an unknown key {shown(name)}{known(name, sorted(allowed))}")
     return entry
 
 
@@ -197,9 +199,5 @@ def _number(value: Any, where: str, key: str, zero: bool = False) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
         rule = "a number of at least 0" if zero else "a number above 0"
-        raise ConfigError(f"{where}: {key} must be {rule}, got {value!r}")
+        raise ConfigError(f"{where}: {key} must be {rule}, got {shown(value)}")
     return float(value)
-
-
-def _known(name: str, names: Collection[str]) -> str:
-    return f"{suggestion(name, names) or ';'} Known: {', '.join(sorted(names))}"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from contextlora.errors import UserError
+from contextlora.errors import UserError, listed
 from contextlora.gear.planning.candidates import Candidate, TaskPlan, is_reassigned
 from contextlora.gear.planning.device_groups import DeviceGroup, Share
 from contextlora.gear.planning.plan import StagePlan
@@ -128,9 +128,8 @@ def stage_roles(plan: StagePlan, devices: Sequence[str], keeps_answers: bool) ->
     later = best.later or best.train
     for group in filter(None, (best.train, best.forward, later)):
         if unknown := set(group.devices) - set(names):
-            raise UserError(
-                f"{plan.stage}: the plan uses {sorted(unknown)[0]}, but the processes are {', '.join(devices)}"
-            )
+            name = sorted(unknown)[0]
+            raise UserError(f"{plan.stage}: the plan uses {name}, but the processes are {listed(devices)}: plan anew")
     tasks = {task.task: _task_roles(best, task, names) for task in plan.tasks}
     pipelines = (_pipeline(group, names) for group in (best.train, best.forward, later))
     return StageRoles(tasks, keeps_answers, f"{plan.stage}: {_summary(plan)}", *pipelines)

@@ -18,6 +18,7 @@ from contextlora.gear.simulation.schedule import COMPUTE, SENDS, Action, Schedul
 
 Node = tuple[int, int]
 _Key = tuple[str, int, int, int | None]
+_MOST_SHOWN = 8  # actions of a circle
 
 
 class Dependencies:
@@ -66,8 +67,9 @@ class Dependencies:
             TopologicalSorter(self.nodes).prepare()
         except CycleError as error:
             # `args[1]` is where graphlib puts the cycle.
-            actions = " -> ".join(str(schedule.actions[process][position]) for process, position in error.args[1])
-            raise ScheduleError(f"these actions wait for each other: {actions}") from None
+            actions = [str(schedule.actions[process][position]) for process, position in error.args[1]]
+            cycle = " -> ".join(actions if len(actions) <= _MOST_SHOWN else [*actions[:_MOST_SHOWN], "..."])
+            raise ScheduleError(f"these actions wait for each other: {cycle}; move one of them up") from None
 
     # ---- who made what
 
@@ -88,7 +90,7 @@ class Dependencies:
     def _enter(self, action: Action, node: Node) -> None:
         key = (action.kind, action.stage, action.micro_batch, action.chain_pass)
         if key in self._made:
-            raise ScheduleError(f"{action} is there twice, on processes {self._made[key][0]} and {node[0]}")
+            raise ScheduleError(f"{action} is there twice, on processes {self._made[key][0]} and {node[0]}: remove one")
         self._made[key] = node
         kind = "P" if action.kind in "PR" else action.kind
         number = (kind, action.micro_batch)
@@ -145,7 +147,9 @@ class Dependencies:
             node = self._sent.get((key, process))
         if node is None:
             made = str(Action(key[1], key[0], key[2], key[3]))
-            raise ScheduleError(f"{wanted_by} on process {process} needs {made}, which nobody makes or sends there")
+            raise ScheduleError(
+                f"{wanted_by} on process {process} needs {made}, which nobody makes or sends there: add it before"
+            )
         return node
 
     def _place_in_queue(self, action: Action, process: int) -> list[Node]:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from contextlora.errors import UserError
+from contextlora.limits import shown
 
 # How far D_f may be ahead: it goes on while D_t runs a whole batch's long chains. More only takes memory for answers.
 QUEUE_BATCHES = 16
@@ -64,12 +65,12 @@ class Action:
         """
         match = _ACTION.fullmatch(text)
         if not match:
-            raise ScheduleError(f"an action reads like 2F0, 0P3/1 or 2SEND_F0>3, got {text!r}")
+            raise ScheduleError(f"an action must read like 2F0, 0P3/1 or 2SEND_F0>3, got {shown(text)}")
         stage, kind, number, chain_pass, to = match.groups()
         needs = {"pass": kind[-1] in "PRA", "receiving process": kind in SENDS}
         for part, found in (("pass", chain_pass), ("receiving process", to)):
             if needs[part] != (found is not None):
-                raise ScheduleError(f"{kind} {'takes a' if needs[part] else 'takes no'} {part}, got {text!r}")
+                raise ScheduleError(f"{kind} must name {'a' if needs[part] else 'no'} {part}, got {shown(text)}")
         return cls(int(stage), kind, int(number), *(None if part is None else int(part) for part in (chain_pass, to)))
 
 
