@@ -140,8 +140,11 @@ class RunFolder:
         if self.state != "finished":
             raise UserError(f"the run is {self.state}, not finished; {self.how_to_resume}")
         try:
-            return json.loads(read_file(self.results_file))
-        except (OSError, ValueError) as error:
+            results = json.loads(read_file(self.results_file))
+            if not isinstance(results, dict):
+                raise ValueError("it holds no mapping")
+            return results
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{tail(self.results_file)} cannot be read ({first_line(error, but=self.results_file)}): restore it, "
                 "or train again"

@@ -1,5 +1,8 @@
 """Groups of runs and the tables that compare them."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from contextlora.evaluation.compare import (
@@ -7,6 +10,7 @@ from contextlora.evaluation.compare import (
     accuracy_rows,
     alike,
     collect_runs,
+    comparable,
     comparison,
     comparison_markdown,
     cost_rows,
@@ -31,7 +35,9 @@ def run(method, seed, accuracy, delta=1.0, **results):
     return FinishedRun(
         flatten(config),
         {
-            "tasks": {"u": {"end_to_end": accuracy}, "v": {"end_to_end": accuracy - 0.2}},
+            "tasks": {
+                task: {"end_to_end": value, "chance": 0.25} for task, value in (("u", accuracy), ("v", accuracy - 0.2))
+            },
             "references": {"u": references | {"single_prerequisite": {}}, "v": references},
             "gradient_steps": {"total": 100 + seed},
             "trainable_parameters": 1000,
@@ -161,3 +167,30 @@ def test_a_damaged_run_is_named_and_left_out(name, content, tmp_path):
     (found,) = collect_runs(tmp_path, lambda method: {}, said.append)
     assert found.results == {"tasks": {}}
     assert len(said) == 1 and bad.path.name in said[0] and "\n" not in said[0]
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"references": {"u": {}, "v": {}}},
+        {"references": []},
+        {"gradient_steps": {"total": "many"}},
+        {"trainable_parameters": None},
+        {"tasks": {"u": {"end_to_end": "inf", "chance": 0.25}}},
+        {"tasks": {"u": {"end_to_end": math.nan, "chance": 0.25}}},
+        {"tasks": {"u": {"end_to_end": 0.5}}},
+    ],
+)
+def test_a_run_of_whose_results_no_table_can_be_made_is_named_and_left_out(results):
+    said = []
+    bad = replace(run("joint", 2, 0.7, **results), path="runs/bad")
+    assert comparable([*RUNS, bad], said.append) == RUNS
+    assert len(said) == 1 and said[0].startswith("left out runs/bad: its results.json is damaged (")
+
+
+def test_runs_of_other_tasks_than_the_newest_one_are_left_out():
+    said = []
+    old = replace(run("joint", 2, 0.7, tasks={"u": {"end_to_end": 0.5, "chance": 0.25}}), path="runs/old")
+    newest = replace(RUNS[-1], path="runs/new")
+    assert comparable([old, newest], said.append) == [newest]
+    assert said == ["left out runs/old: it has other tasks than runs/new"]

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ BASE = ("taskset=tasks/tiny", "model=models/llama", "runs_dir=runs", "taskset.da
 SHORT = ("training.steps_per_task=2", "training.devices=1", "tracking.mode=off", "evaluation.max_items=2", *BASE[2:])
 TINY = ("method.rank=2", "method.delta=0.5", "model.dtype=float32", "training.batch_size=4", "training.progress=false")
 RUNS = Path("runs/tiny/contextlora")
-FINISHED, HALF = RUNS / "finished", RUNS / "half"
+FINISHED, HALF, TRAINED = (RUNS / name for name in ("finished", "half", "trained"))
 CATALOGUE = """\
 devices:
   first: {flops_per_s: 1.0e6, memory_bytes: 1.0e8, overhead_s: 0.01}
@@ -48,7 +49,6 @@ links:
 EXPERIMENT = """\
 method: contextlora
 training: {learning_rate: 0.01, batch_size: 4, trainer: {enable_model_summary: false}}
-method.delta: 0.5
 """
 _OPTIONS = {  # of commands that take a run
     "evaluate": ("--run", str(FINISHED)),
@@ -88,21 +88,23 @@ def prepare(folder: Path, taskset: TaskSet, models: dict[str, Path]) -> None:
     (cwd / "models" / "gpt2" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     shutil.copytree(CONFIG_DIR, cwd / "configs")
     (cwd / "configs" / "experiment").mkdir()
-    (cwd / "configs" / "experiment" / "own.yaml").write_text(EXPERIMENT.replace("method.delta: 0.5\n", ""))
+    (cwd / "configs" / "experiment" / "own.yaml").write_text(EXPERIMENT)
     (cwd / "pair.yaml").write_text(CATALOGUE)
     (cwd / "data").mkdir()
     _write_pictures(cwd / "tasks" / "pictures", taskset)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         _train(patch)
-        # Loads whatever else commands need: a forked process that begins with it is faster.
+        # Loads whatever commands need: a forked process that begins with it is faster.
+        for name in ("compare", "data_check", "clean_runs", "evaluate", "export", "resume"):
+            import_module(f"contextlora.commands.{name}")
         for command in (["plan"], ["train", "--dry-run", "taskset=tasks/pictures", "model=models/llava"]):
             assert cli.main([*command[:1], *BASE, "gear.devices=pair.yaml", *command[1:]]) == 0
         shutil.rmtree("runs/plans")
 
 
 def _train(patch: pytest.MonkeyPatch) -> None:
-    """A finished run, and one that ended after its second checkpoint."""
+    """A finished run, one that ended after its second checkpoint, and one that ended after all training."""
     train, save, saved = ["train", *BASE, *TINY, *SHORT], AtomicCheckpointIO.save_checkpoint, []
     assert cli.main(train) == 0
     next(RUNS.iterdir()).rename(FINISHED)
@@ -116,6 +118,9 @@ def _train(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_twice)
     assert cli.main([*train, "seed=1"]) == 130
     next(path for path in RUNS.iterdir() if path.name != FINISHED.name).rename(HALF)
+    shutil.copytree(FINISHED, TRAINED)
+    (TRAINED / "results.json").unlink()
+    (TRAINED / "status.json").write_text('{"state": "interrupted", "trained": true}\n')
     Path("runs/latest").unlink()
     Path("runs/latest").symlink_to(FINISHED.relative_to("runs"))
 
@@ -208,7 +213,7 @@ def models(rng: random.Random) -> Input:
 
 def run_files(rng: random.Random) -> Input:
     command = rng.choice(("compare", "compare", "evaluate", "export", "resume", "resume", "clean-runs"))
-    run = HALF if command == "resume" else FINISHED
+    run = rng.choice((HALF, HALF, TRAINED)) if command == "resume" else FINISHED
     files = [path for path in sorted(run.rglob("*")) if path.parent.name in (run.name, "checkpoints")]
     files += [Path("runs/latest"), Path("runs/.runs")] if rng.random() < 0.2 else []
     what = mutate_some([path for path in files if path.suffix or path.name in (".order", "latest", "checkpoints")], rng)

@@ -35,7 +35,7 @@ from .box import Box, snapshot
 from .inputs import KINDS, WRITTEN, Input, prepare
 
 FUZZ, SEED, KIND = int(os.environ.get("FUZZ") or 0), int(os.environ.get("SEED") or 0), os.environ.get("KIND") or ""
-SAMPLE = 3  # inputs of each kind where nobody says how many
+SAMPLE = 2  # inputs of each kind where nobody says how many
 LONGEST_S = 20.0
 LONGEST_LINE: int | None = None  # characters
 MEMORY_BYTES = 4 << 30  # beyond what the tests' process has; a damaged size must not take the machine's
@@ -85,7 +85,7 @@ def is_clear(text: str) -> bool:
     )
 
 
-def in_process(main: Callable[[list[str]], int], arguments: list[str], box: Box, output: Path) -> None:
+def in_process(main: Callable, arguments: list[str], box: Box, output: Path, longest_s: float) -> None:
     """In the forked process: a command, as a shell would start it."""
     os.setsid()  # what it starts ends with it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -96,6 +96,7 @@ def in_process(main: Callable[[list[str]], int], arguments: list[str], box: Box,
             os.dup2(file.fileno(), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
     faulthandler.enable()
+    faulthandler.dump_traceback_later(0.95 * longest_s)  # says where it hangs
     os.chdir(box.cwd)
     os.environ |= {"HOME": str(box.root), "TMPDIR": str(box.root)}
     tempfile.tempdir = None
@@ -121,13 +122,16 @@ class Run:
         with chdir(box.cwd):
             self.arguments, self.what = make(random.Random(f"{SEED} {kind} {number}"))
         self.before = snapshot(box.root)
-        self.process = FORK.Process(target=in_process, args=(main, self.arguments, box, self.output))
+        # Other programs make it wait; a hang outlasts them.
+        longest_s = LONGEST_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        self.process = FORK.Process(target=in_process, args=(main, self.arguments, box, self.output, longest_s))
         self.process.start()
         self.began = time.monotonic()
+        self.ends = self.began + longest_s
 
     def end(self) -> Ending:
         """Waits for its end where that has not come yet, but not for ever."""
-        self.process.join(max(0.0, self.began + LONGEST_S - time.monotonic()))
+        self.process.join(max(0.0, self.ends - time.monotonic()))
         code = self.process.exitcode
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -137,7 +141,8 @@ class Run:
         return Ending(code, text, self.box.outside(self.before, WRITTEN))
 
     def report(self, ending: Ending) -> str:
-        lines = [f"    {line}" for line in ascii(ending.text[-2000:])[1:-1].split("\\n")[-6:]]
+        lines = ascii(ending.text)[1:-1].split("\\n")
+        lines = [f"    {line[-300:]}" for line in (lines[:12] if ending.code is None else lines[-6:])]
         outside = [f"    outside: {', '.join(ending.outside)}"] if ending.outside else []
         head = f"{judge(ending)}, exit code {ending.code}: SEED={SEED} KIND={self.kind}/{self.number}"
         command = f"  contextlora {' '.join(map(ascii, self.arguments))}"[:500]
@@ -154,9 +159,9 @@ def run_all(inputs: Iterator[tuple], boxes: Sequence[Box]) -> Iterator[tuple[Run
                 running[run.process.sentinel] = run
             if not running:
                 return
-            oldest = min(run.began for run in running.values())
-            ended = wait(list(running), max(0.0, oldest + LONGEST_S - time.monotonic()))
-            for sentinel in ended or [min(running, key=lambda s: running[s].began)]:
+            first = min(running, key=lambda sentinel: running[sentinel].ends)
+            ended = wait(list(running), max(0.0, running[first].ends - time.monotonic()))
+            for sentinel in ended or [first]:
                 run = running.pop(sentinel)
                 yield run, run.end()
                 free.append(run.box)

@@ -12,6 +12,7 @@ from contextlora.evaluation.compare import (
     accuracy_intervals,
     alike,
     collect_runs,
+    comparable,
     comparison,
     comparison_markdown,
     flatten,
@@ -57,11 +58,12 @@ def comparable_runs(config: RunConfig) -> list[FinishedRun]:
         UserError: there is none.
     """
     settings, sections = flatten(asdict(config)), ("taskset.", "model.", "evaluation.")
-    runs = [
+    found = [
         run
         for run in collect_runs(config.runs_dir, flat_defaults)
         if alike(run, settings, sections, apart_from=["taskset.context"])  # methods differ in it
     ]
+    runs = comparable(found)
     if not runs:
         raise UserError(
             f"{tail(config.runs_dir)} holds no finished run of task set {tail(config.taskset.name)} with model "

@@ -28,11 +28,11 @@ def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
         config: the run's own settings, or others such as `evaluation.split=validation`.
         run: one whose stages are all done.
     """
-    known = None if run.state == "trained" else run.results
+    known = {} if run.state == "trained" else run.results
     module = build_module(config, build_data(config))
     measured = measure(config, module, run)
     # After measuring: a trained run's uses of the slices come with its last stage's file.
-    results = (describe(config, module) if known is None else known) | measured
+    results = known | describe(config, module) | measured
     print_results(results)
     return results
 

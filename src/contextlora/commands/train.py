@@ -173,7 +173,7 @@ def carry_out(
         if module.method.exports_lora:
             export_tasks(module, run)
         _draw("accuracy_matrix", matrix_figure(results["accuracy_matrix"], module.plan.stages), run, tracker)
-        _draw("learning", learning_figure(run.history), run, tracker)
+        _draw("learning", learning_figure(module.progress.history), run, tracker)
         log_results(tracker, results)
         results["total_seconds"] = time.monotonic() - began
         results["peak_memory_bytes"] = peak_memory_bytes()

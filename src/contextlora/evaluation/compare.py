@@ -30,10 +30,11 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run: its flat configuration ("section.key" -> value) and its results.json."""
+    """One run: its flat configuration ("section.key" -> value), its results.json, and where it lies, for messages."""
 
     settings: Mapping[str, Any]
     results: Mapping[str, Any]
+    path: str = ""
 
 
 @dataclass
@@ -68,13 +69,33 @@ def collect_runs(
             results = run.results
             if not isinstance(results.get("tasks"), dict):
                 raise ValueError("results.json holds no tasks")
-            found.append(FinishedRun({**defaults(settings["method.name"]), **settings}, results))
+            own = defaults(settings["method.name"]) | settings
+            found.append(FinishedRun(own, results, os.path.relpath(run.path)))
         # Whatever a damaged file makes of the reading: other types than expected give half a dozen errors.
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             leave_out(
                 f"left out {os.path.relpath(run.path)}: {error if isinstance(error, UserError) else first_line(error)}"
             )
     return found
+
+
+def comparable(runs: Sequence[FinishedRun], leave_out: Callable[[str], None] = print) -> list[FinishedRun]:
+    """Those of which all tables can be made, and that have the newest one's tasks; names the others."""
+    whole = []
+    for run in runs:
+        try:
+            rows, groups = run.results["tasks"], group_runs([run])
+            comparison(groups, list(rows))
+            if not all(math.isfinite(row[key]) for row in rows.values() for key in ("end_to_end", "chance")):
+                raise ValueError("an accuracy is no finite number")
+            whole.append(run)
+        except Exception as error:  # whatever damaged results make of it
+            leave_out(f"left out {run.path}: its results.json is damaged ({type(error).__name__}: {first_line(error)})")
+    same = [run for run in whole if run.results["tasks"].keys() == whole[-1].results["tasks"].keys()]
+    for run in whole:
+        if run not in same:
+            leave_out(f"left out {run.path}: it has other tasks than {whole[-1].path}")
+    return same
 
 
 def alike(
