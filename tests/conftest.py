@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import queue
 import random
+import signal
 import socket
 import stat
 import sys
@@ -26,6 +27,8 @@ from contextlora.config import RunConfig, load_config
 from contextlora.tasks.task import Item, Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 from tests.messages import recorded_errors, rule_broken
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored, here and in what is started from here
 
 WORDS = ("red", "blue", "green")
 LETTERS = ("p", "q", "r", "s")
