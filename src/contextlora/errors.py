@@ -71,7 +71,8 @@ def first_line(error: BaseException, but: object = None) -> str:
     if mark := getattr(error, "problem_mark", None):
         text = f"line {mark.line + 1}: {error.problem or error.context}"
     if but is not None:
-        text = re.sub(rf"(:| in)? ?['\"]?{re.escape(str(but))}['\"]?", "", text)
+        # With what leads to it and any file below it.
+        text = re.sub(rf"(:| in| at)? ?(?<![\w/])['\"]?{re.escape(str(but))}(/[^\s'\"]*)?(?!\w)['\"]?", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = 1
     while lines[said - 1 : said] and lines[said - 1].endswith((":", ",")) and said < len(lines):

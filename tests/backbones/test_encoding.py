@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from tokenizers import processors
 
 from contextlora.backbones.load import BackboneError
 from contextlora.tasks.prompts import Prompt
@@ -17,3 +18,12 @@ def test_an_image_that_the_processor_refuses_is_named(backbone, tmp_path, monkey
     monkeypatch.setattr(type(loaded.processor.image_processor), "preprocess", refuse)
     with pytest.raises(BackboneError, match=r"takes no image .*thin.png of 300 x 1 pixels: absolute aspect ratio"):
         loaded.encode([Prompt("grip", "<image> ? answer :", tmp_path / "thin.png", ("dry", "damp"), 0)])
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused_with_what_helps(backbone, monkeypatch):
+    loaded = backbone("gemma")
+    end = processors.TemplateProcessing("$A <unk>", special_tokens=[("<unk>", 0)])
+    loaded.tokenizer.backend_tokenizer.post_processor = end
+    monkeypatch.setattr("contextlora.backbones.encoding._num_appended", lambda _: 0)  # as where it does not show
+    with pytest.raises(BackboneError, match=r"behind it; let its tokenizer_config\.json set add_eos_token=false"):
+        loaded.encode([Prompt("grip", "answer :", None, ("dry", "damp"), 0)])

@@ -75,7 +75,7 @@ def _read_file(folder: Path, task: Task, split: str, rules: ItemRules) -> list[P
                 for fault in error.faults:
                     rules.faults.add(f"{where}:{number}", fault)
     except TaskSetError as error:
-        rules.faults.add(where, f"task {task.name}: {error}")
+        rules.faults.add(where, f"task {label(task.name)}: {error}")
         return []
     if not num_lines:
         rules.faults.add(where, "holds no item; each task needs at least one in every split")

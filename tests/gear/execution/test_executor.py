@@ -176,7 +176,7 @@ def uneven():
 
 def test_tasks_and_batches_may_differ_in_size_but_not_exceed_the_plan(run_processes):
     expected = [[[0], [10], [20], [30]], [[40, 41], [50, 51], [60, 61]], [[70], [60], [50]]]
-    expected += [[[30, 31], [20, 21], [10, 11], [0, 1]], "v: a batch may have the planned 4 items, got 5"]
+    expected += [[[30, 31], [20, 21], [10, 11], [0, 1]], "v: a batch must have at most 4 items, got 5"]
     assert run_processes(2, uneven) == [expected] * 2
 
 

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from contextlora.errors import ConfigError, PassingError, first_line
+from contextlora.errors import ConfigError, PassingError, first_line, squeezed
 from contextlora.gear.execution import meeting
 from contextlora.gear.execution.gate import LOOPBACK
 from contextlora.gear.execution.process_groups import gather_trees
-from contextlora.limits import shown
 
 BEAT_S = 1.0
 LOST_S = 15.0  # without a beat: long enough for a busy machine, and every survivor has 30 s to end
@@ -83,8 +82,8 @@ class Peers:
                 if row.get(key) != rows[0].get(key):
                     self._stop.set()  # every process finds the same and says so itself
                     raise ConfigError(
-                        f"all devices must agree on {key}: process 0 has {shown(rows[0].get(key))}, process "
-                        f"{process} has {shown(row.get(key))}. Make them alike and start again."
+                        f"all devices must agree on {key}: process 0 has {squeezed(str(rows[0].get(key)))}, process "
+                        f"{process} has {squeezed(str(row.get(key)))}. Make them alike and start again."
                     )
 
     def share(self, key: str, value: str) -> str:
