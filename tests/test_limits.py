@@ -60,3 +60,9 @@ def test_a_choice_that_is_no_file_name_is_an_unknown_one(group, name):
 
 def test_arguments_of_others_may_be_any_finite_number():
     assert load_config(["training.trainer={limit_val_batches: 1e12}"]).training.trainer == {"limit_val_batches": 1e12}
+
+
+def test_a_batch_is_no_larger_than_a_plan_can_count():
+    assert load_config(["training.batch_size=16384"]).training.batch_size == 16384
+    with pytest.raises(ConfigError, match=r"training\.batch_size must be at least 1 and at most 16384, got 4000000000"):
+        load_config(["training.batch_size=4000000000"])

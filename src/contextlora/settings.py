@@ -100,7 +100,8 @@ class TrainingConfig(Section):
         2e-4, "peak learning rate of a task's own ranks; the default suits models of billions of parameters", above=0
     )
     weight_decay: float = setting(0.0, "AdamW weight decay", minimum=0)
-    batch_size: int = setting(32, "items per step, all of one task", minimum=1)
+    # A plan counts item by item: more would take it minutes.
+    batch_size: int = setting(32, "items per step, all of one task", minimum=1, maximum=16384)
     steps_per_task: int = setting(140, "most optimizer steps per task", minimum=1)
     validate_every_steps: int = setting(35, "steps between validations and checkpoints", minimum=1)
     patience: int = setting(2, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
