@@ -126,7 +126,7 @@ def explained(error: BaseException) -> tuple[str, int] | None:
         return "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were", 1
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
         path = error.filename if error.filename2 is None else error.filename2
-        return f"{tail(path)} cannot be read or written ({error.strerror}); check what lies there and whose it is", 2
+        return f"{tail(path)} cannot be read or written ({error.strerror}); check what lies there and who owns it", 2
     return (cut(str(error)), 1) if isinstance(error, OSError) else None
 
 
