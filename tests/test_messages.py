@@ -138,7 +138,8 @@ def test_a_line_that_is_too_long_loses_its_middle_and_no_advice():
     assert words.startswith("rule: xxx") and words.endswith("xxx; set y") and len(words) < 100
     line = cut("rule " * 100 + "; set y")
     assert line.startswith("rule rule") and line.endswith("rule ; set y") and len(line) <= LONGEST
-    assert str(UserError("a\x1b[31m" + " b" * 1000 + "\n set c")) == cut("a\x1b[31m" + " b" * 1000) + "\n set c"
+    assert str(UserError("a\x1b[31m" + " b" * 1000, [" set c"])) == cut("a\x1b[31m" + " b" * 1000) + "\n set c"
+    assert str(UserError("set what is\nnot 'two\nlines'")) == r"set what is\nnot 'two\nlines'"
 
 
 # ---- overlong input, from the command line to the message

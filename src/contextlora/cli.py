@@ -174,8 +174,6 @@ def _default_run(which: str, runs_dir: str) -> RunFolder:
 def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    if len(getattr(error, "faults", ())) < 2:
-        text = text.replace("\n", "\\n")  # of a value: one mistake is one line
     # What ends a program may end its terminal first.
     with suppress(OSError):
         notes, break_ = getattr(error, "__notes__", []), "; " if isinstance(error, Terminated) else "\n"

@@ -19,15 +19,19 @@ _PATH_ERRORS = (
 class UserError(ValueError):
     """A mistake the user can mend; the CLI prints it in one line and exits with 2.
 
+    Args:
+        message: a line; line ends in it are those of values, and become their codes.
+        report: lines below it.
+
     Attributes:
         passes: whether a run that it ended may be resumed as it is, as neither its settings nor its data are at fault.
     """
 
     passes = False
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, report: Iterable[str] = ()) -> None:
         # A last resort: whoever raises it keeps values short, as only there it is known what the user needs of them.
-        super().__init__("\n".join(map(cut, message.split("\n"))))
+        super().__init__("\n".join(map(cut, (message, *report))))
 
 
 class PassingError(UserError):

@@ -238,3 +238,10 @@ def test_a_chat_template_that_fails_is_named(backbone, template, said):
     loaded.tokenizer.chat_template, loaded.chat_template = template, True
     with pytest.raises(BackboneError, match=said):
         loaded.encode([Prompt("a", "lane", None, ("dry", "damp"), 0)])
+
+
+def test_a_tokenizer_of_more_words_than_the_model_knows_is_refused(backbone):
+    loaded = backbone("gemma")
+    loaded.tokenizer.add_tokens(["mud"])
+    with pytest.raises(BackboneError, match=r"gives 'mud' the number (\d+), its config.json has vocab_size=\1: put"):
+        loaded.encode([Prompt("a", "lane", None, ("dry", "mud"), 0)])

@@ -19,6 +19,7 @@ import torch
 
 from contextlora.backbones.endings import ended
 from contextlora.backbones.load import Backbone, BackboneError, errors_of, quiet
+from contextlora.backbones.readable import check_length, check_tokens
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
@@ -101,7 +102,7 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
     length = max(len(option) for row in encoded for option in row.options)
-    _check_length(backbone, width + length - 1)  # an option's last token is predicted, never read
+    check_length(backbone, width + length - 1)  # an option's last token is predicted, never read
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
@@ -142,6 +143,7 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
     # Not verbose: too long a prompt is refused by name where its length is checked.
     with errors_of(backbone.name, "tokenizer"):
         rows = backbone.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    check_tokens(backbone, rows)
     ids = iter([row[: len(row) - appended] for row in rows])
     for prompt in new:
         prompt_ids = list(next(ids))
@@ -288,13 +290,3 @@ def _takes_position_ids(backbone: Backbone) -> bool:
     if any(hasattr(module, "get_rope_index") for module in (backbone.model, inner)):
         return False
     return "position_ids" in inspect.signature(backbone.model.forward).parameters
-
-
-def _check_length(backbone: Backbone, num_tokens: int) -> None:
-    """Raises `BackboneError` for more tokens than positions."""
-    most = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    if most and num_tokens > most:
-        raise BackboneError(
-            f"a prompt takes {num_tokens} tokens, model {tail(backbone.name)} at most {most}; "
-            "shorten the template or questions, or take a model with a longer context"
-        )

@@ -1,5 +1,7 @@
 """Faults of a task set: gathered while it is read, so that one report names them all."""
 
+from collections.abc import Iterable
+
 from contextlora.errors import UserError, cut, tail
 
 _MOST_SHOWN = 20
@@ -14,8 +16,8 @@ class TaskSetError(UserError):
         faults: each in a line of its own; the message alone where there is one.
     """
 
-    def __init__(self, message: str, faults: list[str] | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, faults: list[str] | None = None, report: Iterable[str] = ()) -> None:
+        super().__init__(message, report)
         self.faults = tuple(faults or [message])
 
 
@@ -45,11 +47,11 @@ class Faults:
             [(where, rule)] = self._kept
             raise TaskSetError(cut(f"{tail(f'{self.source}/{where}' if where else self.source)}: {rule}"))
         lines = [cut(f"{where}: {rule}" if where else rule) for where, rule in self._kept]
-        shown = [f"task set {tail(self.source)} has {self.count} faults:"]
-        shown += [cut(f"  {line}") for line in lines[:_MOST_SHOWN]]
+        heading = f"task set {tail(self.source)} has {self.count} faults:"
+        report = [f"  {line}" for line in lines[:_MOST_SHOWN]]
         if self.count > _MOST_SHOWN:
-            shown.append(f"  and {self.count - _MOST_SHOWN} more; mend these first")
-        raise TaskSetError("\n".join(shown), lines)
+            report.append(f"  and {self.count - _MOST_SHOWN} more; mend these first")
+        raise TaskSetError(heading, lines, report)
 
 
 def shown(value: object) -> str:
