@@ -13,9 +13,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaModel
 
 from contextlora.assembly.build import build_data, build_module
+from contextlora.backbones.load import BackboneError
 from contextlora.backbones.scoring import option_scores
 from contextlora.commands.evaluate import evaluate
 from contextlora.commands.export import export
@@ -230,3 +231,10 @@ def test_a_failure_after_training_leaves_weights_that_can_be_used(make_config, m
     resume(run)
     assert run.state == "finished"
     assert_same(stage_weights(run), trained)
+
+
+def test_a_model_that_cannot_read_is_named_before_there_is_a_run(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(LlamaModel, "forward", Mock(side_effect=IndexError("index out of range")))
+    with pytest.raises(BackboneError, match="its forward of a first prompt: index out of range"):
+        train(make_config())
+    assert not [*tmp_path.glob("runs/*/*")]

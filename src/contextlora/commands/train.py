@@ -43,7 +43,7 @@ from contextlora.training.loggers import TrackerLogger
 from contextlora.training.memory import estimate_memory
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.plugins import build_plugins, check_plugins
-from contextlora.training.prompt_check import check_prompts
+from contextlora.training.prompt_check import check_forward, check_prompts
 from contextlora.training.stage_files import StageFiles
 
 
@@ -101,6 +101,7 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     trainer_settings(config).check()  # before the model loads, as what is wrong shows at once
     data = build_data(config)
     check_prompts(data, config.evaluation.max_items)
+    check_forward(data)
     if peers is None:
         return build_module(config, data), None
     # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.

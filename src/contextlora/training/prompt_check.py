@@ -3,6 +3,10 @@
 import json
 from collections.abc import Mapping
 
+import torch
+
+from contextlora.backbones.load import errors_of
+from contextlora.backbones.scoring import option_scores
 from contextlora.errors import UserError
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.task import SPLITS, Item
@@ -30,6 +34,19 @@ def check_prompts(data: TaskSetDataModule, max_items: int | None = None) -> None
                     for item, context in zip(items[part], contexts[part], strict=True):
                         _check_one(data, task, split, item, context)
                     raise  # only the batch as a whole, its longest prompt with its longest option, is too long
+
+
+def check_forward(data: TaskSetDataModule) -> None:
+    """Lets the bare model read a first prompt, with an image if there is one, before anything is built on it.
+
+    Raises:
+        BackboneError: the model's files do not fit each other, or its weights do not fit the code.
+    """
+    task = data.taskset.graph.tasks[0]
+    item = max(data.taskset.items(task, "train"), key=lambda item: bool(item.image))
+    batch = data.encode_items(task, [item], [data.right_context(task, item)]).to(data.backbone.model.device)
+    with errors_of(data.backbone.name, "forward of a first prompt"), torch.no_grad():
+        option_scores(data.backbone.model, batch)
 
 
 def _longest_context(data: TaskSetDataModule, task: str, split: str, item: Item) -> Mapping[str, str]:
