@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from contextlora.backbones.published import PUBLISHED
 from contextlora.config import describe_settings, load_config
 from contextlora.errors import UserError, cut, explained, tail
 from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
@@ -26,11 +27,12 @@ from contextlora.signals import Terminated, ending_in_order
 
 @dataclass(frozen=True)
 class Command:
-    """What a command takes: the configuration, a run (which one by default), or both."""
+    """What a command takes: the configuration, a run (which one by default), or both; or an argument of its own."""
 
     text: str
     settings: bool = True
     run: str = ""
+    argument: str = ""
 
 
 COMMANDS = {
@@ -42,6 +44,7 @@ COMMANDS = {
     "clean-runs": Command("show what takes space among the runs; --yes removes what no command needs any more"),
     "plan": Command("plan training over the devices of gear.devices, and say what it would take"),
     "profile": Command("measure this machine, or all processes and their links, into a device catalogue"),
+    "model": Command(f"bring a model here: {', '.join(PUBLISHED)}", settings=False, argument="name"),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
@@ -107,6 +110,8 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
             sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
         if name == "clean-runs":
             sub.add_argument("--yes", action="store_true", help="remove it; only shows otherwise")
+        if command.argument:
+            sub.add_argument(command.argument, metavar=command.argument.upper())
         if command.run:
             default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
             sub.add_argument("--run", metavar="FOLDER", help=f"the run (default: {default})")
@@ -150,7 +155,9 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
 
     name = options.command.replace("-", "_")
     function = getattr(import_module(f"contextlora.commands.{name}"), name)
-    if options.command == "train":
+    if command.argument:
+        function(getattr(options, command.argument))
+    elif options.command == "train":
         function(config, dry_run=options.dry_run)
     elif options.command == "clean-runs":
         function(config, yes=options.yes)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from tokenizers import processors
 
-from contextlora.backbones.load import BackboneError
+from contextlora.backbones.errors import BackboneError
 from contextlora.tasks.prompts import Prompt
 
 

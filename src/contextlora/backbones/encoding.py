@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.load import Backbone, BackboneError, errors_of, quiet
+from contextlora.backbones.errors import BackboneError, errors_of, quiet
+from contextlora.backbones.load import Backbone
 from contextlora.backbones.readable import check_length, check_tokens
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown

@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,10 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.utils import logging as hf_logging
 
-from contextlora.errors import UserError, first_line, is_out_of_memory, tail
+from contextlora.backbones.errors import BackboneError, errors_of
+from contextlora.backbones.published import MODELS_DIR, PUBLISHED
+from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
 
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "bundled"
 _AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class BackboneError(UserError):
-    """A backbone cannot be found, loaded, or fed with a prompt."""
 
 
 @dataclass
@@ -225,7 +221,11 @@ def _source(path_or_name: str) -> str:
         # the hub would hide it.
         looks_like_path = folder.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1
         if looks_like_path or os.path.isdir(Path(path_or_name).parent):
-            raise BackboneError(f"model folder {tail(folder)} does not exist; give a folder, a hub id or 'bundled'")
+            published = folder.parent == MODELS_DIR and folder.name in PUBLISHED
+            give = (
+                f"fetch it with: make model NAME={folder.name}" if published else "give a folder, a hub id or 'bundled'"
+            )
+            raise BackboneError(f"model folder {tail(folder)} does not exist; {give}")
         return path_or_name
     if not (folder / "config.json").is_file():
         raise BackboneError(f"model folder {tail(folder)} holds no config.json; give a checkpoint in Hugging Face form")
@@ -239,46 +239,6 @@ def _source(path_or_name: str) -> str:
             "save the model again with save_pretrained"
         )
     return str(folder)
-
-
-@contextmanager
-def errors_of(name: str, part: str) -> Iterator[None]:
-    """Turns whatever a damaged part of a model makes transformers stumble over into one line, and keeps it quiet.
-
-    Raises:
-        BackboneError: names model and part.
-    """
-    try:
-        with quiet():
-            yield
-    except BackboneError as error:
-        raise BackboneError(f"model {tail(name)} cannot be loaded: {error}") from error
-    except Exception as error:  # tokenizers raises bare ones, and configurations are checked by half a dozen libraries
-        if is_out_of_memory(error):
-            raise
-        if "trust_remote_code" in str(error):
-            raise BackboneError(
-                f"model {tail(name)} brings code of its own, which may do all that you may do, and is not run; take a "
-                "model that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
-            ) from error
-        where = "" if isinstance(error, OSError) else f"its {part}: "  # which names the file, or is the hub's
-        said = f"{where}{first_line(error, but=name)}"
-        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; mend it or name another") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, and its warnings and reports: what matters of them is raised."""
-    # Settings of the whole process, in which the caller may use transformers too.
-    shows_progress, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity(max(verbosity, hf_logging.ERROR))
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if shows_progress:
-            hf_logging.enable_progress_bar()
 
 
 def auto_class(config: PretrainedConfig) -> _AutoClass:

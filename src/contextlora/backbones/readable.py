@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import chain
 
-from contextlora.backbones.load import Backbone, BackboneError
+from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.load import Backbone
 from contextlora.errors import tail
 
 

@@ -16,7 +16,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
 from contextlora.adapters.targets import decoder_blocks, resolve_targets
-from contextlora.backbones.load import auto_class, quiet, takes_images
+from contextlora.backbones.errors import quiet
+from contextlora.backbones.load import auto_class, takes_images
 from contextlora.errors import ConfigError, first_line, tail
 from contextlora.gear.planning.model_size import BlockSize, ModelSize, VisionSize
 from contextlora.limits import shown

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from contextlora.backbones.load import errors_of
+from contextlora.backbones.errors import errors_of
 from contextlora.backbones.scoring import option_scores
 from contextlora.errors import UserError
 from contextlora.tasks.datamodule import TaskSetDataModule
