@@ -133,7 +133,7 @@ class Evaluator:
         answers: dict[tuple[str, str], str] = {}
         for task in tasks:
             items = part_of(self.taskset.items(task, split), *part)
-            for name in self.taskset.graph.prerequisites(task, self.scope):
+            for name in self.taskset.context_tasks(task, self.scope):
                 if name in untrained:
                     words = {i.scene: i.prerequisites[name] for i in items if name in i.prerequisites}
                 else:
@@ -179,8 +179,8 @@ class Evaluator:
         self, task: str, split: str, items: Sequence[Item], context: str, use: SliceUse | str | None
     ) -> Prediction:
         slices = self.uses[task] if use == PLANNED else use
-        if not self.taskset.graph.prerequisites(task):
-            context = "none"  # all modes are one for a root
+        if not self.taskset.context_tasks(task, self.scope):
+            context = "none"  # all modes are one
         # Rows must not depend on what is remembered, so a list of items is answered whole or not at all: another
         # batch composition may change the last bits, and a resumed run would differ.
         key = (task, split, context, slices and slices.active, tuple(item.id for item in items))
@@ -192,7 +192,7 @@ class Evaluator:
         return held[1]
 
     def _contexts(self, task: str, split: str, items: Sequence[Item], context: str) -> list[dict[str, str]]:
-        names = self.taskset.graph.prerequisites(task, self.scope)
+        names = self.taskset.context_tasks(task, self.scope)
         answers: dict[tuple[str, str], str] = {}
         for name in names if context == "predicted" else ():
             answers |= {(name, scene): word for scene, word in self.predicted_words(name, split, items).items()}

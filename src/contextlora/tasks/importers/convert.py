@@ -154,7 +154,8 @@ def _copy_image(cell: Any, table_folder: Path, folder: Path) -> str:
 
 def _task(name: str, columns: TaskColumns, found: Sequence[_Found]) -> Task:
     most = max(len(item.options) for _, item in found)
-    return Task(name, tuple(columns.prerequisites), most, columns.description)
+    context = None if columns.context is None else tuple(columns.context)
+    return Task(name, tuple(columns.prerequisites), most, columns.description, context=context)
 
 
 def _in_splits(

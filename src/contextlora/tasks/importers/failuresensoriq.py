@@ -19,6 +19,8 @@ _KINDS = {  # task -> its `relevancy`, what it asks for, prerequisites
     "irrelevant_sensor": ("irrelevant_sensors_for_failure_mode", "sensor", ["relevant_sensor"]),
     "irrelevant_failure": ("irrelevant_failure_modes_for_sensor", "failure", ["relevant_failure", "irrelevant_sensor"]),
 }
+# A cell is relevant or not: over the other edges no answer of the same scene can be shown.
+_CONTEXT = {"relevant_failure": ["relevant_sensor"], "irrelevant_failure": ["irrelevant_sensor"]}
 
 
 def read(sources: Sequence[str]) -> tuple[list[Row], TableMapping]:
@@ -49,6 +51,7 @@ def read(sources: Sequence[str]) -> tuple[list[Row], TableMapping]:
             scene="cell",
             where={"relevancy": relevancy},
             prerequisites=prerequisites,
+            context=_CONTEXT.get(name, []),
             description=f"which {kind} is {name.partition('_')[0]}",
         )
         for name, (relevancy, kind, prerequisites) in _KINDS.items()

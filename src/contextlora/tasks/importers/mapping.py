@@ -43,7 +43,7 @@ class TaskColumns:
         options: columns, one column that holds a list, or None: the task's answers.
         num_options: how many of the task's answers are offered where `options` is None; None offers all.
         where: column -> the value, or values, of the rows that are the task's.
-        prerequisites, description: as in taskset.yaml.
+        prerequisites, context, description: as in taskset.yaml.
     """
 
     question: str
@@ -56,6 +56,7 @@ class TaskColumns:
     image_text: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
     prerequisites: list[str] = field(default_factory=list)
+    context: list[str] | None = None
     description: str = ""
 
 
@@ -91,7 +92,7 @@ class TableMapping:
 
 
 _TEXT = ("question", "answer", "scene", "image", "image_text", "description", "answer_as")
-_NOT_SHARED = ("where", "prerequisites", "description")
+_NOT_SHARED = ("where", "prerequisites", "context", "description")
 _SHARED = tuple(entry.name for entry in fields(TaskColumns) if entry.name not in _NOT_SHARED)
 
 
@@ -154,9 +155,10 @@ def _task(name: str, given: Mapping[str, Any], faults: Faults) -> TaskColumns | 
         faults.add("", f"{where}: answer_as must be text where no options are given, got {given['answer_as']}")
     if not isinstance(given.get("where", {}), dict):
         faults.add("", f"{where}: where must map columns to values, got {shown(given['where'])}")
-    prerequisites = given.get("prerequisites", [])
-    if not isinstance(prerequisites, list) or not all(isinstance(needed, str) for needed in prerequisites):
-        faults.add("", f"{where}: prerequisites must be a list of tasks, got {shown(prerequisites)}")
+    for key in ("prerequisites", "context"):
+        listed = given.get(key, [])
+        if not isinstance(listed, list) or not all(isinstance(needed, str) for needed in listed):
+            faults.add("", f"{where}: {key} must be a list of tasks, got {shown(listed)}")
     if type(given.get("num_options", 2)) is not int or given.get("num_options", 2) < 2:
         faults.add("", f"{where}: num_options must be a whole number of 2 or more, got {shown(given['num_options'])}")
     known_keys = {entry.name for entry in fields(TaskColumns)}
