@@ -26,6 +26,7 @@ from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
 
+PACKABLE = {"input_ids", "attention_mask", "position_ids"}  # what has a value for each column, and is known to extend
 _IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
 
 
@@ -40,6 +41,8 @@ class OptionBatch:
         answer: (B,) index of the right option.
         task: name of the task.
         rows: which rows of a batch of `batch_size` prompts these are.
+        num_read: tokens of options that the longest row of the whole batch reads where they are packed behind the
+            prompts, see `contextlora.backbones.packing`; 0 where they are not.
         option_lengths: (B, K) characters by which the options' scores are divided; None leaves them as they are.
     """
 
@@ -50,6 +53,7 @@ class OptionBatch:
     task: str
     rows: range
     batch_size: int
+    num_read: int = 0
     option_lengths: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
@@ -103,7 +107,9 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
     length = max(len(option) for row in encoded for option in row.options)
-    check_length(backbone, width + length - 1)  # an option's last token is predicted, never read
+    # An option's last token is predicted, never read.
+    num_read = max(sum(len(option) - 1 for option in row.options) for row in encoded)
+    check_length(backbone, width + length - 1)
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
@@ -119,7 +125,15 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
         words = [[len(word) for word in prompt.continuations] for prompt in prompts]
         # 1, not 0, where there is no option: -inf / 0 would be no number.
         characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
-    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, characters)
+    packs = backbone.packs_options and width + num_read <= backbone.window and _has_only(inputs, PACKABLE)
+    num_read = num_read if packs else 0
+    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, characters)
+
+
+def _has_only(inputs: dict[str, torch.Tensor], names: set[str]) -> bool:
+    """Whether these are the only ones with a value for each column."""
+    shape = inputs["input_ids"].shape
+    return all(name in names for name, value in inputs.items() if value.shape == shape) and names <= inputs.keys()
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:

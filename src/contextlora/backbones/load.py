@@ -59,6 +59,8 @@ class Backbone:
         name: the folder or hub name it was asked for by.
         fingerprint: tells backbones apart, see `fingerprint`.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
+        packs_options: whether options of several tokens are read in the prompt's own forward, see `packing`.
+        window: the most columns that every layer's attention sees.
         encodings: cache of prepared prompts and images.
     """
 
@@ -70,6 +72,8 @@ class Backbone:
     name: str
     fingerprint: str
     chat_template: bool = False
+    packs_options: bool = False
+    window: int = sys.maxsize
     encodings: Encodings = field(default_factory=Encodings, repr=False)
 
     def encode(self, prompts: Sequence[Prompt], rows: range | None = None) -> "OptionBatch":
@@ -116,8 +120,11 @@ def load_backbone(
     chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
+    from contextlora.backbones.packing import can_pack  # which needs this module's class
+
+    model = model.to(device).eval()
     return Backbone(
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=tokenizer,
         processor=processor,
         image_token=_image_token(processor) if is_multimodal else None,
@@ -125,6 +132,9 @@ def load_backbone(
         name=path_or_name,
         fingerprint=fingerprint(model),
         chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
+        packs_options=can_pack(model),
+        # A layer that sees only the last so many columns would see too many through a mask of pairs.
+        window=getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize,
     )
 
 
