@@ -10,22 +10,23 @@
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN MAPPING SOURCE TO ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
 
+# Programs may be others (VENV=..., PY=...); with `override`, nothing else that a shell reads comes from the command line.
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
-WITH_ARGS := $(PY) with_args.py
-CONTEXTLORA := $(WITH_ARGS) -m contextlora
-STAMP := $(VENV)/.ready
+override WITH_ARGS := $(PY) with_args.py
+override CONTEXTLORA := $(WITH_ARGS) -m contextlora
+override STAMP := $(VENV)/.ready
 # Tried in this order for one that is new enough; PYTHON=/path/to/python goes first.
-PYTHONS := "$$PYTHON" python3 python3.11 python3.12 python3.13 python3.14
+override PYTHONS := "$$PYTHON" python3 python3.11 python3.12 python3.13 python3.14
 
 # Make variable -> configuration key; an empty variable adds nothing. DEVICES is a number, but a catalogue for plan.
-DEVICES_KEY := training.devices
-plan: DEVICES_KEY := gear.devices
-SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD"} $${MODEL:+"model=$$MODEL"} \
+override DEVICES_KEY := training.devices
+plan: override DEVICES_KEY := gear.devices
+override SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD"} $${MODEL:+"model=$$MODEL"} \
 	$${DELTA:+"method.delta=$$DELTA"} $${SEED:+"seed=$$SEED"} \
 	$${DEVICES:+"$(DEVICES_KEY)=$$DEVICES"} $${STRATEGY:+"training.strategy=$$STRATEGY"}
-RUN_OPTION = $${RUN:+--run "$$RUN"}
+override RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate compare export resume plan profile model new-taskset import data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
@@ -94,8 +95,8 @@ test: setup ## run the test suite, the ten slowest tests last; on another proces
 	@$(PROCESSOR_VARIABLES) $(WITH_ARGS) -m pytest
 
 # Kernels without AVX-512 and AMX, as a lesser processor would choose them (torch.backends.cpu.get_cpu_capability()).
-PROCESSOR_VARIABLES = $${PROCESSOR:+env "ATEN_CPU_CAPABILITY=$$PROCESSOR" ONEDNN_MAX_CPU_ISA=AVX2}
-NUMERICAL := tests/adapters tests/methods tests/training tests/gear/execution/test_module.py
+override PROCESSOR_VARIABLES = $${PROCESSOR:+env "ATEN_CPU_CAPABILITY=$$PROCESSOR" ONEDNN_MAX_CPU_ISA=AVX2}
+override NUMERICAL := tests/adapters tests/methods tests/training tests/gear/execution/test_module.py
 
 test-processors: setup ## run the numerical tests with the kernels of processors without AVX-512 and AMX
 	@for processor in avx2 default; do \

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "contextlora"
 # From the bottom up; a part imports only from layers below its own and from itself.
 LAYERS = (
     ("errors", "files", "signals", "trees"),
-    ("limits", "run_places", "process_identity"),
+    ("limits", "plain_values", "run_places", "process_identity"),
     ("settings", "graph", "runs", "tracking"),
     ("gear/planning",),
     ("gear/simulation",),

@@ -93,6 +93,11 @@ def test_no_target_runs_what_is_in_a_variable(tmp_path, target, value):
     assert not [path for path in ROOT.glob("ran") if not path.unlink()]
 
 
+@pytest.mark.parametrize("name", ["SETTINGS", "RUN_OPTION", "WITH_ARGS", "CONTEXTLORA", "DEVICES_KEY", "STAMP"])
+def test_what_the_makefile_puts_together_is_no_variable(called, name):
+    assert called("plan", f"{name}=; touch ran", "TASKSET=iov") == called("plan", "TASKSET=iov")
+
+
 def test_the_python_of_the_setup_is_a_path_as_it_is(tmp_path):
     (tmp_path / "my python").symlink_to(sys.executable)
     setup = [f"VENV={tmp_path}", "PY=true", "PIP=true", f"{tmp_path}/.ready"]

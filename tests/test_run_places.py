@@ -1,5 +1,8 @@
 """Where runs lie: which is the latest and which began last, also without links, copied, or by a wrong clock."""
 
+import pytest
+
+from contextlora.errors import UserError
 from contextlora.runs import RunFolder, find_runs, latest_run
 
 RESULTS = {"taskset": "iov", "tasks": {}}
@@ -40,3 +43,9 @@ def test_the_run_that_began_last_is_resumed_though_the_clock_went_back(tmp_path)
         run._set_state("failed")
     second.path.rename(earlier := second.path.with_name("19990101T000000Z-seed0"))
     assert find_runs(tmp_path, finished=False)[-1].path == earlier
+
+
+def test_a_task_set_cannot_take_the_place_of_the_newest_run(tmp_path):
+    with pytest.raises(UserError, match=r"must not be named latest, got sets/latest; rename it"):
+        RunFolder.create(tmp_path / "runs", "sets/latest", "joint", 1, "")
+    assert not list(tmp_path.glob("runs/*"))

@@ -257,10 +257,10 @@ def test_a_folder_that_vanished_is_not_finished(tmp_path):
 def test_leftovers_of_a_killed_process_go_when_the_run_is_claimed(tmp_path):
     run = create(tmp_path)
     run._set_state("failed")
-    for name in (".last.ckpt.new", ".status.json.new-12ab", ".low-5.old-cdef", "low-5"):
+    for name in (".last.ckpt.new", ".status.json.new-12ab", "last.ckpt.tmp", ".low-5.old-cdef", "low-5", "my.tmp"):
         (run.folder("checkpoints") / name).touch()
     run.claim()
-    assert [path.name for path in run.folder("checkpoints").iterdir()] == ["low-5"]
+    assert sorted(path.name for path in run.folder("checkpoints").iterdir()) == ["low-5", "my.tmp"]
 
 
 def test_leftovers_go_from_all_runs_but_those_that_live(tmp_path):

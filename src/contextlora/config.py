@@ -12,7 +12,6 @@ file spells keys from the root, so that a model's file can also set the learning
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from io import BytesIO
@@ -27,6 +26,7 @@ from contextlora.errors import ConfigError, first_line, known, squeezed, tail
 from contextlora.files import read_file, write_atomically
 from contextlora.limits import fits, is_text, rule, shown
 from contextlora.methods import METHODS
+from contextlora.plain_values import check_leaves, check_numbers, check_resolved
 from contextlora.settings import MethodSettings, RunConfig
 
 # In an editable install, which is what `make setup` makes, the configs lie beside src/.
@@ -61,7 +61,9 @@ def load_config(arguments: Sequence[str] = (), config_dir: Path | None = None, s
     schema = default_config(choices.get("method") or _method_of(base.tree))
     layers = [_checked(*layer, schema) for layer in (base, *groups, *experiment, settings)]
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), *layers)
+        check_resolved(OmegaConf.to_container(merged, resolve=True))
+        return OmegaConf.to_object(merged)
     except ConfigError:
         raise
     except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
@@ -167,11 +169,14 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
             choices[choice] = value
             continue
         try:
+            check_numbers(value, f" in {shown(argument)}")
             found.merge_with_dotlist([argument])
+        except ConfigError:
+            raise
         except UNREADABLE as error:
             raise ConfigError(f"cannot read {shown(argument)}: {first_line(error)}; mend it") from error
     tree = OmegaConf.to_container(found)
-    _check_leaves(tree, "")
+    check_leaves(tree, "")
     return choices, _Layer(tree)
 
 
@@ -187,8 +192,10 @@ def _read(path: Path) -> _Layer:
 def _load(path: Path, missing: str, resolve: bool = False) -> Any:
     """A YAML file as a plain tree; `missing` is the message where there is none."""
     try:
-        found = OmegaConf.load(BytesIO(read_file(path, _MOST_BYTES)))
-        _check_leaves(OmegaConf.to_container(found), f" in {tail(path)}")
+        content = read_file(path, _MOST_BYTES)
+        check_numbers(content.decode(), f" in {tail(path)}")
+        found = OmegaConf.load(BytesIO(content))
+        check_leaves(OmegaConf.to_container(found), f" in {tail(path)}")
         return OmegaConf.to_container(found, resolve=resolve)
     except FileNotFoundError:
         raise ConfigError(missing) from None
@@ -197,39 +204,6 @@ def _load(path: Path, missing: str, resolve: bool = False) -> Any:
     except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or first_line(error, but=path)
         raise ConfigError(f"{tail(path)} is no readable YAML file: {reason}; mend it") from error
-
-
-def _check_leaves(tree: Any, source: str) -> None:
-    """Raises `ConfigError` for what OmegaConf would read more into than a value."""
-    for key, value in _values(tree):
-        if value == "???":  # it would be passed over
-            raise ConfigError(
-                f"{squeezed(key)}{source} is '???', which stands for no value; give one, or leave out the key"
-            )
-        # A foreign file could copy secrets into what is logged, by ${oc.env:...} and the like.
-        if source and isinstance(value, str) and _calls_resolver(value):
-            raise ConfigError(
-                f"{squeezed(key)}{source} is {value[:40]!r}: a file may refer to its own keys (${{a.b}}), but not "
-                "call a resolver; write the value itself, or set it on the command line"
-            )
-
-
-def _values(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of each leaf of a plain tree."""
-    if not isinstance(tree, dict | list):
-        yield key, tree
-        return
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from _values(value, f"{key}.{name}" if key else str(name))
-
-
-def _calls_resolver(text: str) -> bool:
-    depth = 0
-    for mark in re.findall(r"\$\{|[}:]", text):  # a resolver's name may hold references: ${${a}:b}
-        if mark == ":" and depth:
-            return True
-        depth = max(0, depth + {"${": 1, "}": -1, ":": 0}[mark])
-    return False
 
 
 def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str, Any]:

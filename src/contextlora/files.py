@@ -15,8 +15,11 @@ from pathlib import Path
 
 MAX_SLUG_BYTES = 100  # file systems take 255, two slugs may make one name
 DAY_S = 86400.0
-# What `beside` gives, and what older versions gave, without host and process.
-_SCRATCH = re.compile(r"\.(?P<name>.+)\.(?P<what>new|old)(-((?P<host>[0-9a-f]{8})-(?P<pid>\d+)-)?[0-9a-f]+)?")
+# What `beside` gives, and what older versions gave: without host and process, or under quite other names.
+_SCRATCH = re.compile(
+    r"\.(?P<name>.+)\.(?P<what>new|old)(-((?P<host>[0-9a-f]{8})-(?P<pid>\d+)-)?[0-9a-f]+)?"
+    r"|\.(low|full)-\d+(-old)?-[a-z0-9_]{8}|(status\.json|results\.json|config\.yaml|.+\.ckpt|.+\.safetensors)\.tmp"
+)
 
 
 def slug(name: str) -> str:

@@ -5,7 +5,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from contextlora.files import beside, read_file, write_atomically
+from contextlora.errors import UserError, tail
+from contextlora.files import beside, read_file, slug, write_atomically
 
 MARKER = ".runs"  # lies in every folder of runs: one that is only three levels above a copied run has none
 _ORDER = ".order"
@@ -54,6 +55,18 @@ def enter(runs_dir: Path, folder: Path) -> None:
     (runs_dir / MARKER).touch()
     newest = max((order_of(path.parent) for path in runs_dir.glob(f"*/*/*/{_ORDER}")), default=0)
     (folder / _ORDER).write_text(f"{newest + 1}\n", encoding="ascii")
+
+
+def place_of_runs(runs_dir: Path, taskset: str, method: str) -> Path:
+    """Where the runs of a task set and a method lie.
+
+    Raises:
+        UserError: the task set has the name of the link to the newest run.
+    """
+    name = slug(Path(taskset).resolve().name)  # resolved, as a path like `.` has no name
+    if name == "latest":
+        raise UserError(f"a task set's folder must not be named latest, got {tail(taskset)}; rename it")
+    return runs_dir / name / slug(method)
 
 
 def point_latest(folder: Path) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from contextlora.errors import UserError, first_line, tail
-from contextlora.files import read_file, remove_leftovers, slug, write_atomically
+from contextlora.files import read_file, remove_leftovers, write_atomically
 from contextlora.process_identity import identity, is_alive, parent
-from contextlora.run_places import enter, hold, latest_path, order_of, point_latest, release
+from contextlora.run_places import enter, hold, latest_path, order_of, place_of_runs, point_latest, release
 from contextlora.signals import Terminated
 
 # `trained`: it ended after all training; `unreadable`: nobody can tell, as the status file is damaged.
@@ -51,8 +51,7 @@ class RunFolder:
             seed: part of the id, so that the runs of one comparison can be told apart.
             config: content of config.yaml.
         """
-        # Resolved, as a path like `.` has no name.
-        parent = Path(runs_dir) / slug(Path(taskset).resolve().name) / slug(method)
+        parent = place_of_runs(Path(runs_dir), taskset, method)
         parent.mkdir(parents=True, exist_ok=True)
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-seed{seed}"
         number = 1

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import Mock
 
 import lightning
 import pytest
@@ -163,3 +165,21 @@ def test_a_trainer_follows_the_intervals_without_reloading(make, tmp_path):
     trainer.fit(recorder, datamodule=make(encode=as_batch))
     assert recorder.trained == [(0, "a"), (0, "b"), (0, "a"), (1, "b"), (2, "b"), (2, "b")]
     assert recorder.validated == [(epoch, task) for epoch in (0, 1) for task in "aabb"] + [(2, "b")] * 2
+
+
+@pytest.mark.parametrize(
+    ("template", "context", "said"),
+    [
+        ("{image} {question} {options}", "predicted", r"no \{context\}, which context predicted needs; put it in"),
+        ("{image} {question} {options}", "gold", r"no \{context\}, which context gold needs"),
+        ("{question} {context} {options}", "none", r"no \{image\}, but items have images; put it in"),
+        ("{image} {question} {options}", "none", None),
+    ],
+)
+def test_a_template_shows_all_that_prompts_have(folder, template, context, said):
+    taskset = replace(TaskSet.load(folder), template=template)
+    if said is None:
+        assert TaskSetDataModule(taskset, Mock(is_multimodal=True), context=context)
+        return
+    with pytest.raises(TaskSetError, match=said):
+        TaskSetDataModule(taskset, Mock(is_multimodal=True), context=context)

@@ -84,6 +84,8 @@ def refusal(folder):
         ({"fields": "abc"}, "fields must map names to text or numbers, got 'abc'"),
         ({"fields": {"k": [1]}}, "got [1] for k"),
         ({"scene": "test0"}, "scene test0"),
+        ({"scene": "train1 "}, "scene must not begin or end with a space, got 'train1 '"),
+        ({"id": " b1"}, "id must not begin or end with a space"),
         ({"\x1b[31m": 1}, r"unknown keys '\x1b[31m'"),
     ],
 )

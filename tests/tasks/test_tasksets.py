@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -64,3 +65,12 @@ def test_unknown_names(tmp_path, arguments, message):
 def test_a_folder_without_a_task_set(tmp_path):
     with pytest.raises(TaskSetError, match=r"holds no taskset\.yaml"):
         resolve_taskset(str(tmp_path))
+
+
+def test_what_killed_processes_left_goes_with_the_next_start(tmp_path):
+    resolve_taskset("iov", tmp_path)
+    for name in (".low-0.new-12ab", ".low-5-ab12cd_3", "low-5-mine"):
+        (tmp_path / "iov" / name).mkdir()
+        os.utime(tmp_path / "iov" / name, (0, 0))
+    resolve_taskset("iov", tmp_path)
+    assert sorted(path.name for path in (tmp_path / "iov").iterdir()) == ["low-0", "low-5-mine"]

@@ -88,6 +88,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
     def _check_prompts(self) -> None:
         """Raises `TaskSetError` for all items whose prompt cannot be written, or would lack context without a word."""
         faults = Faults(self.taskset.name)
+        self._check_template(faults)
         for (task, split), items in self.taskset.splits.items():
             needed = self.taskset.context_tasks(task, self.scope) if self.context != "none" else ()
             places = self.taskset.places.get((task, split)) or [f"{split}/{task}"] * len(items)
@@ -105,6 +106,17 @@ class TaskSetDataModule(lightning.LightningDataModule):
                             f"{label(item.scene)}; add an item of {name} for it, or set taskset.context=none",
                         )
         faults.raise_any()
+
+    def _check_template(self, faults: Faults) -> None:
+        """Notes parts that no prompt would show."""
+        template, graph = self.taskset.template, self.taskset.graph
+        if self.context != "none" and "{context}" not in template and any(map(graph.prerequisites, graph.tasks)):
+            mend = "put it in, or set taskset.context=none"
+            faults.add("", f"the prompt template has no {{context}}, which context {self.context} needs; {mend}")
+        if "{image}" not in template and any(
+            item.image or item.image_text for items in self.taskset.splits.values() for item in items
+        ):
+            faults.add("", "the prompt template has no {image}, but items have images; put it in, or leave them out")
 
     def set_interval(self, stage: int, tasks: Sequence[str], first_step: int, num_steps: int) -> None:
         """Says what the next iterations yield: steps first_step .. first_step + num_steps - 1 of a stage of tasks."""

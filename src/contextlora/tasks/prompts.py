@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
 
-from contextlora.errors import known, squeezed
+from contextlora.errors import squeezed
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.task import Item, Task
 
@@ -51,12 +51,22 @@ class Prompt:
 
 
 def check_template(template: str, where: str) -> None:
-    """Raises `TaskSetError` unless the template holds `{options}` and nothing unknown."""
+    """Raises `TaskSetError` unless the template holds `{question}`, `{options}` and nothing unknown, each once."""
     used = _FIELD.findall(template)
     unknown = [name for name in used if name not in TEMPLATE_FIELDS]
-    if unknown or "options" not in used:
-        field = f"unknown field {{{squeezed(unknown[0])}}}{known(unknown[0], TEMPLATE_FIELDS)}" if unknown else ""
-        raise TaskSetError(f"{where}: the prompt template has {field or 'no {options}; put them in'}")
+    twice = [name for name in used if used.count(name) > 1]
+    missing = [name for name in ("question", "options") if name not in used]
+    # A field that is not written as one would stand in every prompt as it is.
+    brace = re.search(r"\{[^{}]*\}|[{}]", _FIELD.sub("", template))
+    if unknown:
+        fault = f"unknown field {{{squeezed(unknown[0])}}} beside {', '.join(TEMPLATE_FIELDS)}"
+    elif brace:
+        fault = f"{shown(brace[0])}, but braces may hold nothing but one of {', '.join(TEMPLATE_FIELDS)}"
+    elif twice or missing:
+        fault = f"{{{twice[0]}}} twice" if twice else f"no {{{missing[0]}}}"
+    else:
+        return
+    raise TaskSetError(f"{where}: the prompt template has {fault}; mend it")
 
 
 def resolve_image_view(setting: str, sees_images: bool) -> str:

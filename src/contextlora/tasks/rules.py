@@ -10,7 +10,8 @@ from contextlora.tasks.faults import Faults, label, shown
 from contextlora.tasks.images import ImageCheck
 from contextlora.tasks.task import SPLITS, Item, Task, item_faults
 
-_NO_GOLD: Mapping[str, str] = {}
+# Of files that somebody may take for items.
+_ITEM_SUFFIXES = (".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zip")
 
 
 class Placed(NamedTuple):
@@ -123,10 +124,11 @@ class ItemRules:
 def note_stray_files(folder: Path, tasks: Mapping[str, Task], faults: Faults) -> None:
     """Notes item files that nothing reads: a misspelt name would leave out what it holds without a word."""
     read = {f"{split}/{task}.jsonl" for split in SPLITS for task in tasks}
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*"), *folder.glob("*/*/*")]):
         name, suffix = path.relative_to(folder).as_posix(), path.suffix.casefold()
         # In any case of letters: some file systems tell Train from train, and a set must load alike on all.
-        known_place = suffix == ".jsonl" or (suffix == ".json" and path.parent.name.casefold() in SPLITS)
+        in_split = path.relative_to(folder).parts[0].casefold() in SPLITS
+        known_place = suffix == ".jsonl" or (in_split and suffix in _ITEM_SUFFIXES)
         if name not in read and known_place and not name.startswith(".") and not path.name.startswith("."):
             faults.add(
                 label(name),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from contextlora.errors import first_line, suggestion, tail
-from contextlora.files import put_in_place, scratch_folder, write_atomically
+from contextlora.files import put_in_place, remove_leftovers, scratch_folder, write_atomically
 from contextlora.settings import TasksetConfig
 from contextlora.tasks.faults import TaskSetError, shown
 from contextlora.tasks.generators import iov
@@ -64,6 +64,7 @@ def _generated(name: str, data_dir: Path, seed: int, regime: str) -> Path:
         raise TaskSetError(f"taskset seed must be 0 or more, got {seed}")
     folder = data_dir / name / f"{regime}-{seed}"
     manifest = {"generator_version": GENERATOR_VERSION, "seed": seed, "scenes": REGIMES[regime]}
+    remove_leftovers(folder.parent, deep=False)
     if _is_current(folder, manifest):
         return folder
     try:
