@@ -20,13 +20,12 @@ import torch
 from contextlora.backbones.endings import ended
 from contextlora.backbones.errors import BackboneError, errors_of, quiet
 from contextlora.backbones.load import Backbone
-from contextlora.backbones.readable import check_length, check_tokens
+from contextlora.backbones.readable import check_length, check_tokens, takes_more_columns
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
 
-PACKABLE = {"input_ids", "attention_mask", "position_ids"}  # what has a value for each column, and is known to extend
 _IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
 
 
@@ -125,15 +124,9 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
         words = [[len(word) for word in prompt.continuations] for prompt in prompts]
         # 1, not 0, where there is no option: -inf / 0 would be no number.
         characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
-    packs = backbone.packs_options and width + num_read <= backbone.window and _has_only(inputs, PACKABLE)
+    packs = backbone.packs_options and width + num_read <= backbone.window and takes_more_columns(inputs)
     num_read = num_read if packs else 0
     return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, characters)
-
-
-def _has_only(inputs: dict[str, torch.Tensor], names: set[str]) -> bool:
-    """Whether these are the only ones with a value for each column."""
-    shape = inputs["input_ids"].shape
-    return all(name in names for name, value in inputs.items() if value.shape == shape) and names <= inputs.keys()
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:

@@ -1,7 +1,9 @@
 """Whether a model can read what its tokenizer makes of prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+
+import torch
 
 from contextlora.backbones.errors import BackboneError
 from contextlora.backbones.load import Backbone
@@ -30,3 +32,10 @@ def check_tokens(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
             f"the tokenizer of model {tail(backbone.name)} gives {word!r} the number {highest}, its config.json has "
             f"vocab_size={most}: put the tokenizer of this very model beside it"
         )
+
+
+def takes_more_columns(inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether all that has a value for each column is known to go on behind the prompts: no types of image tokens."""
+    shape = inputs["input_ids"].shape
+    known = {"input_ids", "attention_mask", "position_ids"}
+    return {name for name, value in inputs.items() if value.shape == shape} == known
