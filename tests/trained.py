@@ -9,18 +9,18 @@ from contextlora.training.module import ContextLoraModule
 from contextlora.training.stage_files import StageFiles
 
 
-def trained_module(config: RunConfig) -> ContextLoraModule:
-    """With weights by which every slice, gate and router does something."""
+def trained_module(config: RunConfig, size: float = 1.0) -> ContextLoraModule:
+    """With weights of this size, by which every slice, gate and router does something."""
     module = build_module(config, build_data(config))
     generator = torch.Generator().manual_seed(1)
     values = module.adapted.state.read()
-    module.adapted.state.write({name: torch.randn(old.shape, generator=generator) for name, old in values.items()})
+    module.adapted.state.write({n: size * torch.randn(old.shape, generator=generator) for n, old in values.items()})
     return module
 
 
-def trained_run(config: RunConfig) -> tuple[RunFolder, ContextLoraModule]:
+def trained_run(config: RunConfig, size: float = 1.0) -> tuple[RunFolder, ContextLoraModule]:
     """A run that is trained, but not evaluated, and the module that it keeps the weights of."""
-    module = trained_module(config)
+    module = trained_module(config, size)
     run = RunFolder.create(config.runs_dir, config.taskset.name, config.method.name, 0, to_yaml(config))
     files = StageFiles(run.folder("checkpoints"), module)
     for stage, tasks in enumerate(module.plan.stages):

@@ -40,23 +40,23 @@ def test_it_shows_the_answer_and_what_it_depends_on(ask):
     assert cells[2][1] == max(zip(map(float, cells[2][3::2]), cells[2][2::2], strict=True))[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["e", "--question", "e ?", *options("red", "blue")], "unknown task 'e'; Known: a, b, c, d"),
-        (["a", "--question", "a ?"], "item a: options must be two or more different words"),
-        (["c", "--question", "c ?", *options("red", "blue")], "holds the answer to a, which is missing"),
-        (["c", "--question", "c ?", "--prerequisite", "a"], "--prerequisite must be TASK=ANSWER, got 'a'"),
-        (["c", "--question", "c ?", "--prerequisite", "a={red"], "the question of 'a' in --prerequisite must be JSON"),
-        (["a", "--question", "a ?", "model.dtipe=auto"], "unknown key model.dtipe; did you mean model.dtype"),
-    ],
-)
-def test_mistakes_are_said_in_a_line(ask, arguments, message):
-    code, shown = ask(*arguments)
-    assert code == 2
-    assert shown.startswith("contextlora: ") and message in shown and len(shown.splitlines()) == 1
+MISTAKES = [
+    (["e", "--question", "e ?", *options("red", "blue")], "unknown task 'e'; Known: a, b, c, d"),
+    (["a", "--question", "a ?"], "item a: options must be two or more different words"),
+    (["c", "--question", "c ?", *options("red", "blue")], "holds the answer to a, which is missing"),
+    (["c", "--question", "c ?", "--prerequisite", "a"], "--prerequisite must be TASK=ANSWER, got 'a'"),
+    (["c", "--question", "c ?", "--prerequisite", "a={red"], "the question of 'a' in --prerequisite must be JSON"),
+    (["a", "--question", "a ?", "model.dtipe=auto"], "unknown key model.dtipe; did you mean model.dtype"),
+]
 
 
-def test_settings_may_stand_anywhere(ask):
-    asked = ["--question", "sees p q . c ?", *options("red", "blue")]
-    assert ask("c", "taskset.context=none", *asked)[0] == ask(*asked, "c", "taskset.context=none")[0] == 0
+def test_mistakes_are_said_in_a_line(ask):
+    for arguments, message in MISTAKES:
+        code, shown = ask(*arguments)
+        assert code == 2
+        assert shown.startswith("contextlora: ") and message in shown and len(shown.splitlines()) == 1
+
+
+def test_settings_may_follow_the_question(ask):
+    code, _ = ask("--question", "sees p q . c ?", *options("red", "blue"), "c", "taskset.context=none")
+    assert code == 0
