@@ -130,9 +130,7 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
             sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
         if name == "clean-runs":
             sub.add_argument("--yes", action="store_true", help="remove it; only shows otherwise")
-        for argument, text in command.arguments.items():
-            metavar = argument.strip("-+").upper()
-            sub.add_argument(argument.rstrip("+"), metavar=metavar, help=text, nargs="+" if "+" in argument else None)
+        _add_own(sub, command.arguments)
         if command.run:
             default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
             sub.add_argument("--run", metavar="FOLDER", help=f"the run (default: {default})")
@@ -166,6 +164,12 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         default=[],
         help='what the answer depends on; where it is not known its question: TASK={"question": ..., "options": [...]}',
     )
+
+
+def _add_own(parser: argparse.ArgumentParser, arguments: Mapping[str, str]) -> None:
+    for name, text in arguments.items():
+        metavar, nargs = name.strip("-+").upper(), "+" if name.endswith("+") else None
+        parser.add_argument(name.rstrip("+"), metavar=metavar, help=text, nargs=nargs)
 
 
 def _settings_help() -> Iterator[str]:
