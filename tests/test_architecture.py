@@ -29,7 +29,7 @@ LAYERS = (
     ("methods",),
     ("config",),
     ("evaluation",),
-    ("training",),
+    ("training", "serving"),
     ("gear/execution", "gear/reports"),
     ("gear/processes",),
     ("assembly",),

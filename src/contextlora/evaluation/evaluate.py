@@ -187,7 +187,7 @@ class Evaluator:
         versions = self._versions_behind(task, slices, context)
         held = self._remembered.get(key)
         if held is None or held[0] != versions:
-            held = versions, self._answer(task, items, self._contexts(task, split, items, context), slices)
+            held = versions, self.answer(task, items, self._contexts(task, split, items, context), slices)
             self._remembered[key] = held
         return held[1]
 
@@ -199,12 +199,18 @@ class Evaluator:
         return [context_of(item, names, context, answers) for item in items]
 
     @torch.inference_mode()
-    def _answer(
-        self, task: str, items: Sequence[Item], contexts: list[dict[str, str]], use: SliceUse | None
+    def answer(
+        self,
+        task: str,
+        items: Sequence[Item],
+        contexts: Sequence[Mapping[str, str]],
+        use: SliceUse | str | None = PLANNED,
     ) -> Prediction:
+        """Answers items of one task, wherever they come from, with what `contexts` hold written into their prompts."""
+        slices = self.uses[task] if use == PLANNED else use
         was_training = self.adapted.training
         self.adapted.eval()
-        with self.adapted.active(use, task):
+        with self.adapted.active(slices, task):
             scores = self._score(task, items, contexts) if items else torch.empty(0, 1)
         self.adapted.train(was_training)
         # One score an option; the others of a row are -inf.
