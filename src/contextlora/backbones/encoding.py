@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.load import Backbone, BackboneError, errors_of, quiet
+from contextlora.backbones.faults import BackboneError, errors_of, quiet
+from contextlora.backbones.load import Backbone
 from contextlora.backbones.readable import check_length, check_tokens, takes_position_ids
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown

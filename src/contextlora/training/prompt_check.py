@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from contextlora.backbones.encoding import OptionBatch
-from contextlora.backbones.load import errors_of
+from contextlora.backbones.faults import errors_of
 from contextlora.backbones.scoring import option_scores
 from contextlora.errors import UserError
 from contextlora.tasks.datamodule import TaskSetDataModule
