@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +21,9 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.utils import logging as hf_logging
 
-from contextlora.errors import UserError, first_line, is_out_of_memory, tail
+from contextlora.backbones.faults import BackboneError, brings_code, errors_of, warn_of_code
+from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
 
@@ -35,10 +33,6 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "bundled"
 _AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class BackboneError(UserError):
-    """A backbone cannot be found, loaded, or fed with a prompt."""
 
 
 @dataclass
@@ -110,7 +104,7 @@ def load_backbone(
         raise BackboneError(f"model chat_template must be auto or off, got {shown(chat_template)}")
     source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
     if trust_remote_code:
-        print(f"contextlora: code that comes with model {path_or_name} may do all that you may do", file=sys.stderr)
+        warn_of_code(path_or_name)
     with errors_of(path_or_name, "config.json"):
         config = AutoConfig.from_pretrained(source, **trust)
         is_multimodal = takes_images(config)
@@ -137,7 +131,7 @@ def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, **trust)
         reason = "its vocabulary is empty"
     except Exception as error:  # tokenizers raises bare ones
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or brings_code(error):
             raise
         tokenizer, reason = None, type(error).__name__ if type(error) is not Exception else first_line(error)
     # Without files transformers makes up some families' tokenizers, which know special tokens only.
@@ -239,46 +233,6 @@ def _source(path_or_name: str) -> str:
             "save the model again with save_pretrained"
         )
     return str(folder)
-
-
-@contextmanager
-def errors_of(name: str, part: str) -> Iterator[None]:
-    """Turns whatever a damaged part of a model makes transformers stumble over into one line, and keeps it quiet.
-
-    Raises:
-        BackboneError: names model and part.
-    """
-    try:
-        with quiet():
-            yield
-    except BackboneError as error:
-        raise BackboneError(f"model {tail(name)} cannot be loaded: {error}") from error
-    except Exception as error:  # tokenizers raises bare ones, and configurations are checked by half a dozen libraries
-        if is_out_of_memory(error):
-            raise
-        if "trust_remote_code" in str(error):
-            raise BackboneError(
-                f"model {tail(name)} brings code of its own, which may do all that you may do, and is not run; take a "
-                "model that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
-            ) from error
-        where = "" if isinstance(error, OSError) else f"its {part}: "  # which names the file, or is the hub's
-        said = f"{where}{first_line(error, but=name)}"
-        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; mend it or name another") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, and its warnings and reports: what matters of them is raised."""
-    # Settings of the whole process, in which the caller may use transformers too.
-    shows_progress, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity(max(verbosity, hf_logging.ERROR))
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if shows_progress:
-            hf_logging.enable_progress_bar()
 
 
 def auto_class(config: PretrainedConfig) -> _AutoClass:
