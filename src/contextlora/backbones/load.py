@@ -1,7 +1,5 @@
 """One way to load every backbone: a folder or hub name in Hugging Face form, text-only or image-and-text."""
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Hashable, Iterator, Sequence
@@ -25,6 +23,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
+from contextlora.backbones.fingerprint import fingerprint
 from contextlora.errors import UserError, first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
@@ -199,22 +198,6 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
     capabilities = torch.cpu.get_capabilities() if usable else {}
     has_bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """16 hex digits from the model's class, and every weight's name, shape and some of its values.
-
-    Values are compared in bfloat16, so that a checkpoint has one fingerprint in float32 and bfloat16. In float16 it may
-    have another: tiny values are lost there.
-    """
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 32)][:32].to("cpu", torch.bfloat16)
-        digest.update(json.dumps([name, list(weight.shape)]).encode())
-        # numpy has no bfloat16: the bits themselves.
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _source(path_or_name: str) -> str:
