@@ -1,5 +1,7 @@
 """What a run is made of covers all that trains, and not the test split or where it runs."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -42,3 +44,42 @@ def test_settings_that_change_training_count(setting, counts, make_config):
     config = make_config()
     data = build_data(config)
     assert (identity(make_config(setting), data) != identity(config, data)) is counts
+
+
+def swap_words(folder):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    words["red"], words["blue"] = words["blue"], words["red"]
+    path.write_text(json.dumps(content))
+
+
+def add_template(folder):
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }} answer{% endfor %}")
+
+
+def shift_pixels(folder):
+    (path,) = (one for one in folder.glob("*processor_config.json") if "image_mean" in one.read_text())
+    path.write_text(path.read_text().replace("0.48145466", "0.5"))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [(swap_words, "tokenizer"), (add_template, "chat template"), (shift_pixels, "image processor")],
+)
+def test_what_makes_the_inputs_of_a_model_counts(change, part, make_config, other_model_folder):
+    folder = other_model_folder("llava")
+    config = make_config(f"model={folder}")
+    before = identity(config, build_data(config))
+    assert identity(config, build_data(config)) == before
+    change(folder)
+    after = identity(config, build_data(config))
+    assert {key for key in after if after[key] != before[key]} == {part}
+
+
+def test_a_chat_template_that_is_not_used_does_not_count(make_config, model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    config = make_config(f"model={tmp_path / 'model'}", "model.chat_template=off")
+    before = identity(config, build_data(config))
+    add_template(tmp_path / "model")
+    assert identity(config, build_data(config)) == before

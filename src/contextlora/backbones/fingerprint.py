@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 _PART = 1 << 22  # values at a time: their copies as integers stay small
 
@@ -25,6 +25,27 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(json.dumps([name, list(weight.shape), total]).encode())
         digest.update(_bits(sample).tobytes())
     return digest.hexdigest()[:16]
+
+
+def input_fingerprints(
+    tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None, chat_template: str | None
+) -> dict[str, str]:
+    """Part -> 16 hex digits of what makes tokens and pixels of a prompt.
+
+    Args:
+        tokenizer, processor: as loaded: use leaves its padding in a tokenizer.
+        chat_template: where it is used.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    # Python's tokenizers have no serialisation; their rules are code.
+    words = backend.to_str() if backend else json.dumps(sorted(tokenizer.get_vocab().items()))
+    images = getattr(processor, "image_processor", None)
+    parts = {
+        "tokenizer": words + json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+        "chat template": json.dumps(chat_template),
+        "image processor": images.to_json_string() if images else "",
+    }
+    return {part: hashlib.sha256(text.encode()).hexdigest()[:16] for part, text in parts.items()}
 
 
 def _bits(values: torch.Tensor) -> np.ndarray:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from contextlora.backbones.fingerprint import fingerprint
+from contextlora.backbones.fingerprint import fingerprint, input_fingerprints
 from contextlora.errors import UserError, first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
@@ -61,6 +61,7 @@ class Backbone:
         is_multimodal: whether it takes images.
         name: the folder or hub name it was asked for by.
         fingerprint: tells backbones apart, see `fingerprint`.
+        input_fingerprints: tell apart what makes their inputs.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
         encodings: cache of prepared prompts and images.
     """
@@ -72,6 +73,7 @@ class Backbone:
     is_multimodal: bool
     name: str
     fingerprint: str
+    input_fingerprints: dict[str, str]
     chat_template: bool = False
     encodings: Encodings = field(default_factory=Encodings, repr=False)
 
@@ -119,6 +121,7 @@ def load_backbone(
     chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
+    template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
     return Backbone(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -127,7 +130,8 @@ def load_backbone(
         is_multimodal=is_multimodal,
         name=path_or_name,
         fingerprint=fingerprint(model),
-        chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
+        input_fingerprints=input_fingerprints(tokenizer, processor, template),
+        chat_template=bool(template),
     )
 
 
