@@ -23,7 +23,15 @@ from contextlora.errors import first_line, tail
 from contextlora.files import check_ordinary, write_atomically
 from contextlora.graph import SliceUse
 from contextlora.limits import shown
-from contextlora.training.checkpoint import KEY, LAST, PREVIOUS, CheckpointError, load_checkpoint, newest_whole
+from contextlora.training.checkpoint import (
+    KEY,
+    LAST,
+    PREVIOUS,
+    CheckpointError,
+    check_identity,
+    load_checkpoint,
+    newest_whole,
+)
 from contextlora.training.module import ContextLoraModule
 
 HEADER = "contextlora"  # the entry of a file's metadata
@@ -76,8 +84,11 @@ class StageFiles:
 
         Raises:
             DamagedSlicesError: one has not, and no checkpoint holds what it held.
+            CheckpointError: the checkpoint is not this run's; nothing has been written.
         """
         found = newest_whole(self.folder / LAST, say=lambda _: None)  # whoever continues it says so
+        if found:
+            check_identity(found[1][KEY]["identity"], self.module.identity)
         for stage in range(found[1][KEY]["progress"]["stage"] if found else 0):
             try:
                 read_slices(self.path(stage))
