@@ -2,6 +2,8 @@
 
 import pytest
 
+from contextlora.commands.compare import compare
+from contextlora.commands.evaluate import evaluate
 from contextlora.commands.resume import resume
 from contextlora.commands.train import train
 from contextlora.training.checkpoint import LAST, CheckpointError
@@ -24,3 +26,20 @@ def test_a_resume_that_is_refused_has_written_nothing(make_config):
     with pytest.raises(CheckpointError, match="with the setting seed that it was made with: it has 0, here it is 1"):
         resume(run)
     assert contents(run) == before
+
+
+def test_results_that_are_lost_are_measured_again(make_config, capsys):
+    config = make_config(*SHORT)
+    run = train(config)
+    expected = run.results
+    run.results_file.write_text("")
+    evaluate(make_config(*SHORT, "evaluation.split=validation"), run)
+    assert run.results_file.read_text() == ""  # by other settings
+    evaluate(config, run)
+    assert "results.json could not be read: written again" in capsys.readouterr().out
+    found = run.results
+    lost = {"train_seconds", "total_seconds", "peak_memory_bytes"}
+    assert found.keys() == expected.keys() - lost
+    assert {key for key in found if found[key] != expected[key]} <= {"evaluation_seconds"}
+    compare(config)
+    assert "left out" not in capsys.readouterr().out
