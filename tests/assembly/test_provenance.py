@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from contextlora.assembly.build import build_data
 from contextlora.assembly.provenance import identity, taskset_fingerprint
@@ -46,6 +47,13 @@ def test_settings_that_change_training_count(setting, counts, make_config):
     assert (identity(make_config(setting), data) != identity(config, data)) is counts
 
 
+def change_one_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
+    weights[name].view(-1)[-1] += 1  # few of the values go into the backbone's fingerprint as they are
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def swap_words(folder):
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -65,7 +73,12 @@ def shift_pixels(folder):
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [(swap_words, "tokenizer"), (add_template, "chat template"), (shift_pixels, "image processor")],
+    [
+        (change_one_weight, "base weights"),
+        (swap_words, "tokenizer"),
+        (add_template, "chat template"),
+        (shift_pixels, "image processor"),
+    ],
 )
 def test_what_makes_the_inputs_of_a_model_counts(change, part, make_config, other_model_folder):
     folder = other_model_folder("llava")

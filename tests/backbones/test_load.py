@@ -50,16 +50,6 @@ def test_fingerprint_ignores_dtype_and_notices_other_weights(backbone):
     assert load.fingerprint(loaded.model) != loaded.fingerprint
 
 
-def test_fingerprint_notices_any_single_value(backbone):
-    loaded = backbone("qwen2")
-    for index in (1, 2, 31):  # few of the values go into it as they are
-        with torch.no_grad():
-            loaded.model.model.layers[0].mlp.down_proj.weight.view(-1)[index] += 1
-        assert load.fingerprint(loaded.model) != loaded.fingerprint
-        with torch.no_grad():
-            loaded.model.model.layers[0].mlp.down_proj.weight.view(-1)[index] -= 1
-
-
 @pytest.mark.parametrize(
     ("usable", "capabilities", "dtype"),
     [

@@ -56,7 +56,7 @@ def identity(config: RunConfig, data: TaskSetDataModule) -> dict[str, str]:
     return {
         "task set": taskset_fingerprint(data.taskset),
         "backbone": data.backbone.fingerprint,
-        **data.backbone.input_fingerprints,
+        **data.backbone.part_fingerprints,
         "dtype": str(data.backbone.model.dtype),  # model.dtype=auto depends on the processor
         **{f"setting {key}": str(value) for key, value in settings.items() if key not in MOVABLE},
     }

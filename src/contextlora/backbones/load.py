@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from contextlora.backbones.fingerprint import fingerprint, input_fingerprints
+from contextlora.backbones.fingerprint import fingerprint, part_fingerprints
 from contextlora.errors import UserError, first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
@@ -61,7 +61,7 @@ class Backbone:
         is_multimodal: whether it takes images.
         name: the folder or hub name it was asked for by.
         fingerprint: tells backbones apart, see `fingerprint`.
-        input_fingerprints: tell apart what makes their inputs.
+        part_fingerprints: tell their parts apart, see `part_fingerprints`.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
         encodings: cache of prepared prompts and images.
     """
@@ -73,7 +73,7 @@ class Backbone:
     is_multimodal: bool
     name: str
     fingerprint: str
-    input_fingerprints: dict[str, str]
+    part_fingerprints: dict[str, str]
     chat_template: bool = False
     encodings: Encodings = field(default_factory=Encodings, repr=False)
 
@@ -130,7 +130,7 @@ def load_backbone(
         is_multimodal=is_multimodal,
         name=path_or_name,
         fingerprint=fingerprint(model),
-        input_fingerprints=input_fingerprints(tokenizer, processor, template),
+        part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
         chat_template=bool(template),
     )
 

@@ -38,7 +38,7 @@ from contextlora.training.module import ContextLoraModule
 HEADER = "contextlora"  # the entry of a file's metadata
 # Of what a run was made of (`assembly.provenance.identity`): what its weights come from or only make sense with, and
 # what they may be measured without, which is said. The rest is free in an evaluation.
-FIXED = ("tokenizer", "image processor", "setting seed", "setting method.", "setting training.")
+FIXED = ("base weights", "tokenizer", "image processor", "setting seed", "setting method.", "setting training.")
 SAID = ("task set", "chat template")
 
 
