@@ -20,6 +20,7 @@ def export(config: RunConfig, run: RunFolder) -> None:
     if not METHODS[config.method.name].exports_lora:
         raise UserError(f"{config.method.name} is no ordinary LoRA, which PEFT could load: use the run itself")
     module = build_module(config, build_data(config))
+    # Says so where the task set has changed: the weights are the same, but they were trained for the prompts of before.
     StageFiles(run.folder("checkpoints"), module, CONSOLE.print).load_last()
     export_tasks(module, run)
     CONSOLE.print(f"adapters: {os.path.relpath(run.path / 'adapters')}", soft_wrap=True)

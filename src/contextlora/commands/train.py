@@ -163,6 +163,8 @@ def carry_out(
         peers: the other processes, if there are any.
         plan: what they follow.
     """
+    # Before anything is written; and now, as the evaluation after all training needs the files.
+    StageFiles(run.folder("checkpoints"), module, CONSOLE.print).mend()
     if plan is not None:
         write_atomically(run.path / "plan.json", plan.to_json() + "\n")
     tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
@@ -205,8 +207,6 @@ def _train_and_evaluate(
     checkpoints, training = run.folder("checkpoints") if run else Path(), config.training
     files = StageFiles(checkpoints, module, CONSOLE.print)
     with together(peers, str(checkpoints / LAST)):
-        if run:
-            files.mend()  # now, as the evaluation after all training needs them
         fit(
             module,
             trainer_settings(config, peers.size if peers else 1),
