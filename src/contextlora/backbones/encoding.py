@@ -9,7 +9,6 @@ its own longest prompt, so that the answer comes right after the last column for
                 pad <image> <image> grip c1 34 ...   answer :      |
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.errors import BackboneError, errors_of, quiet
+from contextlora.backbones.faults import BackboneError, errors_of, quiet
 from contextlora.backbones.load import Backbone
-from contextlora.backbones.readable import check_length, check_tokens
+from contextlora.backbones.readable import check_length, check_tokens, takes_position_ids
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
@@ -102,8 +101,9 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     # Of the whole batch, whichever rows are wanted: dropout masks go by the size of a row.
     width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
-    length = max(len(option) for row in encoded for option in row.options)
-    check_length(backbone, width + length - 1)  # an option's last token is predicted, never read
+    longest = [max(map(len, row.options)) for row in encoded]
+    length = max(longest)
+    check_length(backbone, [len(row.ids) for row in encoded], longest)
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
@@ -275,7 +275,7 @@ def _pad_prompts(
             if image:
                 at = len(padding[b]) + row.image_start
                 inputs[name][b, at : at + len(image.per_token[name])] = torch.tensor(image.per_token[name])
-    if _takes_position_ids(backbone):
+    if takes_position_ids(backbone):
         # Absolute positions must count from the first real token, not from the padding.
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     # Rows without an image have no features: models hand images to image tokens in order of appearance.
@@ -283,11 +283,3 @@ def _pad_prompts(
     for name in shown[0] if shown else ():
         inputs[name] = torch.cat([features[name] for features in shown])
     return inputs
-
-
-def _takes_position_ids(backbone: Backbone) -> bool:
-    """Whether positions are one number a token; models with several (M-RoPE) derive them from the mask themselves."""
-    inner = getattr(backbone.model, "model", None)  # classes with a head wrap what has the method
-    if any(hasattr(module, "get_rope_index") for module in (backbone.model, inner)):
-        return False
-    return "position_ids" in inspect.signature(backbone.model.forward).parameters

@@ -1,9 +1,6 @@
 """One way to load every backbone: a folder or hub name in Hugging Face form, text-only or image-and-text."""
 
-import hashlib
-import json
 import os
-import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +20,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from contextlora.backbones.errors import BackboneError, errors_of
+from contextlora.backbones.faults import BackboneError, brings_code, errors_of, warn_of_code
+from contextlora.backbones.fingerprint import fingerprint, part_fingerprints
 from contextlora.backbones.published import MODELS_DIR, PUBLISHED
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
@@ -58,6 +56,7 @@ class Backbone:
         is_multimodal: whether it takes images.
         name: the folder or hub name it was asked for by.
         fingerprint: tells backbones apart, see `fingerprint`.
+        part_fingerprints: tell their parts apart, see `part_fingerprints`.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
         encodings: cache of prepared prompts and images.
     """
@@ -69,6 +68,7 @@ class Backbone:
     is_multimodal: bool
     name: str
     fingerprint: str
+    part_fingerprints: dict[str, str]
     chat_template: bool = False
     encodings: Encodings = field(default_factory=Encodings, repr=False)
 
@@ -106,7 +106,7 @@ def load_backbone(
         raise BackboneError(f"model chat_template must be auto or off, got {shown(chat_template)}")
     source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
     if trust_remote_code:
-        print(f"contextlora: code that comes with model {path_or_name} may do all that you may do", file=sys.stderr)
+        warn_of_code(path_or_name)
     with errors_of(path_or_name, "config.json"):
         config = AutoConfig.from_pretrained(source, **trust)
         is_multimodal = takes_images(config)
@@ -116,6 +116,7 @@ def load_backbone(
     chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
+    template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
     return Backbone(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -124,7 +125,8 @@ def load_backbone(
         is_multimodal=is_multimodal,
         name=path_or_name,
         fingerprint=fingerprint(model),
-        chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
+        part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
+        chat_template=bool(template),
     )
 
 
@@ -133,7 +135,7 @@ def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, **trust)
         reason = "its vocabulary is empty"
     except Exception as error:  # tokenizers raises bare ones
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or brings_code(error):
             raise
         tokenizer, reason = None, type(error).__name__ if type(error) is not Exception else first_line(error)
     # Without files transformers makes up some families' tokenizers, which know special tokens only.
@@ -195,22 +197,6 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
     capabilities = torch.cpu.get_capabilities() if usable else {}
     has_bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """16 hex digits from the model's class, and every weight's name, shape and some of its values.
-
-    Values are compared in bfloat16, so that a checkpoint has one fingerprint in float32 and bfloat16. In float16 it may
-    have another: tiny values are lost there.
-    """
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 32)][:32].to("cpu", torch.bfloat16)
-        digest.update(json.dumps([name, list(weight.shape)]).encode())
-        # numpy has no bfloat16: the bits themselves.
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _source(path_or_name: str) -> str:
