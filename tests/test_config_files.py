@@ -46,3 +46,11 @@ def test_a_device_catalogue_is_an_ordinary_file_of_yaml(tmp_path, no_file):
         with pytest.raises(ConfigError, match="no readable YAML file") as caught:
             read_devices(str(tmp_path / name))
         assert "\n" not in str(caught.value) and len(str(caught.value)) <= 300
+
+
+def test_a_text_that_is_left_empty_is_said_to_be_empty(tmp_path):
+    """YAML makes null of it."""
+    (tmp_path / "config.yaml").write_text("runs_dir:\n")
+    for settings, place in ({"arguments": ["runs_dir="]}, ""), ({"saved": tmp_path / "config.yaml"}, " in .*"):
+        with pytest.raises(ConfigError, match=f"^runs_dir{place} must not be empty; give a value"):
+            load_config(**settings)

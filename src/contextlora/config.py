@@ -209,9 +209,8 @@ def _load(path: Path, missing: str, resolve: bool = False) -> Any:
 def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str, Any]:
     """Check a tree's keys against a section (a dataclass); gives back on/off where YAML made them booleans."""
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{prefix.rstrip('.') or 'settings'}{source} must be a mapping of keys to values, got {shown(tree)}"
-        )
+        name = prefix.rstrip(".") or "settings"
+        raise ConfigError(f"{name}{source} must be a mapping of keys to values, got {shown(tree)}")
     hints = get_type_hints(type(section))
     checked = {}
     for key, value in tree.items():
@@ -222,6 +221,8 @@ def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str
             value = _checked(value, source, getattr(section, key), f"{prefix}{key}.")
         elif isinstance(value, bool) and get_origin(hints[key]) is Literal:
             value = "on" if value else "off"
+        elif value is None and hints[key] is str:
+            raise ConfigError(f"{prefix}{key}{source} must not be empty; give a value, or leave out the key")
         elif not _can_become(value, hints[key]):
             raise ConfigError(f"{prefix}{key}{source} must be {rule(hints[key])}, got {shown(value)}")
         checked[key] = value

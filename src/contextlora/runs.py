@@ -146,7 +146,7 @@ class RunFolder:
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{tail(self.results_file)} cannot be read ({first_line(error, but=self.results_file)}): restore it, "
-                "or train again"
+                "or write it again with: contextlora evaluate --run FOLDER"
             ) from error
 
     @property

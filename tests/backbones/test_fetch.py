@@ -10,7 +10,7 @@ import transformers as hf
 from tokenizers import pre_tokenizers
 
 from contextlora.backbones import published
-from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.fetch import fetch_model
 from contextlora.backbones.load import load_backbone
 from contextlora.backbones.published import Published

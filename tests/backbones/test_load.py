@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 import transformers
 
 from contextlora.backbones import load
-from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import fastest_dtype, load_backbone
 from contextlora.backbones.size import model_size
 from contextlora.errors import ConfigError
@@ -206,7 +207,7 @@ def test_code_of_a_checkpoint_is_not_run(foreign, kind, file, mapped, model_type
         with pytest.raises(BackboneError, match=r"brings code of its own.*model\.trust_remote_code=true") as caught:
             load_backbone(str(folder))
         assert len(str(caught.value)) - len(str(folder)) < 260
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=re.escape(str(caught.value))):
             model_size(folder)
     assert not Path("ran").exists()
 
@@ -217,6 +218,27 @@ def test_code_of_a_checkpoint_runs_where_the_user_says_so_and_that_is_said(forei
     assert Path("ran").exists()
     assert f"code that comes with model {folder}" in capsys.readouterr().err
     assert model_size(folder, trust_remote_code=True).hidden_size == 16
+    assert f"code that comes with model {folder}" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_needs_code_is_no_unreadable_one(foreign):
+    folder = foreign("qwen2", "tokenizer_config.json", {"AutoTokenizer": ["code.Tokenizer", None]})
+    # Of a family for which transformers has no tokenizer of its own.
+    for file, changes in (
+        ("config.json", {"model_type": "llama"}),
+        ("tokenizer_config.json", {"tokenizer_class": "T"}),
+    ):
+        written = json.loads((folder / file).read_text()) | changes
+        (folder / file).write_text(json.dumps(written))
+    with pytest.raises(BackboneError, match=r"brings code of its own.*model\.trust_remote_code=true"):
+        load_backbone(str(folder))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llava"])
+def test_an_unknown_attention_is_refused_by_its_setting(checkpoint, kind):
+    with pytest.raises(BackboneError, match=r"^model\.attn_implementation must be eager, .*, got 'flash_attention_9'$"):
+        load_backbone(str(checkpoint(kind)), attn_implementation="flash_attention_9")
 
 
 def test_folder_without_a_tokenizer(checkpoint, tmp_path):

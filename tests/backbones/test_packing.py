@@ -1,5 +1,6 @@
 """Options packed behind the prompts score as options in rows of their own; the reference is the second forward."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.packing import can_pack
 from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
@@ -48,6 +50,21 @@ def test_some_rows_are_as_wide_as_in_the_whole_batch(backbone):
     whole, part = loaded.encode(prompts()), loaded.encode(prompts(), range(1, 2))
     assert part.num_read == whole.num_read > int(part.option_mask[..., 1:].sum())
     torch.testing.assert_close(option_scores(loaded.model, part), option_scores(loaded.model, whole)[1:])
+
+
+def test_a_row_needs_no_positions_for_the_options_of_others(backbone):
+    """GPT-2 has 64 positions, and would look for one that it lacks."""
+    loaded = backbone("gpt2")
+    for number in range(64):  # the longest prompt that fits
+        asked = Prompt("grip", "a " * number + "answer :", None, ("ab", "c"), 0)
+        with suppress(BackboneError):
+            loaded.encode([asked])
+            full = asked
+    batch = loaded.encode([full, *prompts()])
+    assert int(batch.inputs["attention_mask"][0].sum() + batch.option_mask[0].sum(dim=1).max()) - 1 in (63, 64)
+    assert batch.inputs["input_ids"].shape[1] + batch.num_read > 64
+    alone = option_scores(loaded.model, loaded.encode([full]))
+    torch.testing.assert_close(option_scores(loaded.model, batch)[:1, :2], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_options_of_one_token_and_windows_too_small_are_not_packed(backbone):

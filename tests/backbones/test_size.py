@@ -184,7 +184,6 @@ def test_a_mixture_that_does_not_say_what_a_token_uses_is_refused():
         ('{"hidden_size": 4}', "model_type"),
         ('{"model_type": "no-such-model"}', "no-such-model"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size"),
-        ('{"model_type": "x", "auto_map": {"AutoConfig": "code.Config"}}', "custom code"),
         ('{"model_type": "t5"}', "T5Config"),
         ('{"model_type": "bert"}', "BertLMHeadModel has no list of transformer blocks; name a decoder-only"),
         ('{"model_type": "mamba"}', "num_attention_heads must be whole numbers, got 768 and None"),

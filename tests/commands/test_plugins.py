@@ -127,14 +127,17 @@ def test_a_script_gives_them_to_its_own_trainer(make_config, tmp_path):
         (f"training.callbacks=[{{class_path: {__name__}.Notes, init_args: 5}}]", "must be a mapping of names"),
         ("training.trainer={fast_dev_run: true}", "decided by another setting: set training.steps_per_task"),
         ("training.trainer={enable_checkpointing: false}", "leave it out"),
+        ("training.trainer={strategy: ddp}", "decided by another setting"),
+        ("training.devices=2", "training on several devices needs training.strategy=contextgear"),
         ("training.trainer={precision: 16}", "decided by another setting: set model.dtype"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_run_folder(setting, said, tiny_settings, tmp_path, capsys):
-    assert main(["train", *tiny_settings, *QUICK, setting]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+    for dry in ((), ("--dry-run",)):
+        assert main(["train", *dry, *tiny_settings, *QUICK, setting]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 

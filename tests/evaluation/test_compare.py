@@ -143,22 +143,24 @@ def test_costs_are_medians_with_their_range():
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "rule"),
     [
-        ("results.json", b""),
-        ("results.json", b"[]"),
-        ("results.json", b'{"tasks": 3}'),
-        ("results.json", b"\xff\xfe"),
-        ("results.json", b"[" * 100_000),
-        ("config.yaml", b""),
-        ("config.yaml", b"- a"),
-        ("config.yaml", b"method: {rank: 2}"),
-        ("config.yaml", b"a: [\n\xff"),
-        ("config.yaml", b"method: &a [*a]"),
-        ("status.json", b"{"),
+        ("results.json", b"", "results.json cannot be read"),
+        ("results.json", b"[]", "results.json cannot be read (it holds no mapping)"),
+        ("results.json", b'{"tasks": 3}', "its results.json holds no tasks"),
+        ("results.json", b"\xff\xfe", "results.json cannot be read"),
+        ("results.json", b"[" * 100_000, "results.json cannot be read"),
+        ("config.yaml", b"", "its config.yaml must be a mapping"),
+        ("config.yaml", b"- a", "its config.yaml must be a mapping"),
+        ("config.yaml", b"method: {rank: 2}", "its config.yaml must name a method"),
+        ("config.yaml", b"method: {name: [joint]}", "its config.yaml must name a method"),
+        ("config.yaml", b"a: [\n\xff", "its config.yaml cannot be read"),
+        ("config.yaml", b"method: &a [*a]", "its config.yaml must name a method"),
+        ("config.yaml", b"method: &a {b: *a}", "its config.yaml cannot be read"),
+        ("status.json", b"{", "its status.json cannot be read"),
     ],
 )
-def test_a_damaged_run_is_named_and_left_out(name, content, tmp_path):
+def test_a_damaged_run_is_named_and_left_out(name, content, rule, tmp_path):
     good, bad = (RunFolder.create(tmp_path, "t", "joint", seed, "method: {name: joint}\n") for seed in (0, 1))
     for made in (good, bad):
         made.finish({"tasks": {}})
@@ -167,6 +169,7 @@ def test_a_damaged_run_is_named_and_left_out(name, content, tmp_path):
     (found,) = collect_runs(tmp_path, lambda method: {}, said.append)
     assert found.results == {"tasks": {}}
     assert len(said) == 1 and bad.path.name in said[0] and "\n" not in said[0]
+    assert rule in said[0]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +182,8 @@ def test_a_damaged_run_is_named_and_left_out(name, content, tmp_path):
         {"tasks": {"u": {"end_to_end": "inf", "chance": 0.25}}},
         {"tasks": {"u": {"end_to_end": math.nan, "chance": 0.25}}},
         {"tasks": {"u": {"end_to_end": 0.5}}},
+        {"tasks": {task: {"end_to_end": 7.5, "chance": 0.25} for task in "uv"}},
+        {"references": {task: {"majority": 7.5, "single_prerequisite": {}, "symbolic": 0.5} for task in "uv"}},
     ],
 )
 def test_a_run_of_whose_results_no_table_can_be_made_is_named_and_left_out(results):

@@ -3,8 +3,10 @@
 import math
 
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from contextlora.evaluation.plots import (
@@ -14,6 +16,7 @@ from contextlora.evaluation.plots import (
     learning_figure,
     matrix_figure,
     plan_figure,
+    png,
     save_figure,
 )
 from contextlora.graph import TaskGraph
@@ -93,3 +96,31 @@ def test_learning_curves_are_by_task_with_a_line_where_a_stage_ends():
     assert (list(a.get_xdata()), list(a.get_ydata())) == ([10, 20], pytest.approx([80.0, 90.0]))
     assert list(c.get_xdata()) == [25]
     assert list(end.get_xdata()) == [20, 20]
+
+
+def test_long_names_leave_room_for_the_picture(recwarn):
+    """Unlike ends tell two names apart of which the middle is left out."""
+    names = [f"{number}{'n' * 200}{number}" for number in range(9)]
+    graph = TaskGraph({name: names[:number][-1:] for number, name in enumerate(names)})
+    plan = ContextLora(ContextLoraSettings(rank=2, delta=0.5)).plan(graph)
+    stages = [(name,) for name in names]
+    history = [{"step": 1, "stage": 0} | {f"accuracy/{name}": 0.5 for name in names}]
+    accuracies = dict.fromkeys(names, (0.5, 0.4, 0.6))
+    figures = (
+        plan_figure(graph, plan),
+        matrix_figure({name: [0.5] * 9 for name in names}, stages),
+        matrix_figure({names[0]: [0.5]}, stages[:1]),
+        learning_figure(history),
+        accuracy_figure({"ours": accuracies}, dict.fromkeys(names, 0.3)),
+    )
+    for figure in figures:
+        figure.draw_without_rendering()
+        assert all(axes.get_position().height > 0.2 and axes.get_position().width > 0.05 for axes in figure.axes)
+        assert f"0{'n' * 9}...{'n' * 9}0" in " ".join(text.get_text() for text in figure.findobj(Text))
+        plt.close(figure)
+    assert not recwarn.list
+
+
+def test_letters_that_no_font_has_are_drawn_without_a_word(recwarn):
+    png(matrix_figure({"\U00012000": [0.5]}, [("\U00012000",)]))
+    assert not recwarn.list

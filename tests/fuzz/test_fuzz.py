@@ -166,7 +166,7 @@ def numbered() -> Iterator[tuple]:
     """Kinds in turns, or what KIND says."""
     kind, _, number = KIND.partition("/")
     kinds = [kind] if kind else list(KINDS)
-    numbers = [int(number)] if number else range(1, 1 + (FUZZ // len(kinds) or SAMPLE))
+    numbers = [int(number)] if number else range(1, 1 + (-(-FUZZ // len(kinds)) or SAMPLE))  # no fewer than asked for
     for index in numbers:
         for name in kinds:
             yield name, index, KINDS[name], cli.main

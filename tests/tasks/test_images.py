@@ -152,3 +152,40 @@ def test_a_damaged_tiff_says_nothing_on_stderr(tmp_path, capfd):
     with pytest.raises(TaskSetError, match="cannot be read"):
         read_image(tmp_path / "a.tiff")
     assert capfd.readouterr().err == ""
+
+
+def _tiff(values, sample_format, photometric):
+    """A grey TIFF of one strip; Pillow itself writes neither of the two tags as we need them."""
+    bits = 8 * values.itemsize
+    tags = ((256, 16), (257, 16), (258, bits), (259, 1), (262, photometric), (273, 122), (277, 1), (279, values.nbytes))
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (339, sample_format))]
+    return b"II*\0\x08\0\0\0\x09\0" + b"".join(entries) + bytes(4) + values.tobytes()
+
+
+@pytest.mark.parametrize("values", [GREY, GREY.astype("<u2") * 257, GREY.astype("<f4") / 255])
+def test_where_white_is_zero_the_picture_is_not_inverted(tmp_path, values):
+    sample_format = 3 if values.dtype.kind == "f" else 1
+    for photometric, expected in ((1, GREY), (0, 255 - GREY)):
+        (tmp_path / "a.tiff").write_bytes(_tiff(values, sample_format, photometric))
+        assert (np.asarray(read_image(tmp_path / "a.tiff")) == expected[..., None]).all()
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("i1", "numbers from 0 on"), ("<i2", "8 or 16"), ("<i4", "8 or 16")])
+def test_signed_numbers_are_refused(tmp_path, kind, rule):
+    (tmp_path / "a.tiff").write_bytes(_tiff(GREY.astype(kind), 2, 1))
+    with pytest.raises(TaskSetError, match=f"must have {rule}"):
+        read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize(("depth", "colour", "width"), [(8, 2, 30), (16, 6, 80), (1, 0, 2), (8, 3, 10)])
+def test_a_png_that_lacks_rows_is_refused_and_one_that_ends_black_is_not(tmp_path, depth, colour, width):
+    """Ten columns, `width` bytes a row."""
+    head = struct.pack(">IIBBBBB", 10, 16, depth, colour, 0, 0, 0)
+    for num_rows, black in ((16, 4), (12, 0)):
+        pixels = b"".join(b"\0" + bytes([1 if row < 16 - black else 0]) * width for row in range(num_rows))
+        parts = [b"IHDR" + head, b"PLTE" + bytes(6), b"IDAT" + zlib.compress(pixels), b"IEND"]
+        chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+        (tmp_path / f"{num_rows}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    read_image(tmp_path / "16.png")
+    with pytest.raises(TaskSetError, match="ends before its last row"):
+        read_image(tmp_path / "12.png")

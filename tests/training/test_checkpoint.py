@@ -135,6 +135,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, harm):
     assert len(said) == (harm != "gone")
 
 
+def test_what_is_no_file_is_named_and_not_the_checkpoint_before(tmp_path, no_file):
+    last = _saved_twice(tmp_path)
+    no_file(last)
+    with pytest.raises(CheckpointError, match=r"ordinary file: .*last\.ckpt is a folder, .* Remove it"):
+        newest_whole(last)
+
+
 def test_two_damaged_checkpoints_say_what_to_do(tmp_path):
     last = _saved_twice(tmp_path)
     for path in tmp_path.iterdir():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from contextlora.adapters import AdapterError
 from contextlora.assembly.build import build_data, build_module
-from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import load_backbone
 from contextlora.errors import NotFiniteError
 from contextlora.runs import RunFolder

@@ -1,6 +1,7 @@
 """Stage files: each holds what its stage trained, and all up to one give the weights after it."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -162,3 +163,44 @@ def test_before_a_run_goes_on_its_files_are_mended_from_the_checkpoint_of_the_st
     else:
         with pytest.raises(AdapterError, match="is missing"):
             files.mend()
+
+
+def test_a_file_of_another_stage_or_run_is_refused_and_one_that_does_not_say_is_read(
+    train, make_config, tmp_path, capsys
+):
+    module = train(make_config(*SHORT), tmp_path)
+    files, own = StageFiles(tmp_path, module), dict(module.identity)
+    shutil.copytree(tmp_path, tmp_path / "whole")
+    shutil.copy(files.path(0), files.path(1))
+    for use in (files.load_last, files.mend):
+        with pytest.raises(AdapterError, match="must hold weights of stage 2, holds those of stage 1: put the right"):
+            use()
+    shutil.copy(tmp_path / "whole" / files.path(1).name, files.path(1))
+    for part in ("setting training.learning_rate", "setting method.alpha", "tokenizer"):
+        module.identity = own | {part: "other"}
+        with pytest.raises(AdapterError, match=rf"{part} is .*, not other; put the run's own file there"):
+            files.load(0)
+        damage(files.path(2), "missing")
+        with pytest.raises(AdapterError, match="is missing, and no checkpoint"):  # that of another run holds none
+            StageFiles(tmp_path, module)._load_one(2)
+        shutil.copy(tmp_path / "whole" / files.path(2).name, files.path(2))
+    module.identity = {}  # files of an older version hold no more
+    files.save(1, module.adapted.trained_owners)
+    module.identity = own | {"setting evaluation.batch_size": "7"}
+    files.load_last()
+    assert not capsys.readouterr().err
+
+
+def test_a_task_set_that_has_changed_since_training_is_said_once_and_files_must_agree_on_it(
+    train, make_config, tmp_path, capsys
+):
+    module = train(make_config(*SHORT), tmp_path)
+    own = module.identity
+    module.identity = own | {"task set": "mended"}
+    files = StageFiles(tmp_path, module)
+    files.load_last()
+    said = "contextlora: the task set is no longer the one that the run was trained on\n"
+    assert capsys.readouterr().err == said
+    files.save(2, module.adapted.trained_owners)
+    with pytest.raises(AdapterError, match=f"its task set is mended, not {own['task set']}; put the run's own file"):
+        StageFiles(tmp_path, module).load_last()

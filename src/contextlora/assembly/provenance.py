@@ -25,7 +25,7 @@ PACKAGES = ("torch", "lightning", "transformers", "peft")
 # Say where something lies or runs, or count through the fingerprints: a run may go on with others.
 MOVABLE = (
     *("taskset.name", "taskset.train_items", "model.name", "model.dtype", "evaluation.split", "evaluation.max_items"),
-    *("training.devices", "training.strategy", "training.accelerator", "training.trainer"),
+    *("training.devices", "training.strategy", "training.accelerator"),
 )
 
 
@@ -51,10 +51,13 @@ def taskset_fingerprint(taskset: TaskSet, splits: Sequence[str] = ("train", "val
 
 def identity(config: RunConfig, data: TaskSetDataModule) -> dict[str, str]:
     """What a checkpoint must agree on to be this run's."""
-    settings = settings_that_matter(flatten(asdict(config))) | {"seed": config.seed}
+    # Callbacks change no result that is compared, but may change how a run goes on.
+    own = {"seed": config.seed, "training.callbacks": config.training.callbacks}
+    settings = settings_that_matter(flatten(asdict(config))) | own
     return {
         "task set": taskset_fingerprint(data.taskset),
         "backbone": data.backbone.fingerprint,
+        **data.backbone.part_fingerprints,
         "dtype": str(data.backbone.model.dtype),  # model.dtype=auto depends on the processor
         **{f"setting {key}": str(value) for key, value in settings.items() if key not in MOVABLE},
     }

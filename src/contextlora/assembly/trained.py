@@ -37,5 +37,6 @@ def load_trained(config: RunConfig, run: RunFolder, say: Callable[[str], None]) 
     if not run.is_trained:
         raise UserError(f"the run is {run.state}, which must be trained first; {run.how_to_resume}")
     module = build_module(config, build_data(config))
+    # Says so where the task set has changed: the weights are the same, but they were trained for the prompts of before.
     StageFiles(run.folder("checkpoints"), module, say).load_last()
     return module

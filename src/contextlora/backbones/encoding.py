@@ -9,7 +9,6 @@ its own longest prompt, so that the answer comes right after the last column for
                 pad <image> <image> grip c1 34 ...   answer :      |
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.errors import BackboneError, errors_of, quiet
+from contextlora.backbones.faults import BackboneError, errors_of, quiet
 from contextlora.backbones.load import Backbone
-from contextlora.backbones.readable import check_length, check_tokens, takes_more_columns
+from contextlora.backbones.readable import check_length, check_tokens, packs, takes_position_ids
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
@@ -105,10 +104,11 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     # Of the whole batch, whichever rows are wanted: dropout masks go by the size of a row.
     width = max(len(row.ids) for row in encoded)
     num_options = max(len(row.options) for row in encoded)
-    length = max(len(option) for row in encoded for option in row.options)
+    longest = [max(map(len, row.options)) for row in encoded]
+    length = max(longest)
+    check_length(backbone, [len(row.ids) for row in encoded], longest)
     # An option's last token is predicted, never read.
     num_read = max(sum(len(option) - 1 for option in row.options) for row in encoded)
-    check_length(backbone, width + length - 1)
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
@@ -124,8 +124,7 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
         words = [[len(word) for word in prompt.continuations] for prompt in prompts]
         # 1, not 0, where there is no option: -inf / 0 would be no number.
         characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
-    packs = backbone.packs_options and width + num_read <= backbone.window and takes_more_columns(inputs)
-    num_read = num_read if packs else 0
+    num_read = num_read if packs(backbone, inputs, width + num_read) else 0
     return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, characters)
 
 
@@ -282,7 +281,7 @@ def _pad_prompts(
             if image:
                 at = len(padding[b]) + row.image_start
                 inputs[name][b, at : at + len(image.per_token[name])] = torch.tensor(image.per_token[name])
-    if _takes_position_ids(backbone):
+    if takes_position_ids(backbone):
         # Absolute positions must count from the first real token, not from the padding.
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     # Rows without an image have no features: models hand images to image tokens in order of appearance.
@@ -290,11 +289,3 @@ def _pad_prompts(
     for name in shown[0] if shown else ():
         inputs[name] = torch.cat([features[name] for features in shown])
     return inputs
-
-
-def _takes_position_ids(backbone: Backbone) -> bool:
-    """Whether positions are one number a token; models with several (M-RoPE) derive them from the mask themselves."""
-    inner = getattr(backbone.model, "model", None)  # classes with a head wrap what has the method
-    if any(hasattr(module, "get_rope_index") for module in (backbone.model, inner)):
-        return False
-    return "position_ids" in inspect.signature(backbone.model.forward).parameters

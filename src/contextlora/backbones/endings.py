@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import Backbone
 from contextlora.errors import tail
 from contextlora.tasks.faults import label, shown

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import load_backbone
 from contextlora.backbones.published import Published
 from contextlora.errors import first_line, tail

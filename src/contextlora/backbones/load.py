@@ -1,7 +1,5 @@
 """One way to load every backbone: a folder or hub name in Hugging Face form, text-only or image-and-text."""
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Hashable, Sequence
@@ -23,7 +21,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from contextlora.backbones.errors import BackboneError, errors_of
+from contextlora.backbones.faults import BackboneError, brings_code, errors_of, warn_of_code
+from contextlora.backbones.fingerprint import fingerprint, part_fingerprints
 from contextlora.backbones.published import MODELS_DIR, PUBLISHED
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
@@ -58,6 +57,7 @@ class Backbone:
         is_multimodal: whether it takes images.
         name: the folder or hub name it was asked for by.
         fingerprint: tells backbones apart, see `fingerprint`.
+        part_fingerprints: tell their parts apart, see `part_fingerprints`.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
         packs_options: whether options of several tokens are read in the prompt's own forward, see `packing`.
         window: the most columns that every layer's attention sees.
@@ -71,6 +71,7 @@ class Backbone:
     is_multimodal: bool
     name: str
     fingerprint: str
+    part_fingerprints: dict[str, str]
     chat_template: bool = False
     packs_options: bool = False
     window: int = sys.maxsize
@@ -110,7 +111,7 @@ def load_backbone(
         raise BackboneError(f"model chat_template must be auto or off, got {shown(chat_template)}")
     source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
     if trust_remote_code:
-        print(f"contextlora: code that comes with model {path_or_name} may do all that you may do", file=sys.stderr)
+        warn_of_code(path_or_name)
     with errors_of(path_or_name, "config.json"):
         config = AutoConfig.from_pretrained(source, **trust)
         is_multimodal = takes_images(config)
@@ -120,6 +121,7 @@ def load_backbone(
     chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
+    template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
     from contextlora.backbones.packing import can_pack  # which needs this module's class
 
     model = model.to(device).eval()
@@ -131,7 +133,8 @@ def load_backbone(
         is_multimodal=is_multimodal,
         name=path_or_name,
         fingerprint=fingerprint(model),
-        chat_template=chat_template == "auto" and bool(getattr(processor or tokenizer, "chat_template", None)),
+        part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
+        chat_template=bool(template),
         packs_options=can_pack(model),
         # A layer that sees only the last so many columns would see too many through a mask of pairs.
         window=getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize,
@@ -143,7 +146,7 @@ def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, **trust)
         reason = "its vocabulary is empty"
     except Exception as error:  # tokenizers raises bare ones
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or brings_code(error):
             raise
         tokenizer, reason = None, type(error).__name__ if type(error) is not Exception else first_line(error)
     # Without files transformers makes up some families' tokenizers, which know special tokens only.
@@ -205,22 +208,6 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
     capabilities = torch.cpu.get_capabilities() if usable else {}
     has_bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """16 hex digits from the model's class, and every weight's name, shape and some of its values.
-
-    Values are compared in bfloat16, so that a checkpoint has one fingerprint in float32 and bfloat16. In float16 it may
-    have another: tiny values are lost there.
-    """
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 32)][:32].to("cpu", torch.bfloat16)
-        digest.update(json.dumps([name, list(weight.shape)]).encode())
-        # numpy has no bfloat16: the bits themselves.
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _source(path_or_name: str) -> str:

@@ -27,7 +27,7 @@ def packed_inputs(batch: OptionBatch, dtype: torch.dtype) -> dict[str, torch.Ten
     positions = batch.inputs["position_ids"]
     return batch.inputs | {
         "input_ids": torch.cat([batch.inputs["input_ids"], given], dim=1),
-        "position_ids": torch.cat([positions, positions[:, -1:] + 1 + depth], dim=1),
+        "position_ids": torch.cat([positions, positions[:, -1:] + (1 + depth) * reads], dim=1),
         "attention_mask": _mask(batch.inputs["attention_mask"].bool(), reads, option, depth, dtype),
     }
 

@@ -1,23 +1,54 @@
 """Whether a model can read what its tokenizer makes of prompts."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
 
-from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import Backbone
 from contextlora.errors import tail
 
 
-def check_length(backbone: Backbone, num_tokens: int) -> None:
-    """Raises `BackboneError` for more tokens than positions."""
-    most = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    if most and num_tokens > most:
+def check_length(backbone: Backbone, prompts: Sequence[int], options: Sequence[int]) -> None:
+    """Raises `BackboneError` for a batch that takes more tokens than the model has positions.
+
+    Args:
+        backbone: which would read it.
+        prompts, options: numbers of tokens of each prompt, and of the longest of its options.
+    """
+    most = _most_tokens(backbone)
+    # An option's last token is predicted, never read.
+    needed = max(sum(lengths) for lengths in zip(prompts, options, strict=True)) - 1
+    if most and counts_padding(backbone):
+        needed = max(prompts) + max(options) - 1
+    if most and needed > most:
         raise BackboneError(
-            f"a prompt takes {num_tokens} tokens, model {tail(backbone.name)} at most {most}; "
-            "shorten the template or questions, or take a model with a longer context"
+            f"a prompt takes {needed} tokens, model {tail(backbone.name)} at most {most}; "
+            "shorten the template, questions or options, or take a model with a longer context"
         )
+
+
+def counts_padding(backbone: Backbone) -> bool:
+    """Whether the columns of a batch must fit the model, those in which a row has no token included."""
+    if not takes_position_ids(backbone):
+        return True
+    # GPT-Neo cuts its masks by columns out of one of this size.
+    most = _most_tokens(backbone)
+    return any(buffer.shape[-2:] == (most, most) for buffer in backbone.model.buffers())
+
+
+def takes_position_ids(backbone: Backbone) -> bool:
+    """Whether positions are one number a token; models with several (M-RoPE) derive them from the mask themselves."""
+    inner = getattr(backbone.model, "model", None)  # classes with a head wrap what has the method
+    if any(hasattr(module, "get_rope_index") for module in (backbone.model, inner)):
+        return False
+    return "position_ids" in inspect.signature(backbone.model.forward).parameters
+
+
+def _most_tokens(backbone: Backbone) -> int | None:
+    return getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_tokens(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
@@ -34,8 +65,11 @@ def check_tokens(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
         )
 
 
-def takes_more_columns(inputs: Mapping[str, torch.Tensor]) -> bool:
-    """Whether all that has a value for each column is known to go on behind the prompts: no types of image tokens."""
+def packs(backbone: Backbone, inputs: Mapping[str, torch.Tensor], num_columns: int) -> bool:
+    """Whether a batch's options can be packed behind its prompts, see `contextlora.backbones.packing`."""
+    if not backbone.packs_options or counts_padding(backbone) or num_columns > backbone.window:
+        return False
+    # All that has a value for each column must be known to go on behind the prompts: not so types of image tokens.
     shape = inputs["input_ids"].shape
     known = {"input_ids", "attention_mask", "position_ids"}
     return {name for name, value in inputs.items() if value.shape == shape} == known

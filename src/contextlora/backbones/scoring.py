@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from contextlora.backbones.encoding import OptionBatch
-from contextlora.backbones.errors import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.packing import packed_inputs, packed_scores, predicting_columns
 
 # As an index, not the number 1: of the last position's hidden states it makes a tensor of their own. In a slice of all

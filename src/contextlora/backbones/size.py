@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
 from contextlora.adapters.targets import decoder_blocks, resolve_targets
-from contextlora.backbones.errors import quiet
+from contextlora.backbones.faults import brings_code, code_message, quiet, warn_of_code
 from contextlora.backbones.load import auto_class, takes_images
 from contextlora.errors import ConfigError, first_line, tail
 from contextlora.gear.planning.model_size import BlockSize, ModelSize, VisionSize
@@ -38,7 +38,7 @@ def model_size(
     Args:
         source: what is counted.
         target_modules: which linear layers LoRA adapts, see `AdapterConfig`.
-        trust_remote_code: also run code that lies in the folder; else only what transformers ships.
+        trust_remote_code: also run code that lies in the folder, and say so on stderr.
 
     Raises:
         ConfigError: transformers cannot build it, or it is no decoder-only transformer.
@@ -59,6 +59,8 @@ def model_size(
 def _build(
     source: Path | PretrainedConfig, where: str, trust_remote_code: bool
 ) -> tuple[PretrainedConfig, PreTrainedModel]:
+    if trust_remote_code:
+        warn_of_code(source)
     try:
         config, trust = source, {"trust_remote_code": trust_remote_code}
         with quiet(), torch.device("meta"):
@@ -66,6 +68,8 @@ def _build(
                 config = AutoConfig.from_pretrained(source, local_files_only=True, **trust)
             model = auto_class(config).from_config(config, attn_implementation="eager", **trust)
     except Exception as error:  # whatever the code of a family stumbles over
+        if brings_code(error):
+            raise ConfigError(code_message(source)) from error
         raise ConfigError(
             f"{where}: transformers cannot build a language model from it ({first_line(error, but=source)}); mend it, "
             "or name another model"

@@ -1,15 +1,19 @@
 """`contextlora evaluate`, and the evaluation that ends a training."""
 
+import json
 import time
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 from contextlora.assembly.build import build_data, build_module, compute_device
 from contextlora.assembly.provenance import describe
 from contextlora.commands import CONSOLE
-from contextlora.config import RunConfig
+from contextlora.config import RunConfig, load_config
+from contextlora.errors import UserError
 from contextlora.evaluation.report import print_in_full, references_table, results_table
 from contextlora.evaluation.suite import evaluate_suite
+from contextlora.files import write_atomically
 from contextlora.gear.execution.peers import Peers
 from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.graph.plan import SliceUse
@@ -22,19 +26,36 @@ from contextlora.training.stage_files import StageFiles
 def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
     """Evaluates a trained run again, from its stages' weights, and prints the tables.
 
-    Changes nothing in a run that is whole; a damaged stage file is written again where that is possible.
+    Changes nothing in a run that is whole; a damaged stage file is written again where that is possible, and so is a
+    results.json that cannot be read.
 
     Args:
         config: the run's own settings, or others such as `evaluation.split=validation`.
         run: one whose stages are all done.
     """
-    known = {} if run.state == "trained" else run.results
+    known = {}
+    try:
+        known = {} if run.state == "trained" else run.results
+    except UserError:
+        if run.state != "finished":
+            raise
     module = build_module(config, build_data(config))
     measured = measure(config, module, run)
     # After measuring: a trained run's uses of the slices come with its last stage's file.
     results = known | describe(config, module) | measured
+    # By other settings than its own it would be measured as no other run is.
+    if not known and run.state == "finished" and config == load_config(saved=run.config_file):
+        results = {"gradient_steps": _steps(run)} | results
+        write_atomically(run.results_file, json.dumps(results, indent=2) + "\n")
+        CONSOLE.print(f"{run.results_file.name} could not be read: written again")
     print_results(results)
     return results
+
+
+def _steps(run: RunFolder) -> dict[str, Any]:
+    """Gradient steps, from the validations: each stage ended with one."""
+    ends = [0, *{row["stage"]: row["step"] for row in run.history}.values()]
+    return {"total": ends[-1], "stages": [end - begin for begin, end in pairwise(ends)]}
 
 
 def measure(

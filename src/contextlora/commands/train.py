@@ -95,11 +95,7 @@ def train_alongside(config: RunConfig) -> None:
 
 def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLoraModule, Plan | None]:
     """The module that trains, with the plan that it follows among peers."""
-    # Before the model loads, which takes seconds.
-    check_plugins(config.training.callbacks, Callback, "training.callbacks")
-    check_plugins(config.training.loggers, Logger, "training.loggers", Path())
-    trainer_settings(config).check()  # before the model loads, as what is wrong shows at once
-    data = build_data(config)
+    data = _checked_data(config)
     check_prompts(data, config.evaluation.max_items)
     check_forward(data)
     if peers is None:
@@ -113,9 +109,18 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     return build_module(config, data, roles), plan
 
 
+def _checked_data(config: RunConfig) -> TaskSetDataModule:
+    # Before the model loads, which takes seconds.
+    check_plugins(config.training.callbacks, Callback, "training.callbacks")
+    check_plugins(config.training.loggers, Logger, "training.loggers", Path())
+    trainer_settings(config).check()
+    return build_data(config)
+
+
 def show_plan(config: RunConfig) -> None:
     """Prints what a run would be, and what it would need; writes nothing but a task set that is not there yet."""
-    data = build_data(config)
+    num_processes(config)  # which refuses settings that do not go together
+    data = _checked_data(config)
     module = build_module(config, data)
     graph, plan, adapted, training = data.taskset.graph, module.plan, module.adapted, config.training
     uses = [{task: plan.uses[task] for task in stage} for stage in plan.stages]
@@ -158,6 +163,8 @@ def carry_out(
         peers: the other processes, if there are any.
         plan: what they follow.
     """
+    # Before anything is written; and now, as the evaluation after all training needs the files.
+    StageFiles(run.folder("checkpoints"), module, CONSOLE.print).mend()
     if plan is not None:
         write_atomically(run.path / "plan.json", plan.to_json() + "\n")
     tracker = open_tracker(config.tracking.mode, config.tracking.project, run.path, run.path.name)
@@ -200,8 +207,6 @@ def _train_and_evaluate(
     checkpoints, training = run.folder("checkpoints") if run else Path(), config.training
     files = StageFiles(checkpoints, module, CONSOLE.print)
     with together(peers, str(checkpoints / LAST)):
-        if run:
-            files.mend()  # now, as the evaluation after all training needs them
         fit(
             module,
             trainer_settings(config, peers.size if peers else 1),

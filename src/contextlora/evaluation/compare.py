@@ -6,7 +6,7 @@ settings in which the groups of the comparison differ.
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,7 @@ from contextlora.errors import UserError, first_line
 from contextlora.evaluation.labels import group_label
 from contextlora.evaluation.metrics import mean_interval, paired_difference
 from contextlora.evaluation.report import markdown_table
-from contextlora.runs import find_runs, unreadable_runs
+from contextlora.runs import RunFolder, find_runs, unreadable_runs
 
 # Settings that cannot change a result.
 NEUTRAL = (
@@ -65,18 +65,29 @@ def collect_runs(
     found = []
     for run in find_runs(runs_dir, finished=True):
         try:
-            settings = flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
-            results = run.results
+            settings, results = _settings(run), run.results
             if not isinstance(results.get("tasks"), dict):
-                raise ValueError("results.json holds no tasks")
+                raise ValueError("its results.json holds no tasks")
             own = defaults(settings["method.name"]) | settings
             found.append(FinishedRun(own, results, os.path.relpath(run.path)))
-        # Whatever a damaged file makes of the reading: other types than expected give half a dozen errors.
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             leave_out(
                 f"left out {os.path.relpath(run.path)}: {error if isinstance(error, UserError) else first_line(error)}"
             )
     return found
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    """The flat settings of a run's config.yaml; raises `ValueError` where it holds none."""
+    try:
+        settings = flatten(yaml.safe_load(run.config_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"its config.yaml cannot be read ({first_line(error, but=run.config_file)})") from error
+    except (TypeError, AttributeError) as error:  # it is no mapping
+        raise ValueError("its config.yaml must be a mapping of sections to settings") from error
+    if not isinstance(settings.get("method.name"), str):
+        raise ValueError("its config.yaml must name a method")
+    return settings
 
 
 def comparable(runs: Sequence[FinishedRun], leave_out: Callable[[str], None] = print) -> list[FinishedRun]:
@@ -86,8 +97,8 @@ def comparable(runs: Sequence[FinishedRun], leave_out: Callable[[str], None] = p
         try:
             rows, groups = run.results["tasks"], group_runs([run])
             comparison(groups, list(rows))
-            if not all(math.isfinite(row[key]) for row in rows.values() for key in ("end_to_end", "chance")):
-                raise ValueError("an accuracy is no finite number")
+            if not all(0 <= accuracy <= 1 for accuracy in _accuracies(run.results)):
+                raise ValueError("an accuracy must be from 0 to 1")
             whole.append(run)
         except Exception as error:  # whatever damaged results make of it
             leave_out(f"left out {run.path}: its results.json is damaged ({type(error).__name__}: {first_line(error)})")
@@ -252,6 +263,14 @@ def _accuracy(results: Mapping[str, Any], task: str, key: str) -> float:
     if task == "mean":
         return sum(row[key] for row in results["tasks"].values()) / len(results["tasks"])
     return results["tasks"][task][key]
+
+
+def _accuracies(results: Mapping[str, Any]) -> Iterator[float]:
+    """All that the tables show in percent."""
+    for task, row in results["tasks"].items():
+        yield from (row["end_to_end"], row["chance"])
+        for value in results["references"][task].values():
+            yield from value.values() if isinstance(value, Mapping) else [value]
 
 
 def _reference(value: float | Mapping[str, float]) -> float | None:

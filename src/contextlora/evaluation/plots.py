@@ -1,6 +1,7 @@
 """Pictures: task graph with stages and ranks, accuracy matrix, learning and delta curves, methods side by side."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from contextlora.graph.task_graph import TaskGraph
 STATUS_COLOURS = {"train": "#2a9d5c", "freeze": "#5b8fd6", "mask": "#e3e5e8"}
 INK, GREY, PALE = "#22272e", "#6b7280", "#f6f7f9"
 DPI = 160
+LONGEST_NAME, INCHES_A_LETTER = 23, 0.09
 
 
 def plan_figure(graph: TaskGraph, plan: TrainingPlan) -> Figure:
@@ -67,7 +69,7 @@ def _draw_graph(axes: Axes, graph: TaskGraph) -> None:
         )
         box.set(facecolor=PALE, edgecolor=INK, linewidth=1.2)
         axes.add_patch(box)
-        axes.text(x, y, task, ha="center", va="center", fontsize=10, color=INK)
+        axes.text(x, y, _name(task), ha="center", va="center", fontsize=10, color=INK)
     top = (widest - 1) / 2 + 0.55
     for column in range(len(graph.generations)):
         axes.text(column, top, f"$S_{{{column + 1}}}$", ha="center", va="center", fontsize=11, color=GREY)
@@ -90,7 +92,9 @@ def _draw_stages(axes: Axes, plan: TrainingPlan) -> None:
                     start += 1
     for name in plan.partition.ranks:
         indices = plan.partition.indices(name)
-        axes.text((indices.start + indices.stop) / 2, -0.12, name, ha="center", va="bottom", fontsize=10, color=INK)
+        axes.text(
+            (indices.start + indices.stop) / 2, -0.12, _name(name), ha="center", va="bottom", fontsize=10, color=INK
+        )
         if indices.start:
             axes.plot([indices.start] * 2, [0.05, len(plan.stages) - 0.05], color=INK, linewidth=1.2)
     bottom = max(3, len(plan.stages)) + 0.5  # leaves room for the legend; a single stage is drawn no taller than three
@@ -107,12 +111,20 @@ def _draw_stages(axes: Axes, plan: TrainingPlan) -> None:
 
 
 def _short(tasks: Sequence[str]) -> str:
-    return ", ".join(tasks) if len(tasks) <= 2 else f"{len(tasks)} tasks"
+    return ", ".join(map(_name, tasks)) if len(tasks) <= 2 else f"{len(tasks)} tasks"
+
+
+def _name(text: str) -> str:
+    """As much of a name as a picture has room for."""
+    half = (LONGEST_NAME - 3) // 2
+    return text if len(text) <= LONGEST_NAME else f"{text[:half]}...{text[-half:]}"
 
 
 def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence[Sequence[str]]) -> Figure:
     """Accuracy of each task (rows) after each stage (columns), in percent; empty before the task is trained."""
-    figure, axes = plt.subplots(figsize=(1.6 + 1.35 * len(stages), 1.1 + 0.5 * len(matrix)), layout="constrained")
+    names = list(map(_name, matrix))
+    width = 1.6 + 1.35 * len(stages) + INCHES_A_LETTER * max(0, max(map(len, names)) - 10)
+    figure, axes = plt.subplots(figsize=(width, 1.1 + 0.5 * len(matrix)), layout="constrained")
     values = [[float("nan") if value is None else 100 * value for value in row] for row in matrix.values()]
     axes.imshow(values, cmap="Greens", vmin=0, vmax=180, aspect="auto")  # 180: dark text stays readable at 100
     axes.set_xticks([column - 0.5 for column in range(1, len(stages))], minor=True)
@@ -125,7 +137,7 @@ def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence
     axes.set_xticks(
         range(len(stages)), [f"stage {k + 1}\n{_short(tasks)}" for k, tasks in enumerate(stages)], fontsize=9
     )
-    axes.set_yticks(range(len(matrix)), list(matrix), fontsize=10)
+    axes.set_yticks(range(len(matrix)), names, fontsize=10)
     axes.tick_params(which="both", length=0)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -178,7 +190,7 @@ def accuracy_figure(
     for column, task in enumerate(tasks):
         label = "chance" if column == 0 else None
         axes.plot([column - 0.45, column + 0.45], [100 * chance[task]] * 2, "--", color=GREY, linewidth=1, label=label)
-    axes.set_xticks(range(len(tasks)), tasks, fontsize=10)
+    axes.set_xticks(range(len(tasks)), list(map(_name, tasks)), fontsize=10)
     axes.set(ylabel="accuracy, %", ylim=(0, 104))
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -204,9 +216,12 @@ def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
                 steps, values = curves.setdefault(key.removeprefix("accuracy/"), ([], []))
                 steps.append(row["step"])
                 values.append(100 * row[key])
-    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for task, (steps, values) in curves.items():
-        axes.plot(steps, values, marker="o", markersize=4, label=task)
+    names = [_name(task) for task in curves]
+    num_columns = max(1, min(4, len(names), 60 // (5 + max(map(len, names), default=0))))
+    height = 3.2 + 0.2 * -(-len(names) // num_columns)  # of which the legend takes a line for every row
+    figure, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
+    for name, (steps, values) in zip(names, curves.values(), strict=True):
+        axes.plot(steps, values, marker="o", markersize=4, label=name)
     for row, following in pairwise(history):
         if row["stage"] != following["stage"]:
             axes.axvline(row["step"], color=GREY, linestyle=":", linewidth=1)
@@ -214,14 +229,17 @@ def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=min(4, max(1, len(curves))), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, ncols=num_columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG, and frees it."""
     image = io.BytesIO()
-    figure.savefig(image, dpi=DPI, format="png", facecolor="white")  # solid: the ink is dark on a dark page too
+    with warnings.catch_warnings():
+        # Of letters that no font has, or of too little room: there is nothing that a user of this program could change.
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(image, dpi=DPI, format="png", facecolor="white")  # solid: the ink is dark on a dark page too
     plt.close(figure)
     return image.getvalue()
 

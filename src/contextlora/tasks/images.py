@@ -1,7 +1,9 @@
 """Opens the images that items name, as the 8-bit RGB pictures that a viewer would show."""
 
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +19,9 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 89_000_000  # Pillow's own bound for what may be a bomb
 _LONGEST_SIDE = 65_535  # of JPEG and GIF files; Pillow keeps a pointer for each row, and resizes by whole rows
 _BACKGROUND = (255, 255, 255)
+_SAMPLE_FORMAT, _SIGNED, _PHOTOMETRIC, _WHITE_IS_ZERO = 339, 2, 262, 0  # tags of TIFF files, each with a value
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type of PNG files
+_PART_BYTES = 1 << 16  # of compressed pixels, which become a thousand times as many at most
 _DECODED_PIXELS = 1 << 26  # a second or two
 
 
@@ -89,7 +94,7 @@ def _opened(path: Path, quick: bool = False) -> Image.Image:
                 if quick:
                     file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
                 with _without_complaints() if file.format == "TIFF" else nullcontext():
-                    return _rgb(file)
+                    return _rgb(file, path)
     except TaskSetError:
         raise
     except Image.DecompressionBombError:
@@ -122,20 +127,49 @@ def _without_complaints() -> Iterator[None]:
         os.close(kept)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    kind, tags = image.format, getattr(image, "tag_v2", {})
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and image.mode != "I":  # which is refused for its range
+        raise TaskSetError("must have numbers from 0 on, its SampleFormat is 2 (signed); save it with 8 bits a channel")
     image.load()
-    kind = image.format
+    # Pillow leaves rows at zero for which there is no data; few pictures end in such a row.
+    if kind == "PNG" and _is_zero(image.crop((0, image.height - 1, *image.size))) and _ends_early(path.read_bytes()):
+        raise TaskSetError("cannot be read: its data ends before its last row; save it again")
     ImageOps.exif_transpose(image, in_place=True)  # else it makes a copy, whatever the EXIF says
     see_through = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if image.mode == "F" or image.mode.startswith("I"):
         if see_through:
             raise TaskSetError(f"must have 8 bits a channel where it is transparent, its mode is {image.mode}")
-        return Image.fromarray(_eight_bits(image, kind)).convert("RGB")
+        grey = _eight_bits(image, kind)
+        # Pillow turns them round itself where they have 8 bits.
+        return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey).convert("RGB")
     if not see_through:
         return image.convert("RGB")
     # Not convert("RGB"): it shows the colours that transparent pixels hide.
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, (*_BACKGROUND, 255)), layer).convert("RGB")
+
+
+def _is_zero(row: Image.Image) -> bool:
+    return not np.any(row.getextrema())
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether the pixels of a PNG, which Pillow could read, end before its last row; False of interlaced ones."""
+    width, height, depth, colour, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    at, kind, parts = 8, b"", []
+    while kind != b"IEND" and at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IDAT":
+            parts.append(data[at + 8 : at + 8 + length])
+        at += length + 12
+    pixels, inflate = b"".join(parts), zlib.decompressobj()
+    # A byte in front of each row says how it is filtered.
+    missing = height * (1 + -(-width * _CHANNELS[colour] * depth // 8))
+    for start in range(0, len(pixels), _PART_BYTES):
+        if missing > 0:
+            missing -= len(inflate.decompress(pixels[start : start + _PART_BYTES]))
+    return missing > 0 and not is_interlaced
 
 
 def _eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:

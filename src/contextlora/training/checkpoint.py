@@ -91,6 +91,10 @@ def newest_whole(last: Path, say: Callable[[str], None] = print) -> tuple[Path, 
     """
     damage = None
     for path in (last, last.with_name(PREVIOUS)):
+        if path.exists() and not path.is_file():  # in whose place the next checkpoint could not be put
+            raise CheckpointError(
+                f"A checkpoint must be an ordinary file: {tail(path)} is a folder, a pipe or a device. Remove it."
+            )
         if path.is_file():
             try:
                 checkpoint = load_checkpoint(path)

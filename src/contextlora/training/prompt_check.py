@@ -1,39 +1,42 @@
 """Looks at every prompt of a run before its first step, so that no item ends it after hours."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from contextlora.backbones.errors import errors_of
+from contextlora.backbones.encoding import OptionBatch
+from contextlora.backbones.faults import errors_of
 from contextlora.backbones.scoring import option_scores
 from contextlora.errors import UserError
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.task import SPLITS, Item
 
+_Row = tuple[Item, Mapping[str, str]]  # an item with the answers that its prompt holds
+
 
 def check_prompts(data: TaskSetDataModule, max_items: int | None = None) -> None:
-    """Encodes the items of all splits, in batches as evaluation makes them.
+    """Encodes the items that training and evaluation read, in batches.
 
     Args:
         data: of the run.
-        max_items: how many of each task and split are evaluated; None for all. Those of the train split all count.
+        max_items: how many of each task are evaluated; None for all. Those of train and validation all count.
 
     Raises:
-        UserError: names file and line of the item that does not fit.
+        UserError: names file and line of the item, or of the two of a batch, that do not fit.
     """
+    lengths = _option_lengths(data)
     for task in data.taskset.graph.tasks:
         for split in SPLITS:
-            items = data.taskset.items(task, split)[: None if split == "train" else max_items]
-            contexts = [_longest_context(data, task, split, item) for item in items]
+            items = _read_items(data, task, split, max_items)
+            contexts = [_longest_context(data, task, split, item, lengths) for item in items]
+            sizes = []
             for start in range(0, len(items), data.eval_batch_size):
-                part = slice(start, start + data.eval_batch_size)
-                try:
-                    data.encode_items(task, items[part], contexts[part])
-                except UserError:
-                    for item, context in zip(items[part], contexts[part], strict=True):
-                        _check_one(data, task, split, item, context)
-                    raise  # only the batch as a whole, its longest prompt with its longest option, is too long
+                part = range(len(items))[start : start + data.eval_batch_size]
+                sizes += _sizes(data, task, split, [(items[n], contexts[n]) for n in part])
+            # Training mixes them: the longest prompt may meet the longest option.
+            longest = [max(range(len(items)), key=lambda n: sizes[n][column]) for column in (0, 1)]
+            _check(data, task, split, [(items[n], contexts[n]) for n in longest])
 
 
 def check_forward(data: TaskSetDataModule) -> None:
@@ -49,18 +52,55 @@ def check_forward(data: TaskSetDataModule) -> None:
         option_scores(data.backbone.model, batch)
 
 
-def _longest_context(data: TaskSetDataModule, task: str, split: str, item: Item) -> Mapping[str, str]:
+def _read_items(data: TaskSetDataModule, task: str, split: str, max_items: int | None) -> Sequence[Item]:
+    """Those that training or evaluation reads: of the test split the first ones, and what their prompts ask for."""
+    items = data.taskset.items(task, split)
+    if split != "test":
+        return items
+    scenes = {item.scene for name in data.taskset.graph.tasks for item in data.taskset.items(name, split)[:max_items]}
+    return [item for item in items if item.scene in scenes]
+
+
+def _option_lengths(data: TaskSetDataModule) -> dict[str, int]:
+    """Tokens of every option that a prompt may hold as an answer to a prerequisite."""
+    words = list({word for items in data.taskset.splits.values() for item in items for word in item.options})
+    if data.context == "none" or not words:
+        return {}
+    # As they stand in a prompt, behind a space.
+    given = [f" {word}" for word in words]
+    rows = data.backbone.tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
+    return dict(zip(words, map(len, rows), strict=True))
+
+
+def _longest_context(
+    data: TaskSetDataModule, task: str, split: str, item: Item, lengths: Mapping[str, int]
+) -> Mapping[str, str]:
     """The longest answers that a model can give to the prerequisites."""
     right = data.right_context(task, item)
     found = {name: data.taskset.item(name, split, item.scene) for name in right}
-    return {name: max(found[name].options, key=len) if found[name] else word for name, word in right.items()}
+    return {name: max(one.options, key=lengths.get) if (one := found[name]) else word for name, word in right.items()}
 
 
-def _check_one(data: TaskSetDataModule, task: str, split: str, item: Item, context: Mapping[str, str]) -> None:
+def _sizes(data: TaskSetDataModule, task: str, split: str, rows: Sequence[_Row]) -> list[tuple[int, int]]:
+    """Tokens of each prompt and of its longest option; a batch that does not fit is left to its items."""
     try:
-        data.encode_items(task, [item], [context])
+        batch = data.encode_items(task, *zip(*rows, strict=True))
+    except UserError:
+        return [size for row in rows for size in _sizes_of(_check(data, task, split, [row]))]
+    return _sizes_of(batch)
+
+
+def _sizes_of(batch: OptionBatch) -> list[tuple[int, int]]:
+    prompts, options = batch.inputs["attention_mask"].sum(-1), batch.option_mask.sum(-1).amax(-1)
+    return list(zip(prompts.tolist(), options.tolist(), strict=True))
+
+
+def _check(data: TaskSetDataModule, task: str, split: str, rows: Sequence[_Row]) -> OptionBatch:
+    try:
+        return data.encode_items(task, *zip(*rows, strict=True))
     except UserError as error:
-        raise type(error)(f"{_place(data, task, split, item)}: {error}") from error
+        places = dict.fromkeys(_place(data, task, split, item) for item, _ in rows)
+        raise type(error)(f"{' with '.join(places)}: {error}") from error
 
 
 def _place(data: TaskSetDataModule, task: str, split: str, item: Item) -> str:

@@ -1,7 +1,7 @@
 """The weights that each stage left: safetensors files among a run's checkpoints, never pickled.
 
-The header names the backbone (its fingerprint) and the partition, so that the slices of another one are refused, and
-how the tasks used the slices when the stage ended.
+The header names the backbone (its fingerprint), the partition, the stage and what the run was made of, so that the
+slices of another one are refused, and how the tasks used the slices when the stage ended.
 
 A file that is missing or damaged is written again from a checkpoint of the run, where nothing has moved since that it
 held: after the last stage always, earlier where no later stage trains the same slices.
@@ -9,6 +9,7 @@ held: after the last stage always, earlier where no later stage trains the same 
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,26 @@ from safetensors.torch import save
 
 from contextlora.adapters import AdaptedModel, AdapterError
 from contextlora.adapters.state import check_finite
-from contextlora.errors import first_line, tail
+from contextlora.errors import first_line, squeezed, tail
 from contextlora.files import check_ordinary, write_atomically
 from contextlora.graph import SliceUse
 from contextlora.limits import shown
-from contextlora.training.checkpoint import KEY, LAST, PREVIOUS, CheckpointError, load_checkpoint, newest_whole
+from contextlora.training.checkpoint import (
+    KEY,
+    LAST,
+    PREVIOUS,
+    CheckpointError,
+    check_identity,
+    load_checkpoint,
+    newest_whole,
+)
 from contextlora.training.module import ContextLoraModule
 
 HEADER = "contextlora"  # the entry of a file's metadata
+# Of what a run was made of (`assembly.provenance.identity`): what its weights come from or only make sense with, and
+# what they may be measured without, which is said. The rest is free in an evaluation.
+FIXED = ("base weights", "tokenizer", "image processor", "setting seed", "setting method.", "setting training.")
+SAID = ("task set", "chat template")
 
 
 class DamagedSlicesError(AdapterError):
@@ -48,6 +61,7 @@ class StageFiles:
     def __init__(self, folder: Path, module: ContextLoraModule, say: Callable[[str], None] = print) -> None:
         self.folder, self.module, self.say = folder, module, say
         self._num_loaded = 0
+        self._said: dict[str, str] = {}  # SAID parts of the files so far, which must be one run's
 
     def path(self, stage: int) -> Path:
         """The file of a stage."""
@@ -56,7 +70,8 @@ class StageFiles:
     def save(self, stage: int, owners: set[str]) -> None:
         """Keeps the weights of these owners as they are now."""
         module = self.module
-        save_slices(module.adapted, self.path(stage), module.data.backbone.fingerprint, owners, module.uses)
+        origin = _origin(stage, module.identity)
+        save_slices(module.adapted, self.path(stage), module.data.backbone.fingerprint, owners, module.uses, origin)
 
     def load(self, stage: int) -> None:
         """Makes weights and uses what they were after a stage, for all tasks that had been trained by then."""
@@ -76,21 +91,59 @@ class StageFiles:
 
         Raises:
             DamagedSlicesError: one has not, and no checkpoint holds what it held.
+            CheckpointError: the checkpoint is not this run's; nothing has been written.
+            AdapterError: a file is another stage's or run's.
         """
         found = newest_whole(self.folder / LAST, say=lambda _: None)  # whoever continues it says so
+        if found:
+            check_identity(found[1][KEY]["identity"], self.module.identity)
+            self._take_note(self.module.identity)
         for stage in range(found[1][KEY]["progress"]["stage"] if found else 0):
             try:
-                read_slices(self.path(stage))
+                self._read(stage)
             except DamagedSlicesError as damage:
                 self._rebuild(stage, damage)
 
     def _load_one(self, stage: int) -> dict[str, SliceUse]:
-        where = self.path(stage), self.module.data.backbone.fingerprint
         try:
-            return load_slices(self.module.adapted, *where)
+            found = self._read(stage)
         except DamagedSlicesError as damage:
             self._rebuild(stage, damage)
-        return load_slices(self.module.adapted, *where)
+            found = self._read(stage)
+        return _take_over(self.module.adapted, self.path(stage), self.module.data.backbone.fingerprint, *found)
+
+    def _read(self, stage: int) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, SliceUse]]:
+        """A stage's file, if it is whole and of this stage and run; files of an older version do not say."""
+        path = self.path(stage)
+        found = read_slices(path)
+        number, made_with = found[0].get("stage", stage + 1), found[0].get("identity", {})
+        if number != stage + 1:
+            raise AdapterError(
+                f"{tail(path)} must hold weights of stage {stage + 1}, holds those of stage {number}: put the right "
+                "file there, or train again"
+            )
+        if part := self._foreign_part(made_with):
+            theirs, ours = squeezed(made_with[part]), squeezed((self.module.identity | self._said)[part])
+            raise AdapterError(
+                f"{tail(path)} must be of this run: its {part} is {theirs}, not {ours}; put the run's own file there, "
+                "restore what was changed, or train again"
+            )
+        self._take_note(made_with)
+        return found
+
+    def _foreign_part(self, made_with: Mapping[str, str]) -> str:
+        """The first part in which a file or a checkpoint shows that it is of another run, or nothing."""
+        ours = {part: value for part, value in self.module.identity.items() if part.startswith(FIXED)} | self._said
+        return next((part for part, value in ours.items() if made_with.get(part, value) != value), "")
+
+    def _take_note(self, made_with: Mapping[str, str]) -> None:
+        """Remembers what the first file was made with, and says what has changed since: measuring may go on."""
+        if self._said:
+            return
+        self._said = {part: made_with[part] for part in SAID if part in made_with}
+        for part, value in self._said.items():
+            if self.module.identity.get(part, value) != value:
+                print(f"contextlora: the {part} is no longer the one that the run was trained on", file=sys.stderr)
 
     def _rebuild(self, stage: int, damage: DamagedSlicesError) -> None:
         path, module = self.path(stage), self.module
@@ -102,7 +155,8 @@ class StageFiles:
             state = self._state_after(stage, checkpoint)
             if state is not None:
                 uses = checkpoint[KEY]["progress"]["uses"]
-                write_slices(path, _header(module.adapted, module.data.backbone.fingerprint), uses, state)
+                header = _header(module.adapted, module.data.backbone.fingerprint)
+                write_slices(path, header | _origin(stage, checkpoint[KEY]["identity"]), uses, state)
                 self.say(f"{path.name} was missing or damaged: written again from {name}")
                 return
         what = "missing" if not path.exists() else "damaged"
@@ -115,8 +169,9 @@ class StageFiles:
         """What the file of a stage must hold, if nothing of it had moved when the checkpoint was taken."""
         adapted, plan, method = self.module.adapted, self.module.plan, self.module.method
         progress, held = checkpoint[KEY]["progress"], checkpoint["state_dict"]
-        fingerprint = self.module.data.backbone.fingerprint
-        if progress["stage"] <= stage or checkpoint[KEY]["identity"].get("backbone", fingerprint) != fingerprint:
+        fingerprint, made_with = self.module.data.backbone.fingerprint, checkpoint[KEY]["identity"]
+        is_foreign = made_with.get("backbone", fingerprint) != fingerprint or self._foreign_part(made_with)
+        if progress["stage"] <= stage or is_foreign:
             return None
         has_moved = progress["interval"] > 0 or bool(progress["losses"])  # in the stage that was in force
         if method.changes_uses:
@@ -130,7 +185,12 @@ class StageFiles:
 
 
 def save_slices(
-    adapted: AdaptedModel, path: str | Path, fingerprint: str, owners: set[str] | None, uses: dict[str, SliceUse]
+    adapted: AdaptedModel,
+    path: str | Path,
+    fingerprint: str,
+    owners: set[str] | None,
+    uses: dict[str, SliceUse],
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes current values; the file appears complete or not at all.
 
@@ -140,9 +200,10 @@ def save_slices(
         fingerprint: of the backbone.
         owners: whose values, see `adapters.state`; None for all.
         uses: task -> how it uses the slices now.
+        origin: goes into the header.
     """
     plain = {task: [use.own, use.prerequisites] for task, use in uses.items()}
-    write_slices(path, _header(adapted, fingerprint), plain, adapted.state.read(owners))
+    write_slices(path, _header(adapted, fingerprint) | dict(origin or {}), plain, adapted.state.read(owners))
 
 
 def write_slices(
@@ -164,7 +225,17 @@ def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> di
     Raises:
         AdapterError: for a missing, damaged or foreign file, or values that are not finite.
     """
-    header, state, uses = read_slices(path)
+    return _take_over(adapted, path, fingerprint, *read_slices(path))
+
+
+def _take_over(
+    adapted: AdaptedModel,
+    path: str | Path,
+    fingerprint: str,
+    header: Mapping[str, Any],
+    state: dict[str, torch.Tensor],
+    uses: dict[str, SliceUse],
+) -> dict[str, SliceUse]:
     for key, expected in _header(adapted, fingerprint).items():
         if header.get(key) != expected:
             found, here = (one if isinstance(one, str) else shown(one) for one in (header.get(key), expected))
@@ -210,3 +281,8 @@ def _checksum(header: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
 
 def _header(adapted: AdaptedModel, fingerprint: str) -> dict[str, Any]:
     return {"backbone": fingerprint, "partition": dict(adapted.partition.ranks)}
+
+
+def _origin(stage: int, identity: Mapping[str, str]) -> dict[str, Any]:
+    # Sorted: a file that is written again must have the same bytes.
+    return {"stage": stage + 1, "identity": dict(sorted(identity.items()))}

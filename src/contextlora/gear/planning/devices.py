@@ -11,13 +11,14 @@
 `link` holds for every pair that `links` does not name. Links are full duplex and the same in both directions.
 """
 
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from contextlora.errors import ConfigError, known, tail
 from contextlora.limits import shown
+
+_LEAST, _MOST = 1e-18, 1e21
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ def _section(
 def _number(value: Any, where: str, key: str, zero: bool = False) -> float:
     # Compared, not converted: an int may be larger than any float. True is an int in Python.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
-        rule = "a number of at least 0" if zero else "a number above 0"
+    # No device is out of this range, and times that are made of such numbers can be added and drawn.
+    if not is_number or not (_LEAST <= value <= _MOST or (value == 0 and zero)):
+        rule = f"{'0 or ' if zero else ''}a number from {_LEAST:g} to {_MOST:g}"
         raise ConfigError(f"{where}: {key} must be {rule}, got {shown(value)}")
     return float(value)

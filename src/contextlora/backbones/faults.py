@@ -1,11 +1,16 @@
-"""What goes wrong with a backbone, as one line."""
+"""What goes wrong in loading and feeding a backbone, in the project's words."""
 
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers.utils import logging as hf_logging
 
 from contextlora.errors import UserError, first_line, is_out_of_memory, tail
+from contextlora.limits import shown
+
+_REFUSED_ATTENTION = re.compile(r'`attn_implementation="(.*?)"` is not supported')
 
 
 class BackboneError(UserError):
@@ -27,10 +32,12 @@ def errors_of(name: str, part: str) -> Iterator[None]:
     except Exception as error:  # tokenizers raises bare ones, and configurations are checked by half a dozen libraries
         if is_out_of_memory(error):
             raise
-        if "trust_remote_code" in str(error):
+        if brings_code(error):
+            raise BackboneError(code_message(name)) from error
+        if refused := _REFUSED_ATTENTION.search(str(error)):
             raise BackboneError(
-                f"model {tail(name)} brings code of its own, which may do all that you may do, and is not run; take a "
-                "model that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
+                f"model.attn_implementation must be eager, sdpa or another one that transformers has for model "
+                f"{tail(name)}, got {shown(refused[1])}"
             ) from error
         where = "" if isinstance(error, OSError) else f"its {part}: "  # which names the file, or is the hub's
         said = f"{where}{first_line(error, but=name)}"
@@ -50,3 +57,21 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(verbosity)
         if shows_progress:
             hf_logging.enable_progress_bar()
+
+
+def brings_code(error: Exception) -> bool:
+    """Whether transformers refuses to run what comes with a model."""
+    return "trust_remote_code" in str(error)
+
+
+def code_message(name: object) -> str:
+    """What to say then of the model of this name."""
+    return (
+        f"model {tail(name)} brings code of its own, which may do all that you may do, and is not run; take a model "
+        "that transformers ships or, only if you have read that code, set model.trust_remote_code=true"
+    )
+
+
+def warn_of_code(name: object) -> None:
+    """Says on stderr that code which comes with a model may run."""
+    print(f"contextlora: code that comes with model {name} may do all that you may do", file=sys.stderr)
