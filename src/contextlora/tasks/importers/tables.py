@@ -100,8 +100,8 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     for number, found in read_lines(path):
-        if isinstance(found, TaskSetError):
-            raise TaskSetError(f"line {number}: {found}")
+        if isinstance(error := found, TaskSetError):
+            raise TaskSetError(f"line {number}: {error}")
         yield number, found
 
 
@@ -143,7 +143,7 @@ def _extra(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise TaskSetError(
-            f"this table needs the package {name.partition('.')[0]}; pip install 'contextlora[data]'"
+            f"this table needs the package {name.partition('.')[0]}; install it with: pip install 'contextlora[data]'"
         ) from None
 
 
