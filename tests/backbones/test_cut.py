@@ -7,7 +7,7 @@ from PIL import Image
 from contextlora.adapters import AdaptedModel, AdapterConfig
 from contextlora.backbones.cut import CutModel
 from contextlora.backbones.encoding import OptionBatch
-from contextlora.backbones.load import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.scoring import option_scores
 from contextlora.graph import RankPartition, SliceUse
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt

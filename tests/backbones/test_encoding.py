@@ -8,7 +8,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import processors
 
-from contextlora.backbones.load import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.readable import counts_padding
 from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.prompts import Prompt

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from contextlora.backbones import load
-from contextlora.backbones.load import BackboneError, fastest_dtype, load_backbone
+from contextlora.backbones.faults import BackboneError
+from contextlora.backbones.load import fastest_dtype, load_backbone
 from contextlora.backbones.size import model_size
 from contextlora.errors import ConfigError
 from contextlora.tasks.prompts import Prompt

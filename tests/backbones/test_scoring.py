@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from tokenizers import normalizers, processors
 
-from contextlora.backbones.load import Backbone, BackboneError, load_backbone
+from contextlora.backbones.faults import BackboneError
+from contextlora.backbones.load import Backbone, load_backbone
 from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.prompts import Prompt
 

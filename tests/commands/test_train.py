@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaModel
 
 from contextlora.assembly.build import build_data, build_module
-from contextlora.backbones.load import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.scoring import option_scores
 from contextlora.commands.evaluate import evaluate
 from contextlora.commands.export import export

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from contextlora.adapters import AdapterError
 from contextlora.assembly.build import build_data, build_module
-from contextlora.backbones.load import BackboneError, load_backbone
+from contextlora.backbones.faults import BackboneError
+from contextlora.backbones.load import load_backbone
 from contextlora.errors import NotFiniteError
 from contextlora.runs import RunFolder
 from contextlora.training.callbacks import LAST

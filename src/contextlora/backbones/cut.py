@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from contextlora.adapters.targets import decoder_blocks
-from contextlora.backbones.load import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.scoring import (
     LAST_POSITION,
     OptionBatch,

@@ -2,7 +2,8 @@
 
 from itertools import permutations
 
-from contextlora.backbones.load import Backbone, BackboneError
+from contextlora.backbones.faults import BackboneError
+from contextlora.backbones.load import Backbone
 from contextlora.errors import tail
 from contextlora.tasks.faults import label, shown
 from contextlora.tasks.prompts import END_OF_ANSWER, Prompt

@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Sequence
 from itertools import chain
 
-from contextlora.backbones.load import Backbone, BackboneError
+from contextlora.backbones.faults import BackboneError
+from contextlora.backbones.load import Backbone
 from contextlora.errors import tail
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from contextlora.backbones.encoding import OptionBatch
-from contextlora.backbones.load import BackboneError
+from contextlora.backbones.faults import BackboneError
 
 # As an index, not the number 1: of the last position's hidden states it makes a tensor of their own. In a slice of all
 # positions the head would be multiplied row by row, with a copy of its weights for each.
