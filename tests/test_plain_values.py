@@ -2,7 +2,7 @@
 
 import pytest
 
-from contextlora.config import CONFIG_DIR, load_config
+from contextlora.config import load_config
 from contextlora.errors import ConfigError
 
 
@@ -16,12 +16,6 @@ def test_a_number_is_not_read_as_another(tmp_path, value):
     with pytest.raises(ConfigError, match=rf"{value} in .*default\.yaml is another number"):
         load_config([], tmp_path)
     assert load_config([f"tracking.project='{value}'"]).tracking.project == value
-
-
-def test_the_shipped_files_hold_none_of_these():
-    for path in CONFIG_DIR.glob("*/*.yaml"):
-        if path.parent.name in ("method", "model", "taskset"):
-            load_config([f"{path.parent.name}={path.stem}"])
 
 
 def test_what_could_not_be_read_again_is_refused():

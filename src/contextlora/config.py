@@ -169,12 +169,10 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], _Layer]:
             choices[choice] = value
             continue
         try:
-            check_numbers(value, f" in {shown(argument)}")
             found.merge_with_dotlist([argument])
-        except ConfigError:
-            raise
         except UNREADABLE as error:
             raise ConfigError(f"cannot read {shown(argument)}: {first_line(error)}; mend it") from error
+        check_numbers(value, f" in {shown(argument)}")
     tree = OmegaConf.to_container(found)
     check_leaves(tree, "")
     return choices, _Layer(tree)

@@ -24,14 +24,14 @@ def check_numbers(text: str, source: str) -> None:
 
 def check_resolved(tree: Any) -> None:
     """Raises `ConfigError` for a value that would be a reference when the settings are read again."""
-    for key, value in values(tree):
+    for key, value in _values(tree):
         if isinstance(value, str) and "${" in value:
             raise ConfigError(f"{squeezed(key)} must not hold ${{, got {value[:40]!r}; write the value itself")
 
 
 def check_leaves(tree: Any, source: str) -> None:
     """Raises `ConfigError` for what OmegaConf would read more into than a value; `source` ends the message."""
-    for key, value in values(tree):
+    for key, value in _values(tree):
         if value == "???":  # it would be passed over
             raise ConfigError(
                 f"{squeezed(key)}{source} is '???', which stands for no value; give one, or leave out the key"
@@ -44,13 +44,13 @@ def check_leaves(tree: Any, source: str) -> None:
             )
 
 
-def values(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _values(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of each leaf of a plain tree."""
     if not isinstance(tree, dict | list):
         yield key, tree
         return
     for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from values(value, f"{key}.{name}" if key else str(name))
+        yield from _values(value, f"{key}.{name}" if key else str(name))
 
 
 def _calls_resolver(text: str) -> bool:

@@ -107,8 +107,7 @@ class RunFolder:
     @property
     def history(self) -> list[dict[str, float]]:
         """The validations so far, oldest first: `step`, `stage`, `accuracy/<task>` and more."""
-        is_there = self.metrics_file.is_file()
-        lines = read_file(self.metrics_file).decode("utf-8").splitlines() if is_there else []
+        lines = read_file(self.metrics_file).decode("utf-8").splitlines() if self.metrics_file.is_file() else []
         return [json.loads(line) for line in lines]
 
     def folder(self, *names: str) -> Path:
@@ -222,10 +221,14 @@ class RunFolder:
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json, mark the run as finished and point `latest` at it, in this order."""
         self.check_is_there()
-        write_atomically(self.results_file, json.dumps(results, indent=2) + "\n")
+        self.write_results(results)
         self._set_state("finished")
         point_latest(self.path)
         release(self.path)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Gives results.json new content."""
+        write_atomically(self.results_file, json.dumps(results, indent=2) + "\n")
 
     def check_is_there(self) -> None:
         """Raises `VanishedRunError` where the folder is gone: what is written would lie in a folder that is no run."""
@@ -263,11 +266,9 @@ def latest_run(runs_dir: Path | str) -> RunFolder:
     Raises:
         UserError: there is none.
     """
-    path = latest_path(Path(runs_dir))
-    if path is not None:
+    if path := latest_path(Path(runs_dir)):
         return RunFolder.open(path)
-    finished = find_runs(runs_dir, finished=True)
-    if not finished:
+    if not (finished := find_runs(runs_dir, finished=True)):
         raise UserError(f"no finished run in {tail(runs_dir)}; start one with: make train, or name one with RUN=FOLDER")
     return finished[-1]
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from contextlora.assembly.build import build_data
-from contextlora.backbones.load import BackboneError
+from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.scoring import option_scores
 from contextlora.training.prompt_check import check_prompts
 

@@ -1,6 +1,5 @@
 """`contextlora evaluate`, and the evaluation that ends a training."""
 
-import json
 import time
 from contextlib import nullcontext
 from itertools import pairwise
@@ -13,7 +12,6 @@ from contextlora.config import RunConfig, load_config
 from contextlora.errors import UserError
 from contextlora.evaluation.report import print_in_full, references_table, results_table
 from contextlora.evaluation.suite import evaluate_suite
-from contextlora.files import write_atomically
 from contextlora.gear.execution.peers import Peers
 from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.graph.plan import SliceUse
@@ -46,7 +44,7 @@ def evaluate(config: RunConfig, run: RunFolder) -> dict[str, Any]:
     # By other settings than its own it would be measured as no other run is.
     if not known and run.state == "finished" and config == load_config(saved=run.config_file):
         results = {"gradient_steps": _steps(run)} | results
-        write_atomically(run.results_file, json.dumps(results, indent=2) + "\n")
+        run.write_results(results)
         CONSOLE.print(f"{run.results_file.name} could not be read: written again")
     print_results(results)
     return results

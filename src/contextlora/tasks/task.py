@@ -87,7 +87,7 @@ def item_faults(record: Any) -> Iterator[str]:
         value = record.get(key, "?")
         if not (isinstance(value, str) and value.strip()) and type(value) is not int:
             yield f"{name}: {key} must be text or a whole number, got {shown(value)}"
-        elif value != value.strip() if isinstance(value, str) else False:
+        elif isinstance(value, str) and value != value.strip():
             # Another task's, or another split's, would not be the same one.
             yield f"{name}: {key} must not begin or end with a space, got {shown(value)}"
     question = record.get("question", "?")

@@ -112,13 +112,14 @@ class ContextLoraModule(StagedModule):
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
-            asked = self.trainer.state.fn.value
-            raise UserError(f"a Trainer can only fit this module, got {asked}: call module.accuracies(split) instead")
+            self.test_step()
         if self.trainer.datamodule is not self.data:
             raise ConfigError("the Trainer must get the data module that the module was made with: fit(module, data)")
 
     def test_step(self, *_: Any) -> None:
-        raise NotImplementedError  # `setup` refuses before; without this method Lightning does, and names no remedy
+        # `setup` calls it; without such a method Lightning would refuse first, and name no remedy.
+        asked = self.trainer.state.fn.value
+        raise UserError(f"a Trainer can only fit this module, got {asked}: call module.accuracies(split) instead")
 
     predict_step = test_step
 

@@ -40,6 +40,7 @@ HEADER = "contextlora"  # the entry of a file's metadata
 # what they may be measured without, which is said. The rest is free in an evaluation.
 FIXED = ("base weights", "tokenizer", "image processor", "setting seed", "setting method.", "setting training.")
 SAID = ("task set", "chat template")
+Slices = tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, SliceUse]]  # a file's header, values and uses
 
 
 class DamagedSlicesError(AdapterError):
@@ -110,9 +111,9 @@ class StageFiles:
         except DamagedSlicesError as damage:
             self._rebuild(stage, damage)
             found = self._read(stage)
-        return _take_over(self.module.adapted, self.path(stage), self.module.data.backbone.fingerprint, *found)
+        return load_slices(self.module.adapted, self.path(stage), self.module.data.backbone.fingerprint, found)
 
-    def _read(self, stage: int) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, SliceUse]]:
+    def _read(self, stage: int) -> Slices:
         """A stage's file, if it is whole and of this stage and run; files of an older version do not say."""
         path = self.path(stage)
         found = read_slices(path)
@@ -216,26 +217,16 @@ def write_slices(
     write_atomically(Path(path), save(state, metadata={HEADER: json.dumps(header)}))
 
 
-def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str) -> dict[str, SliceUse]:
-    """Takes over what `save_slices` wrote for the same backbone and partition.
+def load_slices(adapted: AdaptedModel, path: str | Path, fingerprint: str, found: Slices) -> dict[str, SliceUse]:
+    """Takes over what `read_slices` found in a file that `save_slices` wrote for the same backbone and partition.
 
     Returns:
         The uses.
 
     Raises:
-        AdapterError: for a missing, damaged or foreign file, or values that are not finite.
+        AdapterError: for a foreign file, or values that are not finite.
     """
-    return _take_over(adapted, path, fingerprint, *read_slices(path))
-
-
-def _take_over(
-    adapted: AdaptedModel,
-    path: str | Path,
-    fingerprint: str,
-    header: Mapping[str, Any],
-    state: dict[str, torch.Tensor],
-    uses: dict[str, SliceUse],
-) -> dict[str, SliceUse]:
+    header, state, uses = found
     for key, expected in _header(adapted, fingerprint).items():
         if header.get(key) != expected:
             found, here = (one if isinstance(one, str) else shown(one) for one in (header.get(key), expected))
@@ -248,7 +239,7 @@ def _take_over(
     return uses
 
 
-def read_slices(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, SliceUse]]:
+def read_slices(path: str | Path) -> Slices:
     """What a file holds, whole: header, values and uses.
 
     Raises:
