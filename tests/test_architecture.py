@@ -8,6 +8,7 @@ import re
 import sys
 from collections import defaultdict
 from functools import cache
+from keyword import iskeyword
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ LAYERS = (
     ("methods",),
     ("config",),
     ("evaluation",),
-    ("training",),
+    ("training", "serving"),
     ("gear/execution", "gear/reports"),
     ("gear/processes",),
     ("assembly",),
@@ -204,7 +205,7 @@ def test_components_take_plain_values_not_the_whole_configuration():
 
 
 def test_every_command_has_the_file_of_its_name():
-    expected = {command.replace("-", "_") for command in COMMANDS}
+    expected = {command.replace("-", "_") + "_" * iskeyword(command) for command in COMMANDS}
     files = {path.stem: path for path in (PACKAGE / "commands").glob("*.py") if path.stem != "__init__"}
     assert set(files) == expected
     functions = {stem: [getattr(node, "name", "") for node in parse(path).body] for stem, path in files.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 _PLACES = {
     "AdaptedModel": "adapters",
+    "Answer": "serving.ask",
     "ContextLora": "methods.contextlora",
     "ContextLoraModule": "training.module",
     "ContextLoraSettings": "methods.contextlora",
@@ -16,6 +17,7 @@ _PLACES = {
     "Method": "methods",
     "MethodSettings": "settings",
     "OptimizerSettings": "training.optimizer",
+    "Predictor": "serving.ask",
     "RankPartition": "graph",
     "SliceUse": "graph",
     "StageLength": "training.stages",
@@ -25,6 +27,7 @@ _PLACES = {
     "TaskSetDataModule": "tasks.datamodule",
     "TrainingPlan": "graph",
     "export_adapter": "adapters",
+    "load": "assembly.trained",
     "load_backbone": "backbones.load",
 }
 __all__ = list(_PLACES)

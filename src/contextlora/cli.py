@@ -12,36 +12,59 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 
+from contextlora.backbones.published import PUBLISHED
 from contextlora.config import describe_settings, load_config
 from contextlora.errors import UserError, cut, explained, tail
 from contextlora.runs import RunFolder, find_runs, latest_run, unreadable_runs
 from contextlora.signals import Terminated, ending_in_order
+from contextlora.tasks.importers import IMPORTERS
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command takes: the configuration, a run (which one by default), or both."""
+    """What a command takes: the configuration, a run (which one by default), or both; or arguments of its own.
+
+    These are named as argparse does, with their help; a name that ends in + takes several values.
+    """
 
     text: str
     settings: bool = True
     run: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
     "train": Command("train a task set with a method, evaluate it and print the results"),
     "evaluate": Command("evaluate a finished run again, with its own settings unless others are given", run="latest"),
     "compare": Command("compare the finished runs of a task set over methods and seeds"),
+    "ask": Command("answer one question with a trained run, and those that its answer depends on", run="latest"),
     "export": Command("write each trained task of a run as an ordinary PEFT adapter", run="latest"),
     "resume": Command("continue a run that did not finish, to the same weights", settings=False, run="unfinished"),
     "clean-runs": Command("show what takes space among the runs; --yes removes what no command needs any more"),
     "plan": Command("plan training over the devices of gear.devices, and say what it would take"),
     "profile": Command("measure this machine, or all processes and their links, into a device catalogue"),
+    "model": Command("bring a real model here", settings=False, arguments={"name": f"one of {', '.join(PUBLISHED)}"}),
+    "import": Command(
+        "make a task set of tables",
+        settings=False,
+        arguments={
+            "mapping": f"a mapping file (docs/importing.md), or one of {', '.join(IMPORTERS)}",
+            "source+": "CSV, TSV, JSON, JSONL or Parquet files, a folder of them, saved datasets, or hub:owner/name",
+            "--to": "folder of the task set (default: data/<its name>)",
+        },
+    ),
+    "new-taskset": Command(
+        "write a small task set to start your own from, with every key explained",
+        settings=False,
+        arguments={"name": "its folder"},
+    ),
     "data": Command("build a task set"),
     "data-check": Command("probe a task set for shortcuts; fails where one is found"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
@@ -107,11 +130,14 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
             sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
         if name == "clean-runs":
             sub.add_argument("--yes", action="store_true", help="remove it; only shows otherwise")
+        _add_own(sub, command.arguments)
         if command.run:
             default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
             sub.add_argument("--run", metavar="FOLDER", help=f"the run (default: {default})")
         if name == "resume":
             sub.add_argument("--devices", metavar="N", type=int, help="devices of this machine (default: as before)")
+        if name == "ask":
+            _add_question(sub)
         if command.settings:
             sub.add_argument("--config-dir", metavar="FOLDER", type=Path, help="default: configs/ of the repository")
             sub.add_argument("settings", nargs="*", metavar="key=value", help="settings, see below")
@@ -120,10 +146,30 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
     options, rest = parser.parse_known_args(arguments, options)
     unknown = [text for text in rest if text.startswith("-") or not COMMANDS[options.command].settings]
     if unknown:
-        parser.error(
-            f"{options.command} does not take {cut(' '.join(unknown))}; see contextlora {options.command} --help"
-        )
+        what = cut(" ".join(unknown))
+        parser.error(f"{options.command} does not take {what}; see contextlora {options.command} --help")
     return [*getattr(options, "settings", []), *rest]
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="whose question it is")
+    parser.add_argument("--question", metavar="TEXT", required=True, help="as the task set's items ask it")
+    parser.add_argument("--option", metavar="WORD", action="append", default=[], help="to choose from; give each")
+    parser.add_argument("--image", metavar="FILE", help="what the question is about")
+    parser.add_argument("--image-text", metavar="TEXT", help="what the image shows, for models that cannot see")
+    parser.add_argument(
+        "--prerequisite",
+        metavar="TASK=ANSWER",
+        action="append",
+        default=[],
+        help='what the answer depends on; where it is not known its question: TASK={"question": ..., "options": [...]}',
+    )
+
+
+def _add_own(parser: argparse.ArgumentParser, arguments: Mapping[str, str]) -> None:
+    for name, text in arguments.items():
+        metavar, nargs = name.strip("-+").upper(), "+" if name.endswith("+") else None
+        parser.add_argument(name.rstrip("+"), metavar=metavar, help=text, nargs=nargs)
 
 
 def _settings_help() -> Iterator[str]:
@@ -149,11 +195,18 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     config = load_config(settings, config_dir, saved=run.config_file if run else None)
 
     name = options.command.replace("-", "_")
+    name += "_" if iskeyword(name) else ""
     function = getattr(import_module(f"contextlora.commands.{name}"), name)
-    if options.command == "train":
+    if command.arguments:
+        function(**{key: getattr(options, key) for key in (name.strip("-+") for name in command.arguments)})
+    elif options.command == "train":
         function(config, dry_run=options.dry_run)
     elif options.command == "clean-runs":
         function(config, yes=options.yes)
+    elif options.command == "ask":
+        question = {"question": options.question, "options": options.option}
+        question |= {"image": options.image, "image_text": options.image_text}
+        function(config, run, options.task, question, options.prerequisite)
     elif options.command == "resume":
         function(run, devices=options.devices)
     else:

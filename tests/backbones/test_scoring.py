@@ -116,7 +116,7 @@ def test_gradients_equal_the_oracle(backbone, kind):
 
 def test_a_model_without_keys_and_values(backbone, monkeypatch):
     loaded = backbone("gpt2")
-    batch, forward = loaded.encode(prompts()), loaded.model.forward
+    batch, forward = replace(loaded.encode(prompts()), num_read=0), loaded.model.forward
     monkeypatch.setattr(loaded.model, "forward", lambda **inputs: forward(**{**inputs, "use_cache": False}))
     with pytest.raises(ValueError, match="GPT2LMHeadModel keeps no keys and values"):
         option_scores(loaded.model, batch)

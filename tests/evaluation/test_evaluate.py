@@ -71,8 +71,8 @@ def test_the_base_alone_ignores_the_adapter(module):
 
 def test_answers_are_kept_exactly_as_long_as_the_weights_behind_them(module, monkeypatch):
     asked = []
-    answer = module.evaluator._answer
-    monkeypatch.setattr(module.evaluator, "_answer", lambda task, *rest: asked.append(task) or answer(task, *rest))
+    answer = module.evaluator.answer
+    monkeypatch.setattr(module.evaluator, "answer", lambda task, *rest: asked.append(task) or answer(task, *rest))
     module.evaluator.predict("d", "test", "predicted")
     assert sorted(asked) == ["a", "b", "c", "d"]
     module.evaluator.predict("d", "test", "predicted")
@@ -124,8 +124,8 @@ def test_the_mode_of_training_comes_back(module):
 def test_training_a_task_leaves_the_answers_of_those_it_does_not_change(make_config, monkeypatch):
     module, asked = build(make_config("method.delta=1.0")), []
     shake(module.adapted, lambda name: True)
-    answer = module.evaluator._answer
-    monkeypatch.setattr(module.evaluator, "_answer", lambda task, *rest: asked.append(task) or answer(task, *rest))
+    answer = module.evaluator.answer
+    monkeypatch.setattr(module.evaluator, "answer", lambda task, *rest: asked.append(task) or answer(task, *rest))
 
     def asked_by_predicting_all():
         asked.clear()

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from contextlora.tasks.faults import TaskSetError
 from contextlora.tasks.prompts import DEFAULT_TEMPLATE
-from contextlora.tasks.task import TaskSetError
-from contextlora.tasks.taskset import TaskSet
+from contextlora.tasks.task import SPLITS, Item, Task
+from contextlora.tasks.taskset import TaskSet, write_taskset
 
 
 def test_reads_what_was_written(folder):
@@ -107,3 +108,15 @@ def test_the_example_of_the_documentation_loads(tmp_path):
     assert taskset.graph.prerequisites("route") == ("hazard",)
     [loaded] = taskset.items("hazard", "train")
     assert (loaded.options, loaded.answer, loaded.image_text) == (("light", "heavy"), 1, "c2 r1 lorry")
+
+
+def test_a_task_may_show_some_prerequisites_only(tmp_path):
+    tasks = [Task("a", (), 2), Task("b", ("a",), 2, context=()), Task("c", ("a", "b"), 2, context=("b",))]
+    items = {split: [Item(f"{split}1", f"{split}1", "which ?", ("x", "y"), 0)] for split in SPLITS}
+    rows = {(task.name, split): items[split] for task in tasks for split in SPLITS}
+    write_taskset(tmp_path / "set", "set", tasks, rows)
+    taskset = TaskSet.load(tmp_path / "set")
+    shown = {task: taskset.context_tasks(task, "direct") for task in "abc"}
+    assert shown == {"a": (), "b": (), "c": ("b",)} and taskset.graph.prerequisites("c") == ("a", "b")
+    with pytest.raises(TaskSetError, match="task b: context must list tasks that it needs, got c"):
+        TaskSet.from_items([tasks[0], Task("b", ("a",), 2, context=("c",)), tasks[2]], rows)

@@ -36,7 +36,8 @@ def taskset_fingerprint(taskset: TaskSet, splits: Sequence[str] = ("train", "val
     """
     digest = hashlib.sha256(repr(taskset.template).encode())
     for name, task in taskset.tasks.items():
-        digest.update(repr((name, task.prerequisites)).encode())
+        shown = () if task.context is None else (task.context,)  # nothing more, where older runs had nothing
+        digest.update(repr((name, task.prerequisites, *shown)).encode())
     images: dict[str, str] = {}
     for (task, split), items in sorted(taskset.splits.items()):
         for item in items if split in splits else ():

@@ -59,7 +59,7 @@ def count_tokens(
     """Tokens of the longest prompt in a first batch of each task, and how they were counted."""
     texts: dict[str, list[str]] = {}
     for task in taskset.graph.tasks:
-        names = taskset.graph.prerequisites(task, config.taskset.scope)
+        names = taskset.context_tasks(task, config.taskset.scope)
         texts[task] = [
             render(
                 item,

@@ -11,7 +11,7 @@ model, and refuses one that this does not fit.
 
 Letters: B prompts, T tokens, K options, L tokens of the longest option, h hidden size. Hidden states of a batch are
 (B, T + K (L - 1), h): those of the prompts, then of every token of the options but the last, which continue from the
-keys and values that each stage keeps of its own layers.
+keys and values that each stage keeps of its own layers; (B, T + M, h) where options are packed behind the prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from contextlora.adapters.targets import decoder_blocks
 from contextlora.backbones.faults import BackboneError
+from contextlora.backbones.packing import packed_inputs, predicting_columns
 from contextlora.backbones.scoring import (
     LAST_POSITION,
     OptionBatch,
@@ -60,13 +61,15 @@ class CutModel:
             Hidden states likewise, or in the last stage (B, K) log-likelihoods of the options.
         """
         (num_rows, length), option_length = batch.inputs["input_ids"].shape, batch.option_ids.shape[-1]
-        several, is_last = option_length > 1, layers.stop is None
+        several, is_last = option_length > 1 and not batch.num_read, layers.stop is None
         # Only the last stage needs the head. The final norm runs in every stage; `behind` is filled in front of it.
         call = self.model if is_last else self.model.base_model
-        keep = {"logits_to_keep": LAST_POSITION} if is_last else {}
-        prompts = None if hidden is None else hidden[:, :length]
+        inputs = packed_inputs(batch, self.model.dtype) if batch.num_read else batch.inputs
+        columns = predicting_columns(batch) if batch.num_read else LAST_POSITION
+        keep = {"logits_to_keep": columns} if is_last else {}
+        prompts = None if hidden is None else hidden[:, : length + batch.num_read]
         with self._only(layers, prompts) as behind:
-            read = call(**_inputs(batch.inputs, prompts), use_cache=several, **keep)
+            read = call(**_inputs(inputs, prompts), use_cache=several, **keep)
         found, continued = behind[0], None
         if several:
             # Aligned after repeating: a layer that stands in for others would be repeated once for each of them.
@@ -80,7 +83,8 @@ class CutModel:
 
     def item(self, batch: OptionBatch) -> Tensor:
         """Hidden states of one prompt of a batch as a meta tensor, (T + K (L - 1), h)."""
-        num_tokens = batch.inputs["input_ids"].shape[1] + batch.option_ids[0, :, 1:].numel()
+        behind = batch.num_read or batch.option_ids[0, :, 1:].numel()
+        num_tokens = batch.inputs["input_ids"].shape[1] + behind
         size = self.model.config.get_text_config().hidden_size
         return torch.empty(num_tokens, size, dtype=self.model.dtype, device="meta")
 

@@ -19,7 +19,7 @@ import torch
 from contextlora.backbones.endings import ended
 from contextlora.backbones.faults import BackboneError, errors_of, quiet
 from contextlora.backbones.load import Backbone
-from contextlora.backbones.readable import check_length, check_tokens, takes_position_ids
+from contextlora.backbones.readable import check_length, check_tokens, packs, takes_position_ids
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError, label, shown
 from contextlora.tasks.images import read_image
@@ -39,6 +39,8 @@ class OptionBatch:
         answer: (B,) index of the right option.
         task: name of the task.
         rows: which rows of a batch of `batch_size` prompts these are.
+        num_read: tokens of options that the longest row of the whole batch reads where they are packed behind the
+            prompts, see `contextlora.backbones.packing`; 0 where they are not.
         option_lengths: (B, K) characters by which the options' scores are divided; None leaves them as they are.
     """
 
@@ -49,6 +51,7 @@ class OptionBatch:
     task: str
     rows: range
     batch_size: int
+    num_read: int = 0
     option_lengths: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
@@ -104,6 +107,8 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     longest = [max(map(len, row.options)) for row in encoded]
     length = max(longest)
     check_length(backbone, [len(row.ids) for row in encoded], longest)
+    # An option's last token is predicted, never read.
+    num_read = max(sum(len(option) - 1 for option in row.options) for row in encoded)
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
@@ -119,7 +124,8 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
         words = [[len(word) for word in prompt.continuations] for prompt in prompts]
         # 1, not 0, where there is no option: -inf / 0 would be no number.
         characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
-    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, characters)
+    num_read = num_read if packs(backbone, inputs, width + num_read) else 0
+    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, characters)
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """One way to load every backbone: a folder or hub name in Hugging Face form, text-only or image-and-text."""
 
 import os
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from contextlora.backbones.faults import BackboneError, brings_code, errors_of, warn_of_code
 from contextlora.backbones.fingerprint import fingerprint, part_fingerprints
+from contextlora.backbones.published import MODELS_DIR, PUBLISHED
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
@@ -57,6 +59,8 @@ class Backbone:
         fingerprint: tells backbones apart, see `fingerprint`.
         part_fingerprints: tell their parts apart, see `part_fingerprints`.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
+        packs_options: whether options of several tokens are read in the prompt's own forward, see `packing`.
+        window: the most columns that every layer's attention sees.
         encodings: cache of prepared prompts and images.
     """
 
@@ -69,6 +73,8 @@ class Backbone:
     fingerprint: str
     part_fingerprints: dict[str, str]
     chat_template: bool = False
+    packs_options: bool = False
+    window: int = sys.maxsize
     encodings: Encodings = field(default_factory=Encodings, repr=False)
 
     def encode(self, prompts: Sequence[Prompt], rows: range | None = None) -> "OptionBatch":
@@ -116,8 +122,11 @@ def load_backbone(
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
+    from contextlora.backbones.packing import can_pack  # which needs this module's class
+
+    model = model.to(device).eval()
     return Backbone(
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=tokenizer,
         processor=processor,
         image_token=_image_token(processor) if is_multimodal else None,
@@ -126,6 +135,9 @@ def load_backbone(
         fingerprint=fingerprint(model),
         part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
         chat_template=bool(template),
+        packs_options=can_pack(model),
+        # A layer that sees only the last so many columns would see too many through a mask of pairs.
+        window=getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize,
     )
 
 
@@ -206,7 +218,11 @@ def _source(path_or_name: str) -> str:
         # the hub would hide it.
         looks_like_path = folder.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1
         if looks_like_path or os.path.isdir(Path(path_or_name).parent):
-            raise BackboneError(f"model folder {tail(folder)} does not exist; give a folder, a hub id or 'bundled'")
+            published = folder.parent == MODELS_DIR and folder.name in PUBLISHED
+            give = (
+                f"fetch it with: make model NAME={folder.name}" if published else "give a folder, a hub id or 'bundled'"
+            )
+            raise BackboneError(f"model folder {tail(folder)} does not exist; {give}")
         return path_or_name
     if not (folder / "config.json").is_file():
         raise BackboneError(f"model folder {tail(folder)} holds no config.json; give a checkpoint in Hugging Face form")

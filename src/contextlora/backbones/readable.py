@@ -1,8 +1,10 @@
 """Whether a model can read what its tokenizer makes of prompts."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+
+import torch
 
 from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import Backbone
@@ -61,3 +63,13 @@ def check_tokens(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
             f"the tokenizer of model {tail(backbone.name)} gives {word!r} the number {highest}, its config.json has "
             f"vocab_size={most}: put the tokenizer of this very model beside it"
         )
+
+
+def packs(backbone: Backbone, inputs: Mapping[str, torch.Tensor], num_columns: int) -> bool:
+    """Whether a batch's options can be packed behind its prompts, see `contextlora.backbones.packing`."""
+    if not backbone.packs_options or counts_padding(backbone) or num_columns > backbone.window:
+        return False
+    # All that has a value for each column must be known to go on behind the prompts: not so types of image tokens.
+    shape = inputs["input_ids"].shape
+    known = {"input_ids", "attention_mask", "position_ids"}
+    return {name for name, value in inputs.items() if value.shape == shape} == known

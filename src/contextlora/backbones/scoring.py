@@ -5,9 +5,10 @@
 Where one option of an item begins another in tokens (`main` and `main bridge`), every option of the item ends with one
 more token, the tokenizer's end token or ` .` where it has none; otherwise the longer option could never win.
 
-The prompt is read once; only options of several tokens need a second forward, which continues from the prompt's keys
-and values with one row an option. Only positions that predict option tokens get logits, so that a wide vocabulary costs
-little. Shapes: B prompts, K options, T prompt and L option tokens.
+The prompt is read once, options of several tokens packed behind it where the model can do so (`packing`). Else these
+need a second forward, which continues from the prompt's keys and values with one row an option. Only positions that
+predict option tokens get logits, so that a wide vocabulary costs little. Shapes: B prompts, K options, T prompt and L
+option tokens.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from contextlora.backbones.encoding import OptionBatch
 from contextlora.backbones.faults import BackboneError
+from contextlora.backbones.packing import packed_inputs, packed_scores, predicting_columns
 
 # As an index, not the number 1: of the last position's hidden states it makes a tensor of their own. In a slice of all
 # positions the head would be multiplied row by row, with a copy of its weights for each.
@@ -37,6 +39,10 @@ def option_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
     Raises:
         BackboneError: options of several tokens, and a model without a key-value cache.
     """
+    if batch.num_read:
+        inputs = packed_inputs(batch, next(model.parameters()).dtype)
+        read = model(**inputs, logits_to_keep=predicting_columns(batch), use_cache=False)
+        return scores_of(batch, read.logits, None)
     several = batch.option_ids.shape[-1] > 1
     read = model(**batch.inputs, logits_to_keep=LAST_POSITION, use_cache=several)
     continued = None
@@ -87,19 +93,26 @@ def scores_of(batch: OptionBatch, read: torch.Tensor, continued: torch.Tensor | 
 
     Args:
         batch: encoded prompts.
-        read: (B, 1, V) behind the prompts.
+        read: (B, 1, V) behind the prompts; (B, 1 + M, V) of `packing.predicting_columns` where options are packed.
         continued: (B K, L - 1, V) behind each token of the options but the last; None where they have one.
 
     Returns:
         (B, K) as `option_scores`.
     """
     # In float32: bfloat16 keeps two to three digits, too few to tell close options apart.
+    if batch.num_read:
+        return _finished(batch, packed_scores(batch, read))
     scores = F.log_softmax(read[:, -1].float(), dim=-1).gather(1, batch.option_ids[..., 0])
     if continued is not None:
         ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)
         # (B K, L - 1): the score of token l + 1 stands behind token l.
         token_scores = F.log_softmax(continued.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
         scores = scores + (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, batch.option_ids.shape[1]))
+    return _finished(batch, scores)
+
+
+def _finished(batch: OptionBatch, scores: torch.Tensor) -> torch.Tensor:
+    """Sums of log-likelihoods as the scores that are compared."""
     if batch.option_lengths is not None:
         scores = scores / batch.option_lengths
     return scores.masked_fill(~batch.option_mask[..., 0], -torch.inf)

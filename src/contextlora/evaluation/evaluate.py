@@ -133,7 +133,7 @@ class Evaluator:
         answers: dict[tuple[str, str], str] = {}
         for task in tasks:
             items = part_of(self.taskset.items(task, split), *part)
-            for name in self.taskset.graph.prerequisites(task, self.scope):
+            for name in self.taskset.context_tasks(task, self.scope):
                 if name in untrained:
                     words = {i.scene: i.prerequisites[name] for i in items if name in i.prerequisites}
                 else:
@@ -179,32 +179,38 @@ class Evaluator:
         self, task: str, split: str, items: Sequence[Item], context: str, use: SliceUse | str | None
     ) -> Prediction:
         slices = self.uses[task] if use == PLANNED else use
-        if not self.taskset.graph.prerequisites(task):
-            context = "none"  # all modes are one for a root
+        if not self.taskset.context_tasks(task, self.scope):
+            context = "none"  # all modes are one
         # Rows must not depend on what is remembered, so a list of items is answered whole or not at all: another
         # batch composition may change the last bits, and a resumed run would differ.
         key = (task, split, context, slices and slices.active, tuple(item.id for item in items))
         versions = self._versions_behind(task, slices, context)
         held = self._remembered.get(key)
         if held is None or held[0] != versions:
-            held = versions, self._answer(task, items, self._contexts(task, split, items, context), slices)
+            held = versions, self.answer(task, items, self._contexts(task, split, items, context), slices)
             self._remembered[key] = held
         return held[1]
 
     def _contexts(self, task: str, split: str, items: Sequence[Item], context: str) -> list[dict[str, str]]:
-        names = self.taskset.graph.prerequisites(task, self.scope)
+        names = self.taskset.context_tasks(task, self.scope)
         answers: dict[tuple[str, str], str] = {}
         for name in names if context == "predicted" else ():
             answers |= {(name, scene): word for scene, word in self.predicted_words(name, split, items).items()}
         return [context_of(item, names, context, answers) for item in items]
 
     @torch.inference_mode()
-    def _answer(
-        self, task: str, items: Sequence[Item], contexts: list[dict[str, str]], use: SliceUse | None
+    def answer(
+        self,
+        task: str,
+        items: Sequence[Item],
+        contexts: Sequence[Mapping[str, str]],
+        use: SliceUse | str | None = PLANNED,
     ) -> Prediction:
+        """Answers items of one task, wherever they come from, with what `contexts` hold written into their prompts."""
+        slices = self.uses[task] if use == PLANNED else use
         was_training = self.adapted.training
         self.adapted.eval()
-        with self.adapted.active(use, task):
+        with self.adapted.active(slices, task):
             scores = self._score(task, items, contexts) if items else torch.empty(0, 1)
         self.adapted.train(was_training)
         # One score an option; the others of a row are -inf.

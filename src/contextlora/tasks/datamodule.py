@@ -90,7 +90,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         faults = Faults(self.taskset.name)
         self._check_template(faults)
         for (task, split), items in self.taskset.splits.items():
-            needed = self.taskset.graph.prerequisites(task, scope=self.scope) if self.context != "none" else ()
+            needed = self.taskset.context_tasks(task, self.scope) if self.context != "none" else ()
             places = self.taskset.places.get((task, split)) or [f"{split}/{task}"] * len(items)
             for where, item in zip(places, items, strict=False):  # a learning curve takes the first items only
                 try:
@@ -166,7 +166,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
     def right_context(self, task: str, item: Item) -> dict[str, str]:
         """The right answers of an item's prerequisites, where prompts hold context."""
-        prerequisites = self.taskset.graph.prerequisites(task, scope=self.scope)
+        prerequisites = self.taskset.context_tasks(task, self.scope)
         return context_of(item, prerequisites, "none" if self.context == "none" else "gold", {})
 
     def train_dataloader(self) -> DataLoader:
@@ -211,7 +211,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
                 yield self._with_context(task, items[start : start + self.eval_batch_size])
 
     def _with_context(self, task: str, items: Sequence[Item], rows: range | None = None) -> Batch:
-        prerequisites = self.taskset.graph.prerequisites(task, scope=self.scope)
+        prerequisites = self.taskset.context_tasks(task, self.scope)
         # Right answers too come from the module: prompts of one batch may hold both kinds.
         mode = "none" if self.context == "none" else "predicted"
         contexts = [context_of(item, prerequisites, mode, self.answers) for item in items]

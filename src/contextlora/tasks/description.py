@@ -48,7 +48,8 @@ def read_description(path: Path, faults: Faults) -> Description:
                 faults.add(f"{path.name}:{lines.get(name, 1)}", fault)
             tasks[name] = _loose(name, config, found["tasks"])
     _note_graph_faults(path.name, tasks, lines, faults)
-    return Description(_name(path, found, faults), tasks, _template(path, found, faults))
+    name = taskset_name(found.get("name"), path.parent.name, path.name, faults)
+    return Description(name, tasks, _template(path, found, faults))
 
 
 def read_items(folder: Path, rules: ItemRules) -> dict[tuple[str, str], list[Placed]]:
@@ -105,16 +106,16 @@ def _note_graph_faults(file: str, tasks: Mapping[str, Task], lines: Mapping[str,
         faults.add(file, str(error))
 
 
-def _name(path: Path, found: Mapping[str, Any], faults: Faults) -> str:
-    name = found.get("name")
-    if name in (None, "None"):
-        return path.parent.name
+def taskset_name(given: Any, default: str, where: str, faults: Faults) -> str:
+    """A task set's name as text, the default where none is given; notes what it may not be."""
+    name = default if given in (None, "None") else given
     # It becomes a part of paths, tables and tracked runs.
     plain = str(name) if isinstance(name, str | int) else ""
-    if not plain.strip() or not plain.isprintable() or set("/\\") & set(plain) or plain in (".", ".."):
-        faults.add(path.name, f"name must be one printable line without / and \\, got {shown(name)}")
-    elif len(plain) > _MOST_NAME:
-        faults.add(path.name, f"name must have at most {_MOST_NAME} characters, got {len(plain)}")
+    if given not in (None, "None") or not default:
+        if not plain.strip() or not plain.isprintable() or set("/\\") & set(plain) or plain in (".", ".."):
+            faults.add(where, f"name must be one printable line without / and \\, got {shown(name)}")
+        elif len(plain) > _MOST_NAME:
+            faults.add(where, f"name must have at most {_MOST_NAME} characters, got {len(plain)}")
     return plain
 
 

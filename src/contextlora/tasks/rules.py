@@ -33,6 +33,11 @@ class ItemRules:
     def __init__(self, folder: Path, tasks: Mapping[str, Task], faults: Faults) -> None:
         self.tasks, self.faults = tasks, faults
         self.ancestors = {name: _ancestors(name, tasks) for name in tasks}
+        for task in tasks.values():
+            foreign = [label(name) for name in task.context or () if name not in self.ancestors[task.name]]
+            if foreign:
+                listed = ", ".join(foreign[:3])
+                faults.add("", f"task {label(task.name)}: context must list tasks that it needs, got {listed}")
         self._images = ImageCheck(folder)
         self._ids: set[tuple[str, str, str]] = set()
         self._task_scenes: dict[tuple[str, str], tuple[str, str]] = {}  # (task, scene) -> split and place

@@ -136,6 +136,7 @@ class Task:
         num_options: the most options an item of it has.
         description: what is asked, in one sentence.
         rule: right answer for each tuple of the prerequisites' answers, where the task is such a rule; else None.
+        context: prerequisites whose answers its prompts may show; None shows all.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Task:
     num_options: int
     description: str = ""
     rule: Mapping[tuple[str, ...], str] | None = None
+    context: tuple[str, ...] | None = None
 
     @classmethod
     def from_config(cls, name: str, config: Any) -> "Task":
@@ -156,20 +158,25 @@ class Task:
             raise TaskSetError(faults[0], faults)
         prerequisites, rows = _listed(config, "prerequisites"), _listed(config, "rule")
         rule = {tuple(row[:-1]): row[-1] for row in rows} if rows else None
-        return cls(name, tuple(prerequisites), config["num_options"], str(config.get("description") or ""), rule)
+        context = config.get("context")
+        context = None if context in (None, "None") else tuple(context)
+        description = str(config.get("description") or "")
+        return cls(name, tuple(prerequisites), config["num_options"], description, rule, context)
 
     def to_config(self) -> dict[str, Any]:
         """The inverse of `from_config`, without the name."""
         config: dict[str, Any] = {"prerequisites": list(self.prerequisites), "num_options": self.num_options}
         if self.description:
             config["description"] = self.description
+        if self.context is not None:
+            config["context"] = list(self.context)
         if self.rule:
             config["rule"] = [[*answers, answer] for answers, answer in self.rule.items()]
         return config
 
 
 _MOST_OPTIONS = 10_000
-_TASK_KEYS = ("prerequisites", "num_options", "description", "rule")
+_TASK_KEYS = ("prerequisites", "num_options", "description", "context", "rule")
 
 
 def _listed(config: Mapping[str, Any], key: str) -> Any:
@@ -192,6 +199,9 @@ def _task_faults(config: Any) -> Iterator[str]:
     if not isinstance(prerequisites, list) or not all(isinstance(name, str) for name in prerequisites):
         yield f"prerequisites must be a list of task names (numbers in quotes), got {shown(prerequisites)}"
         return
+    context = _listed(config, "context")
+    if not isinstance(context, list) or not all(isinstance(name, str) for name in context):
+        yield f"context must be a list of prerequisites, got {shown(context)}"
     yield from _rule_faults(prerequisites, _listed(config, "rule"))
 
 

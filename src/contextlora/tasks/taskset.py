@@ -1,6 +1,7 @@
 """A task set is a folder; what users bring and what we generate have the same form.
 
-taskset.yaml            name, template (optional), tasks: {name: {prerequisites, num_options, description, rule}}
+taskset.yaml            name, template (optional), tasks: {name: {prerequisites, num_options, description, rule,
+                        context}}
 <split>/<task>.jsonl    one item a line, for the splits train, validation and test
 images/...              image files that the items name
 """
@@ -117,6 +118,11 @@ class TaskSet:
         return replace(
             self, splits={key: items[:most] if key[1] == "train" else items for key, items in self.splits.items()}
         )
+
+    def context_tasks(self, task: str, scope: str) -> tuple[str, ...]:
+        """The prerequisites whose answers may stand in the task's prompts."""
+        shown = self.tasks[task].context
+        return tuple(name for name in self.graph.prerequisites(task, scope) if shown is None or name in shown)
 
     def items(self, task: str, split: str) -> tuple[Item, ...]:
         """Items of one task and split, in file order."""

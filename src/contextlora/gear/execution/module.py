@@ -154,7 +154,7 @@ class GearedContextLoraModule(ContextLoraModule):
     def _list_chains(self, untrained: Collection[str]) -> None:
         data = self.data
         self.chains = {
-            task: tuple(n for n in data.taskset.graph.prerequisites(task, data.scope) if n not in untrained)
+            task: tuple(n for n in data.taskset.context_tasks(task, data.scope) if n not in untrained)
             for task in self.stage_tasks
         }
 

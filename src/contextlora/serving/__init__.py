@@ -1,0 +1,1 @@
+"""Answers single questions with a trained model."""

@@ -1,0 +1,3 @@
+"""Tables of others become task sets: any table by a mapping file, public data sets by an importer of their own."""
+
+IMPORTERS = ("failuresensoriq",)  # each a module here, with a function `read`
