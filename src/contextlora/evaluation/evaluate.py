@@ -16,6 +16,7 @@ from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.errors import NotFiniteError
 from contextlora.graph.plan import SliceUse
 from contextlora.tasks.datamodule import part_of
+from contextlora.tasks.order import by_length
 from contextlora.tasks.prompts import context_of
 from contextlora.tasks.task import Item
 from contextlora.tasks.taskset import TaskSet
@@ -221,14 +222,21 @@ class Evaluator:
         return Prediction(task, tuple(item.scene for item in items), words, scores, answers)
 
     def _score_here(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(items), self.batch_size)]
-        rows = self._run_batches([partial(self._score_batch, task, items[part], contexts[part]) for part in parts])
+        order = by_length(items, self.batch_size)
+        parts = [order[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        rows = self._run_batches([partial(self._score_batch, task, items, contexts, part) for part in parts])
         # Each batch is as wide as its own widest item.
         width = max(len(item.options) for item in items)
-        return torch.cat([F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows])
+        read = torch.cat([F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows])
+        scores = torch.empty_like(read)
+        scores[order] = read
+        return scores
 
-    def _score_batch(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
-        batch = self.encode(task, items, contexts).to(next(self.adapted.parameters()).device)
+    def _score_batch(
+        self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]], numbers: Sequence[int]
+    ) -> torch.Tensor:
+        batch = self.encode(task, [items[n] for n in numbers], [contexts[n] for n in numbers])
+        batch = batch.to(next(self.adapted.parameters()).device)
         return option_scores(self.adapted.model, batch).float().cpu()
 
     def _versions_behind(self, task: str, use: SliceUse | None, context: str) -> tuple:
