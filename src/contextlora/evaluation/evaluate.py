@@ -16,7 +16,7 @@ from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.errors import NotFiniteError
 from contextlora.graph.plan import SliceUse
 from contextlora.tasks.datamodule import part_of
-from contextlora.tasks.order import by_length
+from contextlora.tasks.order import by_length, some_of
 from contextlora.tasks.prompts import context_of
 from contextlora.tasks.task import Item
 from contextlora.tasks.taskset import TaskSet
@@ -74,7 +74,7 @@ class Evaluator:
         encode: renders and encodes items of one task, such as `TaskSetDataModule.encode_items`.
         batch_size: items in one forward.
         scope: "direct" or "ancestors": whose answers the prompts hold.
-        max_items: only the first so many items of a split; None takes all.
+        max_items: at most so many items of a split, evenly taken; None takes all.
     """
 
     def __init__(
@@ -104,8 +104,7 @@ class Evaluator:
 
     def items(self, task: str, split: str) -> Sequence[Item]:
         """The items that `predict` answers."""
-        items = self.taskset.items(task, split)
-        return items if self.max_items is None else items[: self.max_items]
+        return some_of(self.taskset.items(task, split), self.max_items)
 
     def predict(self, task: str, split: str, context: str, use: SliceUse | str | None = PLANNED) -> Prediction:
         """Answers the items of one task and split.
@@ -121,7 +120,12 @@ class Evaluator:
         return self._predict(task, split, self.items(task, split), context, use)
 
     def chain_answers(
-        self, tasks: Sequence[str], split: str, untrained: Collection[str] = (), part: tuple[int, int] = (0, 1)
+        self,
+        tasks: Sequence[str],
+        split: str,
+        untrained: Collection[str] = (),
+        part: tuple[int, int] = (0, 1),
+        most: int | None = None,
     ) -> dict[tuple[str, str], str]:
         """Predicted answers of the prerequisites of every item of these tasks: (task, scene) -> word.
 
@@ -130,10 +134,11 @@ class Evaluator:
             split: of the items.
             untrained: prerequisites that know nothing yet; their right answers are taken.
             part: (rank, number of ranks): only the rank's part of each task's items.
+            most: of each task's items before they are parted, evenly taken; None for all.
         """
         answers: dict[tuple[str, str], str] = {}
         for task in tasks:
-            items = part_of(self.taskset.items(task, split), *part)
+            items = part_of(some_of(self.taskset.items(task, split), most), *part)
             for name in self.taskset.context_tasks(task, self.scope):
                 if name in untrained:
                     words = {i.scene: i.prerequisites[name] for i in items if name in i.prerequisites}

@@ -13,7 +13,7 @@ import lightning
 from torch.utils.data import DataLoader, IterableDataset
 
 from contextlora.tasks.faults import Faults, label, shown
-from contextlora.tasks.order import TrainingOrder, by_length
+from contextlora.tasks.order import TrainingOrder, by_length, some_of
 from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, render, resolve_image_view
 from contextlora.tasks.task import Item, TaskSetError
 from contextlora.tasks.taskset import TaskSet
@@ -55,6 +55,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         image: "auto", "image" or "text", see `prompts.resolve_image_view`.
         answer_format: "word" or "letter".
         length_normalised: whether options' scores are divided by their characters.
+        validation_items: of each task that a validation reads at most, evenly taken; None reads all.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         image: str = "auto",
         answer_format: str = "word",
         length_normalised: bool = False,
+        validation_items: int | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
@@ -79,7 +81,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.taskset, self.backbone = taskset, backbone
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
-        self.length_normalised = length_normalised
+        self.length_normalised, self.validation_items = length_normalised, validation_items
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
         self.answers: Mapping[tuple[str, str], str] = {}
@@ -177,7 +179,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         return DataLoader(_Batches(self._train_batches), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation item of the stage's tasks, task by task."""
+        """The validation items of the stage's tasks, task by task."""
         return DataLoader(_Batches(self._validation_batches), batch_size=None)
 
     def _train_batches(self) -> Iterator[Batch]:
@@ -203,7 +205,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
     def _validation_batches(self) -> Iterator[Batch]:
         for task in self.tasks:
-            items = part_of(self.taskset.items(task, "validation"), *self.part)
+            items = part_of(some_of(self.taskset.items(task, "validation"), self.validation_items), *self.part)
             order = by_length(items, self.eval_batch_size)
             for start in range(0, len(items), self.eval_batch_size):
                 part = order[start : start + self.eval_batch_size]
