@@ -75,7 +75,7 @@ SWITCHES = {  # of commands that take settings
     "train": ("--dry-run", "show the plan and what it costs, and stop"),
     "compare": (
         "--print-jobs",
-        "print the commands of its runs that have not finished, with three seeds each, and stop",
+        "print the commands of its runs that have not finished, three seeds of each, and stop",
     ),
     "clean-runs": ("--yes", "remove it; only shows otherwise"),
 }
