@@ -80,3 +80,25 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
         )
     # Gemma 3n keeps a list of projections beside its blocks.
     return max(stacks, key=len)
+
+
+def module_names(model: PreTrainedModel, pattern: str) -> list[str] | str:
+    """What PEFT and others take for the layers that a pattern matches: their last names where these name no others.
+
+    Some readers, such as SGLang, take a list of names and refuse a regular expression.
+
+    Args:
+        model: whose layers, before or after they are adapted.
+        pattern: of `resolve_targets`.
+
+    Returns:
+        The list, or the pattern where a layer that is not adapted has one of the names, and in mixtures of experts: of
+        these PEFT takes some names for the experts' own weights.
+    """
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return pattern
+    modules = [name for name, _ in model.named_modules() if name]
+    matched = {name for name in modules if re.fullmatch(pattern, name)}
+    last = {name.rsplit(".", 1)[-1] for name in matched}
+    return sorted(last) if all(name in matched for name in modules if name.rsplit(".", 1)[-1] in last) else pattern

@@ -109,7 +109,7 @@ def load_backbone(
         raise BackboneError(f"model dtype must be auto or one of {', '.join(_DTYPES)}, got {shown(dtype)}")
     if chat_template not in ("auto", "off"):
         raise BackboneError(f"model chat_template must be auto or off, got {shown(chat_template)}")
-    source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
+    source, trust = source_of(path_or_name), {"trust_remote_code": trust_remote_code}
     if trust_remote_code:
         warn_of_code(path_or_name)
     with errors_of(path_or_name, "config.json"):
@@ -210,8 +210,8 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _source(path_or_name: str) -> str:
-    """The folder to load from, or the hub name as it is."""
+def source_of(path_or_name: str) -> str:
+    """The folder that a backbone is loaded from, in full, or its hub id as it is."""
     folder = BUNDLED if path_or_name == "bundled" else Path(os.path.expanduser(path_or_name))
     if not os.path.isdir(folder):
         # A hub id is owner/name. Where a folder of the owner's name lies here, a misspelt path is likelier, and asking
@@ -235,7 +235,7 @@ def _source(path_or_name: str) -> str:
             f"model folder {tail(folder)} holds no .safetensors weights (pickled ones are refused); "
             "save the model again with save_pretrained"
         )
-    return str(folder)
+    return os.path.abspath(folder)
 
 
 def auto_class(config: PretrainedConfig) -> _AutoClass:

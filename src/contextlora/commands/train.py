@@ -179,7 +179,7 @@ def carry_out(
         }
         results |= figures
         if module.method.exports_lora:
-            export_tasks(module, run)
+            export_tasks(module, run, results)
         _draw("accuracy_matrix", matrix_figure(results["accuracy_matrix"], module.plan.stages), run, tracker)
         _draw("learning", learning_figure(module.progress.history), run, tracker)
         log_results(tracker, results)

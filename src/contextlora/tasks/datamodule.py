@@ -98,7 +98,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
             places = self.taskset.places.get((task, split)) or [f"{split}/{task}"] * len(items)
             for where, item in zip(places, items, strict=False):  # a learning curve takes the first items only
                 try:
-                    self._prompt(task, item, None)
+                    self.prompt(task, item, None)
                 except TaskSetError as error:
                     faults.add(where, str(error))
                 for name in needed:
@@ -153,10 +153,11 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
         Of a batch that several devices share, `rows` are this device's.
         """
-        prompts = [self._prompt(task, item, contexts[index] if contexts else None) for index, item in enumerate(items)]
+        prompts = [self.prompt(task, item, contexts[index] if contexts else None) for index, item in enumerate(items)]
         return self.backbone.encode(prompts, rows)
 
-    def _prompt(self, task: str, item: Item, context: Mapping[str, str] | None) -> Prompt:
+    def prompt(self, task: str, item: Item, context: Mapping[str, str] | None) -> Prompt:
+        """The prompt of a task's item, with the answers in `context`; None for one without a part for them."""
         return render(
             item,
             self.taskset.tasks[task],
