@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -64,6 +65,15 @@ class AdapterConfig:
     def scale(self) -> float:
         """s = alpha / r, the one factor of every slice."""
         return self.alpha / self.r_reference
+
+
+def is_refused(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT adapts no layer of this name in such a model: fused kernels of Mamba read the weight past it."""
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False
 
 
 def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable[..., nn.Module]) -> None:

@@ -41,6 +41,8 @@ class OptionBatch:
         rows: which rows of a batch of `batch_size` prompts these are.
         num_read: tokens of options that the longest row of the whole batch reads where they are packed behind the
             prompts, see `contextlora.backbones.packing`; 0 where they are not.
+        own_rows: whether `inputs` have a row for every option, its prompt included, see `contextlora.backbones.continuing`;
+            then they are (B K, T + L - 1).
         option_lengths: (B, K) characters by which the options' scores are divided; None leaves them as they are.
     """
 
@@ -52,6 +54,7 @@ class OptionBatch:
     rows: range
     batch_size: int
     num_read: int = 0
+    own_rows: bool = False
     option_lengths: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
@@ -110,6 +113,7 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     # An option's last token is predicted, never read.
     num_read = max(sum(len(option) - 1 for option in row.options) for row in encoded)
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
+    whole = encoded
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
     images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
     # One tensor of nested lists: a tensor for each row takes longer than all else that a batch needs.
@@ -117,7 +121,14 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     option_ids = torch.tensor([[ids + [0] * (length - len(ids)) for ids in row] for row in options])
     lengths = torch.tensor([[len(ids) for ids in row] for row in options])
     option_mask = torch.arange(length) < lengths[..., None]
-    inputs = _pad_prompts(backbone, encoded, images, width)
+    own_rows = length > 1 and not backbone.continues
+    if own_rows:
+        # An option's last token is predicted, never read.
+        read = [replace(row, ids=row.ids + ids[:-1]) for row in encoded for ids in row.options + [[]] * (num_options - len(row.options))]
+        seen = [image for image in images for _ in range(num_options)]
+        inputs = _pad_prompts(backbone, read, seen, max(len(row.ids) + most - 1 for row, most in zip(whole, longest, strict=True)))
+    else:
+        inputs = _pad_prompts(backbone, encoded, images, width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
     characters = None
     if prompts[0].length_normalised:
@@ -125,7 +136,9 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
         # 1, not 0, where there is no option: -inf / 0 would be no number.
         characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
     num_read = num_read if packs(backbone, inputs, width + num_read) else 0
-    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, characters)
+    return OptionBatch(
+        inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, own_rows, characters
+    )
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:

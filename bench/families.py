@@ -1,0 +1,137 @@
+"""Which families of models work: each is built tiny, trained for 4 steps, exported, and compared under plain PEFT.
+
+    python bench/families.py [families=Llama,Mamba]
+
+All families write the table of docs/models.md. The reference reads every option in a row of its own, alone, with
+nothing of this project but the files that it exported.
+"""
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers as hf
+from peft import PeftModel
+from PIL import Image
+from tiny_models import TEXT, save_text
+
+from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
+from contextlora.adapters import export_adapter
+from contextlora.backbones.load import load_backbone
+from contextlora.errors import UserError
+from contextlora.tasks.prompts import Prompt, render
+from contextlora.training.fit import TrainerSettings, fit
+from contextlora.training.optimizer import OptimizerSettings
+from contextlora.training.stages import StageLength
+
+TOLERANCE = 1e-4
+OPTIONS = ("main bridge", "river side lane", "red")
+
+
+@dataclass(frozen=True)
+class Found:
+    """How far a family's scores are from those of plain PEFT, and how far training moved them."""
+
+    off: float
+    moved: float
+
+
+def make_taskset(folder: Path, images: Sequence[str] = ()) -> TaskSet:
+    """Two tasks, one of which needs the other, with a few items."""
+    tasks = [Task("first", (), 3), Task("second", ("first",), 3)]
+    items = {}
+    for task in tasks:
+        for split in ("train", "validation", "test"):
+            items[task.name, split] = [
+                Item(
+                    id=f"{split}-{n}",
+                    scene=f"{split}-{n}",
+                    question=f"{'red ' * (n % 3)}sees {'green' if n % 2 else 'blue'} ?",
+                    options=(options := OPTIONS[n % 2 :] + OPTIONS[: n % 2]),
+                    answer=options.index(OPTIONS[n % 3]),
+                    image=images[n % len(images)] if images else None,
+                    prerequisites={"first": OPTIONS[n % 3]} if task.prerequisites else {},
+                )
+                for n in range(4)
+            ]
+    return TaskSet.from_items(tasks, items, name="families", folder=folder)
+
+
+def check(folder: Path, work: Path, answer_format: str, images: Sequence[str] = ()) -> Found:
+    """Trains the model of a folder, exports it, and compares with plain PEFT."""
+    backbone = load_backbone(str(folder), dtype="float32")
+    data = TaskSetDataModule(
+        make_taskset(work, images), backbone, batch_size=4, eval_batch_size=4, answer_format=answer_format, context="gold"
+    )
+    module = ContextLoraModule(
+        data,
+        ContextLora(ContextLoraSettings(rank=2, alpha=4)),
+        length=StageLength(4, 4, 0),
+        optimizer=OptimizerSettings(learning_rate=0.02),
+    )
+    fit(module, TrainerSettings("cpu"), work / "checkpoints", work / "metrics.jsonl", lambda *_: None, None)
+    task, adapted = "second", module.adapted.eval()
+    export_adapter(adapted, task, module.uses[task], work / "adapter", str(folder))
+    ours, untrained = (module.evaluator.predict(task, "test", "gold", use).scores for use in (module.uses[task], None))
+    items = data.taskset.items(task, "test")
+    prompts = [render(item, data.taskset.tasks[task], data.right_context(task, item), answer_format=answer_format,
+                      image=data.image, folder=work) for item in items]
+    plain = Plain(folder, work / "adapter", backbone.image_token)
+    theirs = torch.stack([plain.scores(prompt) for prompt in prompts])
+    return Found(float((ours - theirs).abs().max()), float((ours - untrained).abs().max()))
+
+
+class Plain:
+    """transformers and PEFT alone: every option in a row of its own, without cache, mask or padding."""
+
+    def __init__(self, folder: Path, adapter: Path, image_token: str | None) -> None:
+        self.image_token = image_token
+        auto = hf.AutoModelForImageTextToText if image_token else hf.AutoModelForCausalLM
+        base = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self.model = PeftModel.from_pretrained(base, adapter).eval()
+        self.read = (hf.AutoProcessor if image_token else hf.AutoTokenizer).from_pretrained(folder)
+
+    @torch.no_grad()
+    def scores(self, prompt: Prompt) -> torch.Tensor:
+        """(K,) log-likelihoods."""
+        start = self._inputs(prompt, "")["input_ids"].shape[1]
+        found = []
+        for option in prompt.continuations:
+            inputs = self._inputs(prompt, f" {option}")
+            ids = inputs["input_ids"]
+            logits = self.model(**inputs, use_cache=False).logits[0, start - 1 : -1].log_softmax(-1)
+            found.append(logits.gather(1, ids[0, start:, None]).sum())
+        return torch.stack(found)
+
+    def _inputs(self, prompt: Prompt, behind: str) -> dict[str, torch.Tensor]:
+        text = prompt.text + behind
+        if not prompt.image_path:
+            return {"input_ids": self.read(text, return_tensors="pt")["input_ids"]}
+        image = Image.open(prompt.image_path).convert("RGB")
+        return self.read(text=[text.replace("<image>", self.image_token)], images=[image], return_tensors="pt")
+
+
+def main() -> None:
+    """Checks families."""
+    chosen = sys.argv[1:] or list(TEXT)
+    for family in chosen:
+        for answer_format in ("word", "letter"):
+            with tempfile.TemporaryDirectory() as work:
+                work = Path(work)
+                try:
+                    if answer_format == "word":
+                        save_text(family, work / "model")
+                    else:
+                        save_text(family, work / "model")
+                    print(family, answer_format, check(work / "model", work, answer_format), flush=True)
+                except Exception as error:
+                    print(family, answer_format, type(error).__name__, str(error)[:300], flush=True)
+                    if not isinstance(error, UserError): print(traceback.format_exc()[-900:])
+
+
+if __name__ == "__main__":
+    main()

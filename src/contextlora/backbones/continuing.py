@@ -1,0 +1,37 @@
+"""Options of several tokens in rows of their own, where a model can neither pack them nor go on behind the prompt.
+
+    row 1     lane c2 . route ? options : main bridge , river side . answer : main
+    row 2     lane c2 . route ? options : main bridge , river side . answer : river
+
+Recurrent layers drop or forget what a second forward needs, and models that number places by what an image shows (M-RoPE)
+count on from the wrong one. A row for every option, prompt and image included, asks nothing of a model, and costs a
+prompt's forward for each option. Shapes: B prompts, K options, L tokens of the longest option.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from contextlora.backbones.encoding import OptionBatch
+from contextlora.backbones.packing import probe_batch, score_alone
+from contextlora.backbones.readable import derives_positions, has_position_ids
+from contextlora.backbones.scoring import option_scores
+
+
+@torch.no_grad()
+def can_continue(model: PreTrainedModel) -> bool:
+    """Whether a second forward behind the prompt's keys and values scores options as it does each of them alone."""
+    if derives_positions(model):
+        return False
+    batch = replace(probe_batch(), num_read=0).to(model.device)
+    if not has_position_ids(model):
+        batch.inputs.pop("position_ids")
+    try:
+        found = option_scores(model, batch)[0]
+        alone = torch.stack([score_alone(model, batch, number) for number in range(len(found))])
+    except Exception:  # a model may stumble over what it does not know in any way
+        return False
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    return bool((found - alone).abs().max() < tolerance)
