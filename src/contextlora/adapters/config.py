@@ -7,6 +7,7 @@ from typing import Literal
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from peft.utils import transformers_weight_conversion as peft_experts
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -74,6 +75,12 @@ def is_refused(model: PreTrainedModel, name: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def is_read_as_experts(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT takes a layer's name for that of the experts, whose weights no layer holds, see `replace_linears`."""
+    family = peft_experts._MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(model, "config", None), "model_type", None))
+    return name.rpartition(".")[2] in peft_experts._MOE_TARGET_MODULE_MAPPING.get(family, ())
 
 
 def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable[..., nn.Module]) -> None:

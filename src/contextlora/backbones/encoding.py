@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from contextlora.backbones.endings import ended
 from contextlora.backbones.faults import BackboneError, errors_of, quiet
@@ -279,6 +280,14 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     return seen
 
 
+def _joined(features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features of all images; those of smaller ones, or of fewer tiles, get zeros behind, as processors pad them."""
+    sizes = [max(size) for size in zip(*(one.shape[1:] for one in features), strict=True)]
+    padding = [[(0, size - had) for size, had in zip(sizes, one.shape[1:], strict=True)] for one in features]
+    flat = [[number for pair in reversed(pairs) for number in pair] for pairs in padding]
+    return torch.cat([F.pad(one, amounts) if any(amounts) else one for one, amounts in zip(features, flat, strict=True)])
+
+
 def _pad_prompts(
     backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[_SeenImage | None], width: int
 ) -> dict[str, torch.Tensor]:
@@ -300,5 +309,5 @@ def _pad_prompts(
     # Rows without an image have no features: models hand images to image tokens in order of appearance.
     shown = [image.features for image in images if image]
     for name in shown[0] if shown else ():
-        inputs[name] = torch.cat([features[name] for features in shown])
+        inputs[name] = _joined([features[name] for features in shown])
     return inputs
