@@ -17,7 +17,7 @@ import torch
 import transformers as hf
 from peft import PeftModel
 from PIL import Image
-from tiny_models import TEXT, save_text
+from tiny_models import TEXT, VISION, save_text, save_vision
 
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
 from contextlora.adapters import export_adapter
@@ -117,20 +117,30 @@ class Plain:
 
 def main() -> None:
     """Checks families."""
-    chosen = sys.argv[1:] or list(TEXT)
+    chosen = sys.argv[1:] or [*TEXT, *VISION]
     for family in chosen:
         for answer_format in ("word", "letter"):
             with tempfile.TemporaryDirectory() as work:
                 work = Path(work)
                 try:
-                    if answer_format == "word":
-                        save_text(family, work / "model")
-                    else:
-                        save_text(family, work / "model")
-                    print(family, answer_format, check(work / "model", work, answer_format), flush=True)
+                    print(family, answer_format, check_family(family, work, answer_format), flush=True)
                 except Exception as error:
                     print(family, answer_format, type(error).__name__, str(error)[:300], flush=True)
                     if not isinstance(error, UserError): print(traceback.format_exc()[-900:])
+
+
+def check_family(family: str, work: Path, answer_format: str) -> Found:
+    """Makes the model and what it reads in a folder, and checks it."""
+    (save_text if family in TEXT else save_vision)(family, work / "model")
+    return check(work / "model", work, answer_format, make_images(work) if family in VISION else ())
+
+
+def make_images(folder: Path) -> list[str]:
+    """Noise of unlike sizes and shapes."""
+    sizes = {"square.png": (40, 40), "wide.png": (64, 28), "high.png": (24, 60)}
+    for name, size in sizes.items():
+        Image.effect_noise(size, 90).convert("RGB").save(folder / name)
+    return list(sizes)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,120 @@ TEXT: dict[str, Callable[[], hf.PretrainedConfig]] = {
 }
 
 
+IMAGE_TOKEN, FEATURES = "<image>", {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+_TOWER = FEATURES | {"hidden_size": 16, "intermediate_size": 24}
+_SQUARE = {"height": 32, "width": 32}
+
+
+def _clip(**settings: object) -> hf.CLIPImageProcessorPil:
+    return hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=_SQUARE, **settings)
+
+
+def _llava(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig) -> tuple:
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**_TOWER),
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        vision_feature_layer=-1,
+    )
+    select = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return config, hf.LlavaProcessor(_clip(), tokenizer, **select)
+
+
+def _llava_next(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig) -> tuple:
+    grid = [[32, 64], [64, 32], [64, 64]]
+    config = hf.LlavaNextConfig(
+        vision_config=hf.CLIPVisionConfig(**_TOWER),
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        vision_feature_layer=-1,
+        image_grid_pinpoints=grid,
+    )
+    images = hf.LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=_SQUARE, image_grid_pinpoints=grid)
+    select = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return config, hf.LlavaNextProcessor(images, tokenizer, **select)
+
+
+def _idefics3(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig) -> tuple:
+    config = hf.Idefics3Config(
+        vision_config=hf.Idefics3VisionConfig(**_TOWER).to_dict(),
+        text_config=text.to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    images = hf.Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    return config, hf.Idefics3Processor(images, tokenizer, image_seq_len=4)
+
+
+def _gemma3(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig) -> tuple:
+    ids = tokenizer.convert_tokens_to_ids
+    config = hf.Gemma3Config(
+        vision_config=hf.SiglipVisionConfig(**_TOWER).to_dict(),
+        text_config=hf.Gemma3TextConfig(**_HEADS, **_ENDS).to_dict(),
+        mm_tokens_per_image=4,
+        image_token_index=ids("<img>"),
+        boi_token_index=ids("<boi>"),
+        eoi_token_index=ids("<eoi>"),
+    )
+    images = hf.Gemma3ImageProcessorPil(size=_SQUARE)
+    return config, hf.Gemma3Processor(images, tokenizer, image_seq_length=4)
+
+
+def _paligemma(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig) -> tuple:
+    config = hf.PaliGemmaConfig(
+        vision_config=hf.SiglipVisionConfig(**_TOWER, vision_use_head=False).to_dict(),
+        text_config=hf.GemmaConfig(**_HEADS, **_ENDS).to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        projection_dim=32,
+    )
+    images = hf.SiglipImageProcessorPil(size=_SQUARE)
+    images.image_seq_length = 16
+    return config, hf.PaliGemmaProcessor(images, tokenizer)
+
+
+def _pixtral(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig) -> tuple:
+    config = hf.LlavaConfig(
+        vision_config=hf.PixtralVisionConfig(**_TOWER, head_dim=8),
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 32}, patch_size={"height": 8, "width": 8})
+    return config, hf.PixtralProcessor(images, tokenizer, patch_size=8)
+
+
+VISION = {
+    "LLaVA": _llava,
+    "LLaVA-Next": _llava_next,
+    "Pixtral": _pixtral,
+    "Idefics3": _idefics3,
+    "Gemma 3": _gemma3,
+    "PaliGemma": _paligemma,
+}
+_SPECIAL = {
+    "Pixtral": ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+    "Gemma 3": ("<boi>", "<eoi>", "<img>"),
+    "Idefics3": (IMAGE_TOKEN, "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"),
+}
+
+
+def save_vision(family: str, folder: Path) -> None:
+    """Writes a checkpoint of an image-and-text family."""
+    tokenizer = word_tokenizer(*_SPECIAL.get(family, (IMAGE_TOKEN,)))
+    if family == "Gemma 3":
+        tokenizer.init_kwargs |= {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<img>"}
+        for name, word in (("boi", "<boi>"), ("eoi", "<eoi>"), ("image", "<img>")):
+            setattr(tokenizer, f"{name}_token", word)
+            setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(word))
+    config, processor = VISION[family](tokenizer, hf.LlamaConfig(**_GROUPED, **_ENDS))
+    model = hf.AutoModelForImageTextToText.from_config(config)
+    spread(model)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 def word_tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:
     """One token a word, `<s>` and `</s>` as ends."""
     vocabulary = {word: index for index, word in enumerate(WORDS.split())}

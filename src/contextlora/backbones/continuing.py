@@ -20,9 +20,9 @@ from contextlora.backbones.readable import derives_positions, has_position_ids
 from contextlora.backbones.scoring import option_scores
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def can_continue(model: PreTrainedModel) -> bool:
-    """Whether a second forward behind the prompt's keys and values scores options as it does each of them alone."""
+    """Whether a second forward behind the prompt's keys and values scores options as each of them alone, and trains."""
     if derives_positions(model):
         return False
     batch = replace(probe_batch(), num_read=0).to(model.device)
@@ -30,8 +30,10 @@ def can_continue(model: PreTrainedModel) -> bool:
         batch.inputs.pop("position_ids")
     try:
         found = option_scores(model, batch)[0]
+        # Some recurrent layers write over states that gradients need.
+        torch.autograd.grad(found.sum(), model.get_input_embeddings().weight)
         alone = torch.stack([score_alone(model, batch, number) for number in range(len(found))])
     except Exception:  # a model may stumble over what it does not know in any way
         return False
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    return bool((found - alone).abs().max() < tolerance)
+    return bool((found - alone).detach().abs().max() < tolerance)
