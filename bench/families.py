@@ -12,15 +12,17 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import transformers as hf
 from peft import PeftModel
 from PIL import Image
-from tiny_models import TEXT, VISION, save_text, save_vision
+from tiny_models import TEXT, VISION, QwenProcessor, save_text, save_vision
 
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
 from contextlora.adapters import export_adapter
+from contextlora.backbones import load as backbones
 from contextlora.backbones.load import load_backbone
 from contextlora.errors import UserError
 from contextlora.tasks.prompts import Prompt, render
@@ -93,7 +95,7 @@ class Plain:
         auto = hf.AutoModelForImageTextToText if image_token else hf.AutoModelForCausalLM
         base = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         self.model = PeftModel.from_pretrained(base, adapter).eval()
-        self.read = (hf.AutoProcessor if image_token else hf.AutoTokenizer).from_pretrained(folder)
+        self.read = backbones.AutoProcessor.from_pretrained(folder) if image_token else hf.AutoTokenizer.from_pretrained(folder)
 
     @torch.no_grad()
     def scores(self, prompt: Prompt) -> torch.Tensor:
@@ -112,7 +114,12 @@ class Plain:
         if not prompt.image_path:
             return {"input_ids": self.read(text, return_tensors="pt")["input_ids"]}
         image = Image.open(prompt.image_path).convert("RGB")
-        return self.read(text=[text.replace("<image>", self.image_token)], images=[image], return_tensors="pt")
+        given = {"images": [image], "return_tensors": "pt"}
+        if not isinstance(self.read, hf.PaliGemmaProcessor):
+            return self.read(text=[text.replace("<image>", self.image_token)], **given)
+        inputs = self.read(text=[prompt.text], suffix=[behind], **given)
+        # Without labels and the end token that it puts behind a suffix.
+        return {name: value if name == "pixel_values" else value[:, :-1] for name, value in inputs.items() if name != "labels"}
 
 
 def main() -> None:
@@ -132,6 +139,10 @@ def main() -> None:
 def check_family(family: str, work: Path, answer_format: str) -> Found:
     """Makes the model and what it reads in a folder, and checks it."""
     (save_text if family in TEXT else save_vision)(family, work / "model")
+    if "VL" in family:
+        tokenizer = hf.AutoTokenizer.from_pretrained(work / "model")
+        with patch.object(backbones.AutoProcessor, "from_pretrained", lambda *_, **__: QwenProcessor(tokenizer, 8)):
+            return check(work / "model", work, answer_format, make_images(work))
     return check(work / "model", work, answer_format, make_images(work) if family in VISION else ())
 
 

@@ -141,28 +141,65 @@ def _paligemma(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig)
     return config, hf.PaliGemmaProcessor(images, tokenizer)
 
 
-def _pixtral(tokenizer: hf.PreTrainedTokenizerFast, text: hf.PretrainedConfig) -> tuple:
-    config = hf.LlavaConfig(
-        vision_config=hf.PixtralVisionConfig(**_TOWER, head_dim=8),
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+class QwenProcessor:
+    """What those of Qwen-VL make of images; the real ones also read videos, for which they need torchvision."""
+
+    image_token, chat_template = "<|image_pad|>", None
+
+    def __init__(self, tokenizer: hf.PreTrainedTokenizerFast, patch_size: int) -> None:
+        self.tokenizer = tokenizer
+        limits = {"shortest_edge": 256, "longest_edge": 4096}
+        self.image_processor = hf.Qwen2VLImageProcessorPil(patch_size=patch_size, size=limits)
+
+    def __call__(self, text: list[str], images: list, return_tensors: str = "pt", **settings: bool) -> dict:
+        """One prompt with one image."""
+        features = self.image_processor(images=images, return_tensors="pt")
+        number = int(features["image_grid_thw"][0].prod()) // 4
+        text = text[0].replace(self.image_token, self.image_token * number)
+        ids = torch.tensor([self.tokenizer(text, **settings)["input_ids"]])
+        types = (ids == self.tokenizer.convert_tokens_to_ids(self.image_token)).long()
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types, **features}
+
+
+def _qwen2_5_vl(tokenizer: hf.PreTrainedTokenizerFast, _: hf.PretrainedConfig) -> tuple:
+    tower = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 8}
+    tower |= {"window_size": 32, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = hf.Qwen2_5_VLConfig(
+        vision_config=tower, text_config=_GROUPED | _ENDS | {"rope_parameters": rope}, **_qwen_tokens(tokenizer)
     )
-    images = hf.PixtralImageProcessorPil(size={"longest_edge": 32}, patch_size={"height": 8, "width": 8})
-    return config, hf.PixtralProcessor(images, tokenizer, patch_size=8)
+    return config, QwenProcessor(tokenizer, 8)
+
+
+def _qwen3_vl(tokenizer: hf.PreTrainedTokenizerFast, _: hf.PretrainedConfig) -> tuple:
+    tower = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 8}
+    tower |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0, "mrope_interleaved": True}
+    config = hf.Qwen3VLConfig(
+        vision_config=tower, text_config=_HEADS | _ENDS | {"rope_parameters": rope}, **_qwen_tokens(tokenizer)
+    )
+    return config, QwenProcessor(tokenizer, 8)
+
+
+def _qwen_tokens(tokenizer: hf.PreTrainedTokenizerFast) -> dict[str, int]:
+    words = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    words |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    return {name: tokenizer.convert_tokens_to_ids(word) for name, word in words.items()}
 
 
 VISION = {
+    "Qwen2.5-VL": _qwen2_5_vl,
+    "Qwen3-VL": _qwen3_vl,
     "LLaVA": _llava,
     "LLaVA-Next": _llava_next,
-    "Pixtral": _pixtral,
     "Idefics3": _idefics3,
     "Gemma 3": _gemma3,
     "PaliGemma": _paligemma,
 }
 _SPECIAL = {
-    "Pixtral": ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+    "PaliGemma": (IMAGE_TOKEN, "\n"),
+    "Qwen2.5-VL": ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+    "Qwen3-VL": ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
     "Gemma 3": ("<boi>", "<eoi>", "<img>"),
     "Idefics3": (IMAGE_TOKEN, "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"),
 }
@@ -180,7 +217,7 @@ def save_vision(family: str, folder: Path) -> None:
     model = hf.AutoModelForImageTextToText.from_config(config)
     spread(model)
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    (tokenizer if isinstance(processor, QwenProcessor) else processor).save_pretrained(folder)
 
 
 def word_tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:

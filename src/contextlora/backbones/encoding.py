@@ -9,13 +9,15 @@ its own longest prompt, so that the answer comes right after the last column for
                 pad <image> <image> grip c1 34 ...   answer :      |
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from PIL import Image
 
 from contextlora.backbones.endings import ended
 from contextlora.backbones.faults import BackboneError, errors_of, quiet
@@ -194,7 +196,9 @@ def _model_text(backbone: Backbone, prompt: Prompt) -> str:
     if prompt.image_path and not backbone.is_multimodal:
         raise BackboneError(f"model {tail(backbone.name)} takes no images; set taskset.image=text or auto")
     if not backbone.chat_template:
-        return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) if prompt.image_path else prompt.text
+        if not prompt.image_path:
+            return prompt.text
+        return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) + _prompt_end(backbone)
     writer = backbone.processor or backbone.tokenizer
     content: Any = prompt.text
     if backbone.is_multimodal:
@@ -203,6 +207,24 @@ def _model_text(backbone: Backbone, prompt: Prompt) -> str:
     turn = [{"role": "user", "content": content}]
     with errors_of(backbone.name, "chat template"):
         return writer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+def _prompt_end(backbone: Backbone) -> str:
+    """What the processor puts behind the text of every prompt with an image, such as PaliGemma's line break."""
+    if backbone.encodings.prompt_end is None:
+        image = Image.new("RGB", (64, 64))
+        with errors_of(backbone.name, "processor"), quiet():
+            bare, longer = (
+                _processed(backbone, backbone.image_token + text, image)["input_ids"][0].tolist() for text in ("", " a")
+            )
+        same = [one == other for one, other in zip(reversed(bare), reversed(longer), strict=False)]
+        number = [*same, False].index(False)
+        backbone.encodings.prompt_end = backbone.tokenizer.decode(bare[len(bare) - number :])
+    return backbone.encodings.prompt_end
+
+
+def _processed(backbone: Backbone, text: str, image: Image.Image) -> Mapping[str, torch.Tensor]:
+    return backbone.processor(text=[text], images=[image], add_special_tokens=False, return_tensors="pt")
 
 
 def _continuation(
@@ -248,10 +270,9 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     except TaskSetError as error:
         raise BackboneError(f"image {tail(path)} {error}") from error
     # The image token alone: what comes back is what it becomes within a whole prompt.
-    given = {"text": [backbone.image_token], "images": [image], "add_special_tokens": False, "return_tensors": "pt"}
     try:
         with quiet():
-            made = backbone.processor(**given)
+            made = _processed(backbone, backbone.image_token, image)
     except Exception as error:  # Qwen's takes no picture that is 200 times as long as wide; a damaged one takes none
         if is_out_of_memory(error):
             raise
@@ -263,7 +284,7 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
     per_token = {
         name: made[name][0].tolist()
         for name in made
-        if made[name].shape == shape and name not in ("input_ids", "attention_mask")
+        if made[name].shape == shape and name not in ("input_ids", "attention_mask", "labels")
     }
     # The vision tower's first layer refuses pixels of another dtype than its weights.
     dtype = backbone.model.dtype
@@ -272,7 +293,11 @@ def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
         for name in made
         if made[name].shape != shape
     }
-    seen = _SeenImage(made["input_ids"][0].tolist(), per_token, features)
+    ids = made["input_ids"][0].tolist()
+    if end := _prompt_end(backbone):
+        behind = len(backbone.tokenizer(end, add_special_tokens=False)["input_ids"])
+        ids, per_token = ids[:-behind], {name: values[:-behind] for name, values in per_token.items()}
+    seen = _SeenImage(ids, per_token, features)
     size = sum(tensor.nbytes for tensor in features.values())
     if cache.image_bytes + size <= _IMAGE_CACHE_BYTES:
         cache.image_bytes += size

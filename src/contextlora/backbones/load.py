@@ -43,6 +43,7 @@ class Encodings:
     prompts: dict[Hashable, Any] = field(default_factory=dict)
     images: dict[Path, Any] = field(default_factory=dict)
     image_bytes: int = 0
+    prompt_end: str | None = None
 
 
 @dataclass
