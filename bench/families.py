@@ -1,6 +1,6 @@
 """Which families of models work: each is built tiny, trained for 4 steps, exported, and compared under plain PEFT.
 
-    python bench/families.py [families=Llama,Mamba]
+    make families [ARGS=families=Llama,Mamba]
 
 All families write the table of docs/models.md. The reference reads every option in a row of its own, alone, with
 nothing of this project but the files that it exported.
@@ -8,7 +8,6 @@ nothing of this project but the files that it exported.
 
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +21,31 @@ from tiny_models import TEXT, VISION, QwenProcessor, save_text, save_vision
 
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
 from contextlora.adapters import export_adapter
+from contextlora.adapters.targets import experts_left_out
 from contextlora.backbones import load as backbones
 from contextlora.backbones.load import load_backbone
+from contextlora.commands.bench import read_arguments
 from contextlora.errors import UserError
+from contextlora.evaluation.report import markdown_table
 from contextlora.tasks.prompts import Prompt, render
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stages import StageLength
 
 TOLERANCE = 1e-4
+DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
 OPTIONS = ("main bridge", "river side lane", "red")
 
 
 @dataclass(frozen=True)
 class Found:
-    """How far a family's scores are from those of plain PEFT, and how far training moved them."""
+    """How far a family's scores are from those of plain PEFT, how far training moved them, and what was done."""
 
     off: float
     moved: float
+    way: str
+    adapted: str
+    experts: str
 
 
 def make_taskset(folder: Path, images: Sequence[str] = ()) -> TaskSet:
@@ -67,7 +73,12 @@ def check(folder: Path, work: Path, answer_format: str, images: Sequence[str] = 
     """Trains the model of a folder, exports it, and compares with plain PEFT."""
     backbone = load_backbone(str(folder), dtype="float32")
     data = TaskSetDataModule(
-        make_taskset(work, images), backbone, batch_size=4, eval_batch_size=4, answer_format=answer_format, context="gold"
+        make_taskset(work, images),
+        backbone,
+        batch_size=4,
+        eval_batch_size=4,
+        answer_format=answer_format,
+        context="gold",
     )
     module = ContextLoraModule(
         data,
@@ -80,11 +91,28 @@ def check(folder: Path, work: Path, answer_format: str, images: Sequence[str] = 
     export_adapter(adapted, task, module.uses[task], work / "adapter", str(folder))
     ours, untrained = (module.evaluator.predict(task, "test", "gold", use).scores for use in (module.uses[task], None))
     items = data.taskset.items(task, "test")
-    prompts = [render(item, data.taskset.tasks[task], data.right_context(task, item), answer_format=answer_format,
-                      image=data.image, folder=work) for item in items]
+    prompts = [
+        render(
+            item,
+            data.taskset.tasks[task],
+            data.right_context(task, item),
+            answer_format=answer_format,
+            image=data.image,
+            folder=work,
+        )
+        for item in items
+    ]
     plain = Plain(folder, work / "adapter", backbone.image_token)
     theirs = torch.stack([plain.scores(prompt) for prompt in prompts])
-    return Found(float((ours - theirs).abs().max()), float((ours - untrained).abs().max()))
+    ways = {(True, True): "packed behind the prompt", (False, True): "in a second forward"}
+    names = sorted({name.rpartition(".")[2] for name in adapted.layers()})
+    return Found(
+        float((ours - theirs).abs().max()),
+        float((ours - untrained).abs().max()),
+        ways.get((backbone.packs_options, backbone.continues), "each in a row of its own"),
+        " ".join(names),
+        "yes" if experts_left_out(adapted.model) else "",
+    )
 
 
 class Plain:
@@ -95,7 +123,9 @@ class Plain:
         auto = hf.AutoModelForImageTextToText if image_token else hf.AutoModelForCausalLM
         base = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         self.model = PeftModel.from_pretrained(base, adapter).eval()
-        self.read = backbones.AutoProcessor.from_pretrained(folder) if image_token else hf.AutoTokenizer.from_pretrained(folder)
+        self.read = (
+            backbones.AutoProcessor.from_pretrained(folder) if image_token else hf.AutoTokenizer.from_pretrained(folder)
+        )
 
     @torch.no_grad()
     def scores(self, prompt: Prompt) -> torch.Tensor:
@@ -119,21 +149,46 @@ class Plain:
             return self.read(text=[text.replace("<image>", self.image_token)], **given)
         inputs = self.read(text=[prompt.text], suffix=[behind], **given)
         # Without labels and the end token that it puts behind a suffix.
-        return {name: value if name == "pixel_values" else value[:, :-1] for name, value in inputs.items() if name != "labels"}
+        return {
+            name: value if name == "pixel_values" else value[:, :-1]
+            for name, value in inputs.items()
+            if name != "labels"
+        }
 
 
 def main() -> None:
-    """Checks families."""
-    chosen = sys.argv[1:] or [*TEXT, *VISION]
-    for family in chosen:
-        for answer_format in ("word", "letter"):
-            with tempfile.TemporaryDirectory() as work:
-                work = Path(work)
-                try:
-                    print(family, answer_format, check_family(family, work, answer_format), flush=True)
-                except Exception as error:
-                    print(family, answer_format, type(error).__name__, str(error)[:300], flush=True)
-                    if not isinstance(error, UserError): print(traceback.format_exc()[-900:])
+    """Checks families and writes the table."""
+    (families,), _ = read_arguments(sys.argv[1:], families="all")
+    rows = [row_of(family) for family in ([*TEXT, *VISION] if families == "all" else families.split(","))]
+    header = ["family", "options of several tokens", "letters", "options are read", "adapted", "experts left out"]
+    table = markdown_table(header, rows)
+    print(table)
+    if families == "all":
+        write_table(table)
+
+
+def row_of(family: str) -> list[str]:
+    """A family's row of the table."""
+    print(family, file=sys.stderr, flush=True)
+    cells, found = [], None
+    for answer_format in ("word", "letter"):
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                found = check_family(family, Path(work), answer_format)
+                works = found.off <= TOLERANCE < found.moved
+                cells.append(f"{'works' if works else 'WRONG'}, {found.off:.0e}")
+            except UserError as error:
+                reason = str(error).replace(str(work), "").partition(":")[2]
+                cells.append(f"refused: {reason.strip()}")
+    return [family, *cells, *((found.way, found.adapted, found.experts) if found else ("", "", ""))]
+
+
+def write_table(table: str) -> None:
+    """Puts it in the place of the one in docs/models.md."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, _, rest = text.partition("\n| family")
+    behind = rest[rest.index("\n\n") :] if "\n\n" in rest else "\n"
+    DOCUMENT.write_text(f"{before}\n{table.strip()}{behind}", encoding="utf-8")
 
 
 def check_family(family: str, work: Path, answer_format: str) -> Found:

@@ -78,7 +78,7 @@ def is_refused(model: PreTrainedModel, name: str) -> bool:
 
 
 def is_read_as_experts(model: PreTrainedModel, name: str) -> bool:
-    """Whether PEFT takes a layer's name for that of the experts, whose weights no layer holds, see `replace_linears`."""
+    """Whether PEFT takes a layer's name for that of experts, whose weights no layer holds, see `replace_linears`."""
     family = peft_experts._MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(model, "config", None), "model_type", None))
     return name.rpartition(".")[2] in peft_experts._MOE_TARGET_MODULE_MAPPING.get(family, ())
 

@@ -9,26 +9,21 @@ its own longest prompt, so that the answer comes right after the last column for
                 pad <image> <image> grip c1 34 ...   answer :      |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-
-from PIL import Image
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.faults import BackboneError, errors_of, quiet
+from contextlora.backbones.faults import BackboneError, errors_of
 from contextlora.backbones.load import Backbone
 from contextlora.backbones.readable import check_length, check_tokens, packs, takes_position_ids
-from contextlora.errors import first_line, is_out_of_memory, tail
-from contextlora.tasks.faults import TaskSetError, label, shown
-from contextlora.tasks.images import read_image
+from contextlora.backbones.seeing import SeenImage, joined_features, prompt_end, seen_image
+from contextlora.errors import tail
+from contextlora.tasks.faults import label, shown
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
-
-_IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
 
 
 @dataclass(frozen=True)
@@ -44,8 +39,8 @@ class OptionBatch:
         rows: which rows of a batch of `batch_size` prompts these are.
         num_read: tokens of options that the longest row of the whole batch reads where they are packed behind the
             prompts, see `contextlora.backbones.packing`; 0 where they are not.
-        own_rows: whether `inputs` have a row for every option, its prompt included, see `contextlora.backbones.continuing`;
-            then they are (B K, T + L - 1).
+        own_rows: whether `inputs` have a row for every option, its prompt included, (B K, T + L - 1); see
+            `contextlora.backbones.continuing`.
         option_lengths: (B, K) characters by which the options' scores are divided; None leaves them as they are.
     """
 
@@ -81,18 +76,6 @@ class _Encoded:
     image_start: int | None
 
 
-@dataclass(frozen=True)
-class _SeenImage:
-    """What the processor makes of one image: ids that stand for it in the prompt and tensors for the vision tower.
-
-    `per_token` holds further features of these ids (such as token types), each as long as `ids`.
-    """
-
-    ids: list[int]
-    per_token: dict[str, list[int]]
-    features: dict[str, torch.Tensor]
-
-
 def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = None) -> OptionBatch:
     """Encodes prompts of one task.
 
@@ -113,25 +96,24 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     longest = [max(map(len, row.options)) for row in encoded]
     length = max(longest)
     check_length(backbone, [len(row.ids) for row in encoded], longest)
+    rows_width = max(len(row.ids) + most - 1 for row, most in zip(encoded, longest, strict=True))
     # An option's last token is predicted, never read.
     num_read = max(sum(len(option) - 1 for option in row.options) for row in encoded)
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
-    whole = encoded
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
-    images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
+    images = [seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
     # One tensor of nested lists: a tensor for each row takes longer than all else that a batch needs.
-    options = [row.options + [[]] * (num_options - len(row.options)) for row in encoded]
+    options = [_filled(row.options, num_options) for row in encoded]
     option_ids = torch.tensor([[ids + [0] * (length - len(ids)) for ids in row] for row in options])
     lengths = torch.tensor([[len(ids) for ids in row] for row in options])
     option_mask = torch.arange(length) < lengths[..., None]
     own_rows = length > 1 and not backbone.continues
     if own_rows:
         # An option's last token is predicted, never read.
-        read = [replace(row, ids=row.ids + ids[:-1]) for row in encoded for ids in row.options + [[]] * (num_options - len(row.options))]
-        seen = [image for image in images for _ in range(num_options)]
-        inputs = _pad_prompts(backbone, read, seen, max(len(row.ids) + most - 1 for row, most in zip(whole, longest, strict=True)))
-    else:
-        inputs = _pad_prompts(backbone, encoded, images, width)
+        encoded = [replace(row, ids=row.ids + ids[:-1]) for row in encoded for ids in _filled(row.options, num_options)]
+        images = [image for image in images for _ in range(num_options)]
+        width = rows_width
+    inputs = _pad_prompts(backbone, encoded, images, width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
     characters = None
     if prompts[0].length_normalised:
@@ -142,6 +124,10 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     return OptionBatch(
         inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, own_rows, characters
     )
+
+
+def _filled(options: list[list[int]], number: int) -> list[list[int]]:
+    return options + [[]] * (number - len(options))
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:
@@ -198,7 +184,7 @@ def _model_text(backbone: Backbone, prompt: Prompt) -> str:
     if not backbone.chat_template:
         if not prompt.image_path:
             return prompt.text
-        return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) + _prompt_end(backbone)
+        return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) + prompt_end(backbone)
     writer = backbone.processor or backbone.tokenizer
     content: Any = prompt.text
     if backbone.is_multimodal:
@@ -207,24 +193,6 @@ def _model_text(backbone: Backbone, prompt: Prompt) -> str:
     turn = [{"role": "user", "content": content}]
     with errors_of(backbone.name, "chat template"):
         return writer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-
-
-def _prompt_end(backbone: Backbone) -> str:
-    """What the processor puts behind the text of every prompt with an image, such as PaliGemma's line break."""
-    if backbone.encodings.prompt_end is None:
-        image = Image.new("RGB", (64, 64))
-        with errors_of(backbone.name, "processor"), quiet():
-            bare, longer = (
-                _processed(backbone, backbone.image_token + text, image)["input_ids"][0].tolist() for text in ("", " a")
-            )
-        same = [one == other for one, other in zip(reversed(bare), reversed(longer), strict=False)]
-        number = [*same, False].index(False)
-        backbone.encodings.prompt_end = backbone.tokenizer.decode(bare[len(bare) - number :])
-    return backbone.encodings.prompt_end
-
-
-def _processed(backbone: Backbone, text: str, image: Image.Image) -> Mapping[str, torch.Tensor]:
-    return backbone.processor(text=[text], images=[image], add_special_tokens=False, return_tensors="pt")
 
 
 def _continuation(
@@ -257,64 +225,11 @@ def _with_image(backbone: Backbone, prompt: Prompt, ids: list[int], options: lis
     if not prompt.image_path:
         return _Encoded(ids, options, None)
     start = ids.index(token_id)
-    return _Encoded(ids[:start] + _seen_image(backbone, prompt.image_path).ids + ids[start + 1 :], options, start)
-
-
-def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
-    """Opens and processes an image, once."""
-    cache = backbone.encodings
-    if path in cache.images:
-        return cache.images[path]
-    try:
-        image = read_image(path)
-    except TaskSetError as error:
-        raise BackboneError(f"image {tail(path)} {error}") from error
-    # The image token alone: what comes back is what it becomes within a whole prompt.
-    try:
-        with quiet():
-            made = _processed(backbone, backbone.image_token, image)
-    except Exception as error:  # Qwen's takes no picture that is 200 times as long as wide; a damaged one takes none
-        if is_out_of_memory(error):
-            raise
-        raise BackboneError(
-            f"model {tail(backbone.name)} takes no image {tail(path)} of {image.width} x {image.height} pixels: "
-            f"{first_line(error)}; change the image, or mend the model's processor"
-        ) from error
-    shape = made["input_ids"].shape
-    per_token = {
-        name: made[name][0].tolist()
-        for name in made
-        if made[name].shape == shape and name not in ("input_ids", "attention_mask", "labels")
-    }
-    # The vision tower's first layer refuses pixels of another dtype than its weights.
-    dtype = backbone.model.dtype
-    features = {
-        name: made[name].to(dtype) if made[name].is_floating_point() else made[name]
-        for name in made
-        if made[name].shape != shape
-    }
-    ids = made["input_ids"][0].tolist()
-    if end := _prompt_end(backbone):
-        behind = len(backbone.tokenizer(end, add_special_tokens=False)["input_ids"])
-        ids, per_token = ids[:-behind], {name: values[:-behind] for name, values in per_token.items()}
-    seen = _SeenImage(ids, per_token, features)
-    size = sum(tensor.nbytes for tensor in features.values())
-    if cache.image_bytes + size <= _IMAGE_CACHE_BYTES:
-        cache.image_bytes += size
-        cache.images[path] = seen
-    return seen
-
-
-def _joined(features: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Features of all images; those of smaller ones, or of fewer tiles, get zeros behind, as processors pad them."""
-    sizes = [max(size) for size in zip(*(one.shape[1:] for one in features), strict=True)]
-    padding = [[(0, size - had) for size, had in zip(sizes, one.shape[1:], strict=True)] for one in features]
-    flat = [[number for pair in reversed(pairs) for number in pair] for pairs in padding]
-    return torch.cat([F.pad(one, amounts) if any(amounts) else one for one, amounts in zip(features, flat, strict=True)])
+    return _Encoded(ids[:start] + seen_image(backbone, prompt.image_path).ids + ids[start + 1 :], options, start)
 
 
 def _pad_prompts(
-    backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[_SeenImage | None], width: int
+    backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[SeenImage | None], width: int
 ) -> dict[str, torch.Tensor]:
     """Arguments of the model's forward. Padded columns are masked, so that any id will do in them."""
     padding = [[0] * (width - len(row.ids)) for row in encoded]
@@ -334,5 +249,5 @@ def _pad_prompts(
     # Rows without an image have no features: models hand images to image tokens in order of appearance.
     shown = [image.features for image in images if image]
     for name in shown[0] if shown else ():
-        inputs[name] = _joined([features[name] for features in shown])
+        inputs[name] = joined_features([features[name] for features in shown])
     return inputs

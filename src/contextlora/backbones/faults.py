@@ -45,9 +45,12 @@ def errors_of(name: str, part: str) -> Iterator[None]:
                 f"model {tail(name)} needs {lacking[0].lower()} to read images, which is not installed; "
                 "pip install 'contextlora[vision]'"
             ) from error
+        mend = "mend it or name another"
+        if part == "chat template":
+            mend = "mend it, or set model.chat_template=off"
         where = "" if isinstance(error, OSError) else f"its {part}: "  # which names the file, or is the hub's
         said = f"{where}{first_line(error, but=name)}"
-        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; mend it or name another") from error
+        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; {mend}") from error
 
 
 @contextmanager

@@ -125,12 +125,16 @@ def load_backbone(
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
-    from contextlora.backbones.continuing import can_continue  # which need this module's class
+    from contextlora.backbones.continuing import can_continue, check_padding  # which need this module's class
     from contextlora.backbones.packing import can_pack
     from contextlora.backbones.readable import derives_positions
 
     model = model.to(device).eval()
-    packs = can_pack(model) and not derives_positions(model)
+    packs = can_pack(model)
+    if not packs:
+        with errors_of(path_or_name, "padding"):
+            check_padding(model)
+    packs = packs and not derives_positions(model)
     return Backbone(
         model=model,
         tokenizer=tokenizer,

@@ -6,7 +6,8 @@ Where one option of an item begins another in tokens (`main` and `main bridge`),
 more token, the tokenizer's end token or ` .` where it has none; otherwise the longer option could never win.
 
 The prompt is read once, options of several tokens packed behind it where the model can do so (`packing`). Else these
-need a second forward, which continues from the prompt's keys and values with one row an option. Only positions that
+need a second forward, which continues from the prompt's keys and values with one row an option, or whole rows where a
+model can do neither (`continuing`). Only positions that
 predict option tokens get logits, so that a wide vocabulary costs little. Shapes: B prompts, K options, T prompt and L
 option tokens.
 """
@@ -116,7 +117,7 @@ def scores_of(batch: OptionBatch, read: torch.Tensor, continued: torch.Tensor | 
 
 
 def _row_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
-    """(B, K) sums of log-likelihoods where every option has a row of its own; options end in the last column but one."""
+    """(B, K) sums of log-likelihoods where every option has a row of its own, all but its last token at the row's end."""
     ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)  # (B K, L)
     length, width = ids.shape[1], batch.inputs["input_ids"].shape[1]
     places = torch.arange(length, device=ids.device)
