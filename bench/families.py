@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import transformers as hf
 from peft import PeftModel
@@ -104,12 +105,14 @@ def check(folder: Path, work: Path, answer_format: str, images: Sequence[str] = 
     ]
     plain = Plain(folder, work / "adapter", backbone.image_token)
     theirs = torch.stack([plain.scores(prompt) for prompt in prompts])
-    ways = {(True, True): "packed behind the prompt", (False, True): "in a second forward"}
+    # Of the batch itself: a model that can pack does not where it has a window, or types of tokens.
+    batch = backbone.encode(prompts)
+    way = "packed behind the prompt" if batch.num_read else "in a second forward"
     names = sorted({name.rpartition(".")[2] for name in adapted.layers()})
     return Found(
         float((ours - theirs).abs().max()),
         float((ours - untrained).abs().max()),
-        ways.get((backbone.packs_options, backbone.continues), "each in a row of its own"),
+        "each in a row of its own" if batch.own_rows else way,
         " ".join(names),
         "yes" if experts_left_out(adapted.model) else "",
     )
@@ -174,12 +177,13 @@ def row_of(family: str) -> list[str]:
     for answer_format in ("word", "letter"):
         with tempfile.TemporaryDirectory() as work:
             try:
-                found = check_family(family, Path(work), answer_format)
-                works = found.off <= TOLERANCE < found.moved
-                cells.append(f"{'works' if works else 'WRONG'}, {found.off:.0e}")
+                last = check_family(family, Path(work), answer_format)
+                found = found or last  # of options of several tokens: letters need one forward only
+                works = last.off <= TOLERANCE < last.moved
+                cells.append(f"{'works' if works else 'WRONG'}, {last.off:.0e}")
             except UserError as error:
-                reason = str(error).replace(str(work), "").partition(":")[2]
-                cells.append(f"refused: {reason.strip()}")
+                print(error, file=sys.stderr)
+                cells.append("refused")
     return [family, *cells, *((found.way, found.adapted, found.experts) if found else ("", "", ""))]
 
 
@@ -203,9 +207,10 @@ def check_family(family: str, work: Path, answer_format: str) -> Found:
 
 def make_images(folder: Path) -> list[str]:
     """Noise of unlike sizes and shapes."""
+    rng = np.random.default_rng(0)
     sizes = {"square.png": (40, 40), "wide.png": (64, 28), "high.png": (24, 60)}
     for name, size in sizes.items():
-        Image.effect_noise(size, 90).convert("RGB").save(folder / name)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     return list(sizes)
 
 

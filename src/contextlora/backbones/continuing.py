@@ -3,8 +3,8 @@
     row 1     lane c2 . route ? options : main bridge , river side . answer : main
     row 2     lane c2 . route ? options : main bridge , river side . answer : river
 
-Recurrent layers drop what a second forward needs, and models that number places by what an image shows (M-RoPE) count on
-from the wrong one. A row for every option, prompt and image included, asks nothing of a model, and costs a
+Recurrent layers drop what a second forward needs, and models that number places by what an image shows (M-RoPE) count
+on from the wrong one. A row for every option, prompt and image included, asks nothing of a model, and costs a
 prompt's forward for each option. Shapes: B prompts, K options, L tokens of the longest option.
 """
 
@@ -53,6 +53,6 @@ def check_padding(model: PreTrainedModel) -> None:
     off = float((scores[0] - scores[1]).abs().max())
     if off > (1e-3 if model.dtype == torch.float32 else 0.5):
         raise BackboneError(
-            f"{type(model).__name__} reads padding as if it were words (scores differ by {off:.2g}), so that its answers "
-            "would depend on the other prompts of a batch; name another model"
+            f"{type(model).__name__} reads padding as if it were words (scores differ by {off:.2g}), so that its "
+            "answers would depend on the other prompts of a batch; name another model"
         )

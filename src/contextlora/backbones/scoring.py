@@ -117,7 +117,7 @@ def scores_of(batch: OptionBatch, read: torch.Tensor, continued: torch.Tensor | 
 
 
 def _row_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
-    """(B, K) sums of log-likelihoods where every option has a row of its own, all but its last token at the row's end."""
+    """(B, K) sums of log-likelihoods where every option stands in a row of its own, behind its prompt."""
     ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)  # (B K, L)
     length, width = ids.shape[1], batch.inputs["input_ids"].shape[1]
     places = torch.arange(length, device=ids.device)
