@@ -14,9 +14,22 @@ import torch
 from transformers import PreTrainedModel
 
 from contextlora.backbones.faults import BackboneError
-from contextlora.backbones.packing import probe_batch, score_alone
+from contextlora.backbones.packing import can_pack, probe_batch, score_alone
 from contextlora.backbones.readable import derives_positions, has_position_ids
 from contextlora.backbones.scoring import option_scores
+
+
+def ways_to_read(model: PreTrainedModel) -> tuple[bool, bool]:
+    """Whether a model packs options behind the prompt, and whether a second forward can read them there.
+
+    Raises:
+        BackboneError: it reads padding.
+    """
+    packs = can_pack(model)
+    if not packs:  # one that packs heeds masks
+        check_padding(model)
+    packs = packs and not derives_positions(model)
+    return packs, packs or can_continue(model)
 
 
 @torch.enable_grad()

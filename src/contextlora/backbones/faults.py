@@ -42,7 +42,7 @@ def errors_of(name: str, part: str) -> Iterator[None]:
             ) from error
         if lacking := _LACKING_PACKAGE.search(str(error)):
             raise BackboneError(
-                f"model {tail(name)} needs {lacking[0].lower()} to read images, which is not installed; "
+                f"model {tail(name)} needs {lacking[0].lower()} to read images, which is not here; install it: "
                 "pip install 'contextlora[vision]'"
             ) from error
         mend = "mend it or name another"

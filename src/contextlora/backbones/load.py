@@ -125,16 +125,11 @@ def load_backbone(
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
-    from contextlora.backbones.continuing import can_continue, check_padding  # which need this module's class
-    from contextlora.backbones.packing import can_pack
-    from contextlora.backbones.readable import derives_positions
+    from contextlora.backbones.continuing import ways_to_read  # which needs this module's class
 
     model = model.to(device).eval()
-    packs = can_pack(model)
-    if not packs:
-        with errors_of(path_or_name, "padding"):
-            check_padding(model)
-    packs = packs and not derives_positions(model)
+    with errors_of(path_or_name, "forward"):
+        packs, continues = ways_to_read(model)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -146,7 +141,7 @@ def load_backbone(
         part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
         chat_template=bool(template),
         packs_options=packs,
-        continues=packs or can_continue(model),
+        continues=continues,
         # A layer that sees only the last so many columns would see too many through a mask of pairs.
         window=getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize,
     )

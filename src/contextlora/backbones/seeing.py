@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from contextlora.backbones.faults import BackboneError, errors_of, quiet
+from contextlora.backbones.faults import BackboneError, quiet
 from contextlora.backbones.load import Backbone
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.tasks.faults import TaskSetError
@@ -57,11 +57,8 @@ def seen_image(backbone: Backbone, path: Path) -> SeenImage:
     }
     # The vision tower's first layer refuses pixels of another dtype than its weights.
     dtype = backbone.model.dtype
-    features = {
-        name: made[name].to(dtype) if made[name].is_floating_point() else made[name]
-        for name in made
-        if made[name].shape != shape
-    }
+    others = {name: made[name] for name in made if made[name].shape != shape}
+    features = {name: one.to(dtype) if one.is_floating_point() else one for name, one in others.items()}
     ids = made["input_ids"][0].tolist()
     if end := prompt_end(backbone):
         behind = len(backbone.tokenizer(end, add_special_tokens=False)["input_ids"])
@@ -78,10 +75,14 @@ def prompt_end(backbone: Backbone) -> str:
     """What the processor puts behind the text of every prompt with an image, such as PaliGemma's line break."""
     if backbone.encodings.prompt_end is None:
         image = Image.new("RGB", (64, 64))
-        with errors_of(backbone.name, "processor"), quiet():
-            bare, longer = (
-                _processed(backbone, backbone.image_token + text, image)["input_ids"][0].tolist() for text in ("", " a")
-            )
+        texts = (backbone.image_token, f"{backbone.image_token} a")
+        try:
+            with quiet():
+                bare, longer = (_processed(backbone, text, image)["input_ids"][0].tolist() for text in texts)
+        except Exception as error:  # one that takes no image at all says so of the first one
+            if is_out_of_memory(error):
+                raise
+            return ""
         same = [one == other for one, other in zip(reversed(bare), reversed(longer), strict=False)]
         number = [*same, False].index(False)
         backbone.encodings.prompt_end = backbone.tokenizer.decode(bare[len(bare) - number :])
