@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
+from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError, is_read_as_experts, is_refused
 from contextlora.errors import first_line, listed
 from contextlora.limits import shown
 
@@ -38,6 +38,11 @@ def resolve_targets(model: PreTrainedModel, target_modules: str) -> str:
             raise AdapterError(
                 f"model.target_modules={shown(pattern)} matches {name} ({kind}): match linear layers only"
             )
+        if is_refused(model, name):
+            raise AdapterError(
+                f"model.target_modules={shown(pattern)} matches {name}, which PEFT adapts in no "
+                f"{type(model).__name__}; leave it out of the pattern"
+            )
     _refuse_shared(model, matched, pattern)
     return pattern
 
@@ -63,8 +68,14 @@ def _language_linear(model: PreTrainedModel) -> str:
     path = next(name for name, module in model.named_modules() if module is blocks)
     # Of all blocks, as those of hybrid models differ; by names below a block, one pattern does for every number.
     linears = [name for block in blocks for name, module in block.named_modules() if _is_linear(module)]
+    linears = [name for name in linears if not is_refused(model, name) and not is_read_as_experts(model, name)]
     choices = "|".join(re.escape(name) for name in dict.fromkeys(linears))
     return rf"{re.escape(path)}\.\d+\.({choices})"
+
+
+def experts_left_out(model: PreTrainedModel) -> int:
+    """Numbers in the experts' weights, which families keep in one tensor a block, outside of any linear layer."""
+    return sum(p.numel() for name, p in model.named_parameters() if p.dim() == 3 and ".experts." in name)
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -43,6 +43,7 @@ class Encodings:
     prompts: dict[Hashable, Any] = field(default_factory=dict)
     images: dict[Path, Any] = field(default_factory=dict)
     image_bytes: int = 0
+    prompt_end: str | None = None
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Backbone:
         part_fingerprints: tell their parts apart, see `part_fingerprints`.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
         packs_options: whether options of several tokens are read in the prompt's own forward, see `packing`.
+        continues: whether a second forward can read options behind the prompt's keys and values, see `continuing`.
         window: the most columns that every layer's attention sees.
         encodings: cache of prepared prompts and images.
     """
@@ -74,6 +76,7 @@ class Backbone:
     part_fingerprints: dict[str, str]
     chat_template: bool = False
     packs_options: bool = False
+    continues: bool = True
     window: int = sys.maxsize
     encodings: Encodings = field(default_factory=Encodings, repr=False)
 
@@ -122,9 +125,11 @@ def load_backbone(
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
-    from contextlora.backbones.packing import can_pack  # which needs this module's class
+    from contextlora.backbones.continuing import ways_to_read  # which needs this module's class
 
     model = model.to(device).eval()
+    with errors_of(path_or_name, "forward"):
+        packs, continues = ways_to_read(model)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -135,7 +140,8 @@ def load_backbone(
         fingerprint=fingerprint(model),
         part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
         chat_template=bool(template),
-        packs_options=can_pack(model),
+        packs_options=packs,
+        continues=continues,
         # A layer that sees only the last so many columns would see too many through a mask of pairs.
         window=getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize,
     )

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 
+from contextlora.adapters import AdaptedModel
+from contextlora.adapters.targets import experts_left_out
 from contextlora.assembly.build import build_data, build_module, compute_device, trainer_settings
 from contextlora.assembly.placement import num_processes, plan_processes
 from contextlora.assembly.provenance import describe, facts, peak_memory_bytes
@@ -21,7 +23,7 @@ from contextlora.commands import CONSOLE
 from contextlora.commands.evaluate import measure, print_results
 from contextlora.commands.export import export_tasks
 from contextlora.config import RunConfig, to_yaml
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, listed
 from contextlora.evaluation.plots import learning_figure, matrix_figure, plan_figure, save_figure
 from contextlora.evaluation.report import (
     graph_table,
@@ -99,7 +101,9 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     check_prompts(data, config.evaluation.max_items)
     check_forward(data)
     if peers is None:
-        return build_module(config, data), None
+        module = build_module(config, data)
+        _note_experts(module.adapted)
+        return module, None
     # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.
     peers.compare(facts(config, data))
     plan, roles = plan_processes(config, data.taskset, peers.size)
@@ -135,8 +139,20 @@ def show_plan(config: RunConfig) -> None:
     num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
+    _note_experts(adapted)
     widest = max(_batch_width(data, task) for task in graph.tasks)
     CONSOLE.print(str(estimate_memory(adapted.model, total, max(trainable), training.batch_size, widest)))
+
+
+def _note_experts(adapted: AdaptedModel) -> None:
+    """Says which layers are adapted where the experts are not."""
+    if experts := experts_left_out(adapted.model):
+        names = listed(sorted({name.rpartition(".")[2] for name in adapted.layers()}))
+        CONSOLE.print(
+            f"experts are not adapted: {experts:,} numbers of theirs stay as they are; adapted are {names} "
+            "(model.target_modules)",
+            soft_wrap=True,
+        )
 
 
 def _batch_width(data: TaskSetDataModule, task: str) -> int:
