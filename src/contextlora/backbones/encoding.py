@@ -163,8 +163,8 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
         if len({tuple(option) for option in options}) < len(options):
             raise BackboneError(
                 f"the tokenizer of model {tail(backbone.name)} gives the same tokens to different options of "
-                f"{shown(prompt.continuations)} (task {label(prompt.task)}): it lacks these words; rename them or set "
-                " taskset.answer_format=letter"
+                f"{shown(prompt.continuations)} (task {label(prompt.task)}): it lacks these words; take "
+                "MODEL=smollm2-135m, rename them or set taskset.answer_format=letter"
             )
         known[_key(prompt)] = _with_image(backbone, prompt, prompt_ids, ended(backbone, prompt, options))
 

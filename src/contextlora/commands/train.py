@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +19,7 @@ from contextlora.adapters.targets import experts_left_out
 from contextlora.assembly.build import build_data, build_module, compute_device, trainer_settings
 from contextlora.assembly.placement import num_processes, plan_processes
 from contextlora.assembly.provenance import describe, facts, peak_memory_bytes
+from contextlora.backbones.vocabulary import Vocabulary, check_vocabulary, vocabularies
 from contextlora.commands import CONSOLE
 from contextlora.commands.evaluate import measure, print_results
 from contextlora.commands.export import export_tasks
@@ -118,7 +119,19 @@ def _checked_data(config: RunConfig) -> TaskSetDataModule:
     check_plugins(config.training.callbacks, Callback, "training.callbacks")
     check_plugins(config.training.loggers, Logger, "training.loggers", Path())
     trainer_settings(config).check()
-    return build_data(config)
+    data = build_data(config)
+    found = vocabularies(data.taskset, data.backbone.tokenizer, config.model.name, data.image)
+    if is_first_process():
+        print_unknown_words(found)
+    check_vocabulary(found, config.model.name)
+    return data
+
+
+def print_unknown_words(found: Sequence[Vocabulary]) -> None:
+    """Prints a line for each task with words that the model does not know, or options that it cannot tell apart."""
+    for one in found:
+        if one.num_unknown or one.num_alike:
+            CONSOLE.print(f"vocabulary: {one}")
 
 
 def show_plan(config: RunConfig) -> None:
