@@ -149,7 +149,7 @@ def load_backbone(
 
 def load_tokenizer(path_or_name: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, bool]:
     """A model's tokenizer without its weights, and whether the model takes images; raises as `load_backbone`."""
-    source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
+    source, trust = source_of(path_or_name), {"trust_remote_code": trust_remote_code}
     with errors_of(path_or_name, "config.json or tokenizer"):
         return _load_tokenizer(source, **trust), takes_images(AutoConfig.from_pretrained(source, **trust))
 
