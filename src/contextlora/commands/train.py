@@ -131,7 +131,7 @@ def print_unknown_words(found: Sequence[Vocabulary]) -> None:
     """Prints a line for each task with words that the model does not know, or options that it cannot tell apart."""
     for one in found:
         if one.num_unknown or one.num_alike:
-            CONSOLE.print(f"vocabulary: {one}")
+            CONSOLE.print(f"vocabulary: {one}", soft_wrap=True)
 
 
 def show_plan(config: RunConfig) -> None:
