@@ -49,7 +49,7 @@ def test_options_that_become_the_same_tokens_are_named(tokenizer, capsys):
     [found] = vocabularies(taskset_of("route ?", ("flange", "main", "gasket")), tokenizer, "bundled", "image")
     assert found.num_alike == found.num_items and found.alike == ("flange", "gasket")
     print_unknown_words([found])
-    assert "300 of 300 items with options that look alike (('flange', 'gasket'))" in capsys.readouterr().out
+    assert "300 of 300 items with options that look alike (['flange', 'gasket'])" in capsys.readouterr().out
 
 
 def test_a_dry_run_refuses_them(tmp_path):
