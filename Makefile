@@ -8,7 +8,7 @@
 
 # make would read a value from the command line each time it uses or exports it, and run a $(shell ...) in it.
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
-export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN MAPPING SOURCE TO ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
+export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN MAPPING SOURCE TO PRINT_JOBS ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
 
 # Programs may be others (VENV=..., PY=...); with `override`, nothing else that a shell reads comes from the command line.
 VENV := .venv
@@ -29,7 +29,7 @@ override SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD
 override RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile model new-taskset import data data-check backbone bench bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
+.PHONY: help setup train evaluate compare export resume plan profile model new-taskset import data data-check backbone bench families bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,8 +43,8 @@ train: setup ## train TASKSET with METHOD, evaluate it and print the results
 evaluate: setup ## evaluate a finished RUN again (default: runs/latest)
 	@$(CONTEXTLORA) evaluate $(RUN_OPTION) $(SETTINGS)
 
-compare: setup ## compare the finished runs of a TASKSET over methods and seeds
-	@$(CONTEXTLORA) compare $(SETTINGS)
+compare: setup ## compare the finished runs of a TASKSET over methods and seeds; PRINT_JOBS=1 prints those to make
+	@$(CONTEXTLORA) compare $${PRINT_JOBS:+--print-jobs} $(SETTINGS)
 
 export: setup ## write each trained task of RUN as an ordinary PEFT adapter (default: runs/latest)
 	@$(CONTEXTLORA) export $(RUN_OPTION) $(SETTINGS)
@@ -78,6 +78,9 @@ backbone: setup ## rebuild the bundled backbone from scratch
 
 bench: setup ## measure time, memory and accuracy of the default command
 	@$(CONTEXTLORA) bench $(SETTINGS)
+
+families: setup ## build, train and export tiny models of every family, compare under plain PEFT: docs/models.md
+	@$(WITH_ARGS) bench/families.py
 
 bench-gear: setup ## measure ContextGear and its rivals on emulated devices and links (links need root); ARGS=cells=...
 	@TORCH_CPP_LOG_LEVEL=ERROR $(WITH_ARGS) bench/gear.py $(SETTINGS)

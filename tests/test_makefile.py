@@ -67,6 +67,11 @@ def test_variables_that_are_not_given_or_empty_add_nothing(called):
     assert called("evaluate")[1:] == ["-m", "contextlora", "evaluate"]
 
 
+def test_compare_prints_its_jobs(called):
+    words = ["with_args.py", "-m", "contextlora", "compare", "--print-jobs", "taskset=iov"]
+    assert called("compare", "PRINT_JOBS=1", "TASKSET=iov") == words
+
+
 def test_plan_takes_a_device_catalogue(called):
     assert called("plan", "DEVICES=my devices.yaml")[4:] == ["gear.devices=my devices.yaml"]
 

@@ -71,6 +71,15 @@ COMMANDS = {
     "bench": Command("measure time, memory and accuracy of the default command"),
 }
 
+SWITCHES = {  # of commands that take settings
+    "train": ("--dry-run", "show the plan and what it costs, and stop"),
+    "compare": (
+        "--print-jobs",
+        "print the commands of its runs that have not finished, three seeds of each, and stop",
+    ),
+    "clean-runs": ("--yes", "remove it; only shows otherwise"),
+}
+
 USAGE = """\
 settings:
   taskset=iov method=joint model=bundled   choose a file of configs/<group>; a task set or a model may also be a folder,
@@ -126,10 +135,8 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
             epilog=settings_help if command.settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,  # the tables are laid out already
         )
-        if name == "train":
-            sub.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and stop")
-        if name == "clean-runs":
-            sub.add_argument("--yes", action="store_true", help="remove it; only shows otherwise")
+        if name in SWITCHES:
+            sub.add_argument(SWITCHES[name][0], action="store_true", help=SWITCHES[name][1])
         _add_own(sub, command.arguments)
         if command.run:
             default = {"latest": "runs/latest", "unfinished": "the newest unfinished one"}[command.run]
@@ -203,6 +210,8 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
         function(config, dry_run=options.dry_run)
     elif options.command == "clean-runs":
         function(config, yes=options.yes)
+    elif options.command == "compare" and options.print_jobs:
+        import_module(function.__module__).print_jobs(config, settings, config_dir)
     elif options.command == "ask":
         question = {"question": options.question, "options": options.option}
         question |= {"image": options.image, "image_text": options.image_text}

@@ -104,6 +104,9 @@ class TrainingConfig(Section):
     batch_size: int = setting(32, "items per step, all of one task", minimum=1, maximum=16384)
     steps_per_task: int = setting(140, "most optimizer steps per task", minimum=1)
     validate_every_steps: int = setting(35, "steps between validations and checkpoints", minimum=1)
+    validation_items: int | None = setting(
+        None, "items of each task in a validation while training, evenly taken; null takes all", minimum=1
+    )
     patience: int = setting(2, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
     warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, below=1)
     gradient_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", minimum=0)
@@ -129,7 +132,7 @@ class EvaluationConfig(Section):
     section = "evaluation"
     batch_size: int = setting(128, "items per forward pass", minimum=1)
     split: Literal["validation", "test"] = setting("test", "split of the final tables; tune on validation")
-    max_items: int | None = setting(None, "use only the first items of each task", minimum=1)
+    max_items: int | None = setting(None, "use only so many items of each task, evenly taken", minimum=1)
 
 
 @dataclass

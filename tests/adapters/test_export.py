@@ -62,6 +62,18 @@ def test_exports_in_mid_stage_what_was_trained_so_far(adapt, train, tiny_model, 
     assert difference.abs().max() <= 1e-5  # sums over ranks in another order
 
 
+def test_names_of_layers_are_a_list_where_they_name_no_others(adapt, plan, tmp_path):
+    for pattern, expected in (
+        ("language-linear", ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]),
+        (r"model\.layers\.0\..*q_proj", r"model\.layers\.0\..*q_proj"),  # the other blocks have one too
+    ):
+        adapted = adapt(target_modules=pattern)
+        export_adapter(adapted, "a", plan.uses["a"], tmp_path / "out", "base", "# a card")
+        written = json.loads((tmp_path / "out/adapter_config.json").read_text())["target_modules"]
+        assert (sorted(written) if isinstance(written, list) else written) == expected
+        assert (tmp_path / "out/README.md").read_text() == "# a card"
+
+
 def test_replaces_an_earlier_export_and_nothing_else(adapt, plan, tmp_path):
     adapted = adapt()
     for task in ("c", "a"):

@@ -268,3 +268,13 @@ def test_a_tokenizer_of_more_words_than_the_model_knows_is_refused(backbone):
     loaded.tokenizer.add_tokens(["mud"])
     with pytest.raises(BackboneError, match=r"gives 'mud' the number (\d+), its config.json has vocab_size=\1: put"):
         loaded.encode([Prompt("a", "lane", None, ("dry", "mud"), 0)])
+
+
+@pytest.mark.parametrize("package", ["Torchvision", "num2words"])
+def test_a_package_that_a_processor_lacks_is_named_with_the_extra(checkpoint, monkeypatch, package):
+    def refuse(*_, **__):
+        raise ImportError(f"Processor requires the {package} library but it was not found in your environment.")
+
+    monkeypatch.setattr(load.AutoProcessor, "from_pretrained", refuse)
+    with pytest.raises(BackboneError, match=rf"needs {package.lower()} .*pip install 'contextlora\[vision\]'"):
+        load_backbone(str(checkpoint("llava")))

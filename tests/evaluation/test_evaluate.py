@@ -1,12 +1,14 @@
 """Answers alone and at the end of the chain, against prompts that are rendered and scored one by one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from contextlora.assembly.build import build_data, build_module
 from contextlora.backbones.scoring import option_scores
+from contextlora.tasks.order import by_length
 from contextlora.tasks.prompts import render
 
 
@@ -60,6 +62,18 @@ def test_without_a_chain_prompts_hold_right_answers_or_none(module, context):
         given = dict(item.prerequisites) if context == "gold" else {}
         expected = scores_one_by_one(module, "c", item, given, module.uses["c"])
         assert torch.allclose(row, expected, atol=1e-5)
+
+
+def test_items_of_unlike_lengths_get_their_own_scores(module):
+    items = [
+        replace(item, question=item.question + " ?" * (15 * (n % 3)))
+        for n, item in enumerate(module.data.taskset.items("a", "test")[:12])
+    ]
+    module.evaluator.batch_size = 4
+    assert by_length(items, 4) != list(range(12))
+    rows = module.evaluator.answer("a", items, [{}] * 12).scores
+    for item, row in zip(items, rows, strict=True):
+        assert torch.allclose(row, scores_one_by_one(module, "a", item, {}, module.uses["a"]), atol=1e-5)
 
 
 def test_the_base_alone_ignores_the_adapter(module):

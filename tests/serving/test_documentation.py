@@ -1,5 +1,6 @@
 """The code in README.md and docs/serving.md, run as it stands, against a run of the same questions."""
 
+import json
 import re
 from ast import literal_eval
 from pathlib import Path
@@ -37,7 +38,7 @@ def make_run(tmp_path, monkeypatch):
     def make(model):
         settings = ("taskset=data/iov/low-0", f"model={model}", "model.dtype=float32", "method.variant=gated")
         run, module = trained_run(load_config(settings), size=0.1)
-        export_tasks(module, run)
+        export_tasks(module, run, {})
         run.finish({})
         return contextlora.load("runs/latest")
 
@@ -92,3 +93,15 @@ def test_without_this_project_text_alone_gets_the_same_answer(make_run, capsys):
 def test_the_scripts_are_short_and_need_nothing_of_this_project(script):
     assert "contextlora" not in script.replace("src/contextlora/backbones/bundled", "")
     assert len([line for line in script.splitlines() if line and "import" not in line]) <= 13
+
+
+def test_an_adapter_says_what_it_is_and_where_its_base_lies(make_run):
+    make_run("bundled")
+    folder = Path("runs/latest/adapters/manoeuvre")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert Path(config["base_model_name_or_path"]).is_absolute()
+    assert Path(config["base_model_name_or_path"], "config.json").is_file()
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"base_model: {config['base_model_name_or_path']}\n" in card
+    assert "hazard -> manoeuvre" in card and "the answers to hazard, grip" in card
+    assert " what manoeuvre ? given : hazard " in card and "max_lora_rank=" in card

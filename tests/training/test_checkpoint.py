@@ -42,6 +42,13 @@ def sealed(content):
     return content + b"contextlora-sha256:" + hashlib.sha256(content).digest()
 
 
+def test_a_header_as_long_as_the_letters_of_a_zip_file_say_is_loaded(path):
+    """A safetensors file begins with its header's length: of 0x4B50 bytes, these are the letters PK."""
+    length = next(n for n in range(15_000, 19_280) if to_bytes({**GOOD, "name": "a" * n}).startswith(b"PK"))
+    AtomicCheckpointIO().save_checkpoint({**GOOD, "name": "a" * length}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["name"] == "a" * length
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from peft.utils import transformers_weight_conversion as peft_experts
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -64,6 +66,21 @@ class AdapterConfig:
     def scale(self) -> float:
         """s = alpha / r, the one factor of every slice."""
         return self.alpha / self.r_reference
+
+
+def is_refused(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT adapts no layer of this name in such a model: fused kernels of Mamba read the weight past it."""
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False
+
+
+def is_read_as_experts(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT takes a layer's name for that of experts, whose weights no layer holds, see `replace_linears`."""
+    family = peft_experts._MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(model, "config", None), "model_type", None))
+    return name.rpartition(".")[2] in peft_experts._MOE_TARGET_MODULE_MAPPING.get(family, ())
 
 
 def replace_linears(model: PreTrainedModel, target_modules: str, build: Callable[..., nn.Module]) -> None:

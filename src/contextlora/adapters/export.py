@@ -15,15 +15,21 @@ from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.config import AdapterError
 from contextlora.adapters.model import AdaptedModel
+from contextlora.adapters.targets import module_names
 from contextlora.errors import tail
 from contextlora.files import replace_folder
 from contextlora.graph import SliceUse
 
-_FILES = {"adapter_config.json", "adapter_model.safetensors"}
+_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 
 
 def export_adapter(
-    adapted: AdaptedModel, task: str | None, use: SliceUse, folder: str | Path, base_model_name_or_path: str
+    adapted: AdaptedModel,
+    task: str | None,
+    use: SliceUse,
+    folder: str | Path,
+    base_model_name_or_path: str,
+    card: str = "",
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors` into `folder`.
 
@@ -35,6 +41,7 @@ def export_adapter(
         use: the slices to export.
         folder: where to, usually <run>/adapters/<task>.
         base_model_name_or_path: what the adapter's readers load as its base.
+        card: text of a README.md, such as the Hugging Face hub shows; empty writes none.
 
     Raises:
         AdapterError: the layers weigh slices by a router, which no ordinary LoRA does; or `folder` exists and holds
@@ -56,6 +63,8 @@ def export_adapter(
     with replace_folder(folder) as new:
         config.save_pretrained(new)
         save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
+        if card:
+            (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def _peft_config(adapted: AdaptedModel, use: SliceUse, base_model_name_or_path: str) -> LoraConfig:
@@ -69,7 +78,7 @@ def _peft_config(adapted: AdaptedModel, use: SliceUse, base_model_name_or_path: 
         # PEFT's field is an integer; s r' need not be one.
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=adapted.config.dropout,
-        target_modules=adapted.target_modules,
+        target_modules=module_names(adapted.model, adapted.target_modules),
         # PEFT must know that Conv1D's weights lie transposed, to merge into them.
         fan_in_fan_out=any(isinstance(layer.base_layer, Conv1D) for layer in adapted.layers().values()),
     )

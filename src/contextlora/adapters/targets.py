@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError
+from contextlora.adapters.config import LANGUAGE_LINEAR, AdapterError, is_read_as_experts, is_refused
 from contextlora.errors import first_line, listed
 from contextlora.limits import shown
 
@@ -38,6 +38,11 @@ def resolve_targets(model: PreTrainedModel, target_modules: str) -> str:
             raise AdapterError(
                 f"model.target_modules={shown(pattern)} matches {name} ({kind}): match linear layers only"
             )
+        if is_refused(model, name):
+            raise AdapterError(
+                f"model.target_modules={shown(pattern)} matches {name}, which PEFT adapts in no "
+                f"{type(model).__name__}; leave it out of the pattern"
+            )
     _refuse_shared(model, matched, pattern)
     return pattern
 
@@ -63,8 +68,14 @@ def _language_linear(model: PreTrainedModel) -> str:
     path = next(name for name, module in model.named_modules() if module is blocks)
     # Of all blocks, as those of hybrid models differ; by names below a block, one pattern does for every number.
     linears = [name for block in blocks for name, module in block.named_modules() if _is_linear(module)]
+    linears = [name for name in linears if not is_refused(model, name) and not is_read_as_experts(model, name)]
     choices = "|".join(re.escape(name) for name in dict.fromkeys(linears))
     return rf"{re.escape(path)}\.\d+\.({choices})"
+
+
+def experts_left_out(model: PreTrainedModel) -> int:
+    """Numbers in the experts' weights, which families keep in one tensor a block, outside of any linear layer."""
+    return sum(p.numel() for name, p in model.named_parameters() if p.dim() == 3 and ".experts." in name)
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -80,3 +91,25 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
         )
     # Gemma 3n keeps a list of projections beside its blocks.
     return max(stacks, key=len)
+
+
+def module_names(model: PreTrainedModel, pattern: str) -> list[str] | str:
+    """What PEFT and others take for the layers that a pattern matches: their last names where these name no others.
+
+    Some readers, such as SGLang, take a list of names and refuse a regular expression.
+
+    Args:
+        model: whose layers, before or after they are adapted.
+        pattern: of `resolve_targets`.
+
+    Returns:
+        The list, or the pattern where a layer that is not adapted has one of the names, and in mixtures of experts: of
+        these PEFT takes some names for the experts' own weights.
+    """
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return pattern
+    modules = [name for name, _ in model.named_modules() if name]
+    matched = {name for name in modules if re.fullmatch(pattern, name)}
+    last = {name.rsplit(".", 1)[-1] for name in matched}
+    return sorted(last) if all(name in matched for name in modules if name.rsplit(".", 1)[-1] in last) else pattern

@@ -45,6 +45,7 @@ def build_data(config: RunConfig) -> TaskSetDataModule:
         image=chosen.image,
         answer_format=chosen.answer_format,
         length_normalised=chosen.length_normalised,
+        validation_items=config.training.validation_items,
     )
 
 

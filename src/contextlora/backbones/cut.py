@@ -105,6 +105,8 @@ class CutModel:
             BackboneError: their scores differ, or the model draws random numbers, which stages would draw differently.
         """
         refused = f"{type(self.model).__name__} cannot be run as a layer pipeline (%s); set gear.layouts=[data]"
+        if batch.own_rows:
+            raise BackboneError(refused % "it reads every option in a row of its own")
         # Training must draw the same numbers whether or not the model was checked before.
         with torch.no_grad(), torch.random.fork_rng():
             before = torch.get_rng_state()

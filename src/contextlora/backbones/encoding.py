@@ -17,15 +17,13 @@ from typing import Any
 import torch
 
 from contextlora.backbones.endings import ended
-from contextlora.backbones.faults import BackboneError, errors_of, quiet
+from contextlora.backbones.faults import BackboneError, errors_of
 from contextlora.backbones.load import Backbone
 from contextlora.backbones.readable import check_length, check_tokens, packs, takes_position_ids
-from contextlora.errors import first_line, is_out_of_memory, tail
-from contextlora.tasks.faults import TaskSetError, label, shown
-from contextlora.tasks.images import read_image
+from contextlora.backbones.seeing import SeenImage, joined_features, prompt_end, seen_image
+from contextlora.errors import tail
+from contextlora.tasks.faults import label, shown
 from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, Prompt
-
-_IMAGE_CACHE_BYTES = 1 << 30  # beyond it, images are processed again each time
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class OptionBatch:
         rows: which rows of a batch of `batch_size` prompts these are.
         num_read: tokens of options that the longest row of the whole batch reads where they are packed behind the
             prompts, see `contextlora.backbones.packing`; 0 where they are not.
+        own_rows: whether `inputs` have a row for every option, its prompt included, (B K, T + L - 1); see
+            `contextlora.backbones.continuing`.
         option_lengths: (B, K) characters by which the options' scores are divided; None leaves them as they are.
     """
 
@@ -52,6 +52,7 @@ class OptionBatch:
     rows: range
     batch_size: int
     num_read: int = 0
+    own_rows: bool = False
     option_lengths: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "OptionBatch":
@@ -75,18 +76,6 @@ class _Encoded:
     image_start: int | None
 
 
-@dataclass(frozen=True)
-class _SeenImage:
-    """What the processor makes of one image: ids that stand for it in the prompt and tensors for the vision tower.
-
-    `per_token` holds further features of these ids (such as token types), each as long as `ids`.
-    """
-
-    ids: list[int]
-    per_token: dict[str, list[int]]
-    features: dict[str, torch.Tensor]
-
-
 def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = None) -> OptionBatch:
     """Encodes prompts of one task.
 
@@ -107,16 +96,23 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     longest = [max(map(len, row.options)) for row in encoded]
     length = max(longest)
     check_length(backbone, [len(row.ids) for row in encoded], longest)
+    rows_width = max(len(row.ids) + most - 1 for row, most in zip(encoded, longest, strict=True))
     # An option's last token is predicted, never read.
     num_read = max(sum(len(option) - 1 for option in row.options) for row in encoded)
     batch_size, rows = len(prompts), range(len(prompts)) if rows is None else rows
     prompts, encoded = prompts[rows.start : rows.stop], encoded[rows.start : rows.stop]
-    images = [_seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
+    images = [seen_image(backbone, prompt.image_path) if prompt.image_path else None for prompt in prompts]
     # One tensor of nested lists: a tensor for each row takes longer than all else that a batch needs.
-    options = [row.options + [[]] * (num_options - len(row.options)) for row in encoded]
+    options = [_filled(row.options, num_options) for row in encoded]
     option_ids = torch.tensor([[ids + [0] * (length - len(ids)) for ids in row] for row in options])
     lengths = torch.tensor([[len(ids) for ids in row] for row in options])
     option_mask = torch.arange(length) < lengths[..., None]
+    own_rows = length > 1 and not backbone.continues
+    if own_rows:
+        # An option's last token is predicted, never read.
+        encoded = [replace(row, ids=row.ids + ids[:-1]) for row in encoded for ids in _filled(row.options, num_options)]
+        images = [image for image in images for _ in range(num_options)]
+        width = rows_width
     inputs = _pad_prompts(backbone, encoded, images, width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
     characters = None
@@ -125,7 +121,13 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
         # 1, not 0, where there is no option: -inf / 0 would be no number.
         characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
     num_read = num_read if packs(backbone, inputs, width + num_read) else 0
-    return OptionBatch(inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, characters)
+    return OptionBatch(
+        inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, own_rows, characters
+    )
+
+
+def _filled(options: list[list[int]], number: int) -> list[list[int]]:
+    return options + [[]] * (number - len(options))
 
 
 def _key(prompt: Prompt) -> tuple[str, Path | None, tuple[str, ...]]:
@@ -161,8 +163,8 @@ def _tokenise_new(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
         if len({tuple(option) for option in options}) < len(options):
             raise BackboneError(
                 f"the tokenizer of model {tail(backbone.name)} gives the same tokens to different options of "
-                f"{shown(prompt.continuations)} (task {label(prompt.task)}): it lacks these words; rename them or set "
-                " taskset.answer_format=letter"
+                f"{shown(prompt.continuations)} (task {label(prompt.task)}): it lacks these words; take "
+                "MODEL=smollm2-135m, rename them or set taskset.answer_format=letter"
             )
         known[_key(prompt)] = _with_image(backbone, prompt, prompt_ids, ended(backbone, prompt, options))
 
@@ -180,7 +182,9 @@ def _model_text(backbone: Backbone, prompt: Prompt) -> str:
     if prompt.image_path and not backbone.is_multimodal:
         raise BackboneError(f"model {tail(backbone.name)} takes no images; set taskset.image=text or auto")
     if not backbone.chat_template:
-        return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) if prompt.image_path else prompt.text
+        if not prompt.image_path:
+            return prompt.text
+        return prompt.text.replace(IMAGE_PLACEHOLDER, backbone.image_token) + prompt_end(backbone)
     writer = backbone.processor or backbone.tokenizer
     content: Any = prompt.text
     if backbone.is_multimodal:
@@ -221,53 +225,11 @@ def _with_image(backbone: Backbone, prompt: Prompt, ids: list[int], options: lis
     if not prompt.image_path:
         return _Encoded(ids, options, None)
     start = ids.index(token_id)
-    return _Encoded(ids[:start] + _seen_image(backbone, prompt.image_path).ids + ids[start + 1 :], options, start)
-
-
-def _seen_image(backbone: Backbone, path: Path) -> _SeenImage:
-    """Opens and processes an image, once."""
-    cache = backbone.encodings
-    if path in cache.images:
-        return cache.images[path]
-    try:
-        image = read_image(path)
-    except TaskSetError as error:
-        raise BackboneError(f"image {tail(path)} {error}") from error
-    # The image token alone: what comes back is what it becomes within a whole prompt.
-    given = {"text": [backbone.image_token], "images": [image], "add_special_tokens": False, "return_tensors": "pt"}
-    try:
-        with quiet():
-            made = backbone.processor(**given)
-    except Exception as error:  # Qwen's takes no picture that is 200 times as long as wide; a damaged one takes none
-        if is_out_of_memory(error):
-            raise
-        raise BackboneError(
-            f"model {tail(backbone.name)} takes no image {tail(path)} of {image.width} x {image.height} pixels: "
-            f"{first_line(error)}; change the image, or mend the model's processor"
-        ) from error
-    shape = made["input_ids"].shape
-    per_token = {
-        name: made[name][0].tolist()
-        for name in made
-        if made[name].shape == shape and name not in ("input_ids", "attention_mask")
-    }
-    # The vision tower's first layer refuses pixels of another dtype than its weights.
-    dtype = backbone.model.dtype
-    features = {
-        name: made[name].to(dtype) if made[name].is_floating_point() else made[name]
-        for name in made
-        if made[name].shape != shape
-    }
-    seen = _SeenImage(made["input_ids"][0].tolist(), per_token, features)
-    size = sum(tensor.nbytes for tensor in features.values())
-    if cache.image_bytes + size <= _IMAGE_CACHE_BYTES:
-        cache.image_bytes += size
-        cache.images[path] = seen
-    return seen
+    return _Encoded(ids[:start] + seen_image(backbone, prompt.image_path).ids + ids[start + 1 :], options, start)
 
 
 def _pad_prompts(
-    backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[_SeenImage | None], width: int
+    backbone: Backbone, encoded: Sequence[_Encoded], images: Sequence[SeenImage | None], width: int
 ) -> dict[str, torch.Tensor]:
     """Arguments of the model's forward. Padded columns are masked, so that any id will do in them."""
     padding = [[0] * (width - len(row.ids)) for row in encoded]
@@ -287,5 +249,5 @@ def _pad_prompts(
     # Rows without an image have no features: models hand images to image tokens in order of appearance.
     shown = [image.features for image in images if image]
     for name in shown[0] if shown else ():
-        inputs[name] = torch.cat([features[name] for features in shown])
+        inputs[name] = joined_features([features[name] for features in shown])
     return inputs

@@ -10,6 +10,7 @@ from transformers.utils import logging as hf_logging
 from contextlora.errors import UserError, first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 
+_LACKING_PACKAGE = re.compile(r"\b(torchvision|num2words)\b", re.IGNORECASE)
 _REFUSED_ATTENTION = re.compile(r'`attn_implementation="(.*?)"` is not supported')
 
 
@@ -39,9 +40,17 @@ def errors_of(name: str, part: str) -> Iterator[None]:
                 f"model.attn_implementation must be eager, sdpa or another one that transformers has for model "
                 f"{tail(name)}, got {shown(refused[1])}"
             ) from error
+        if lacking := _LACKING_PACKAGE.search(str(error)):
+            raise BackboneError(
+                f"model {tail(name)} needs {lacking[0].lower()} to read images, which is not here; install it: "
+                "pip install 'contextlora[vision]'"
+            ) from error
+        mend = "mend it or name another"
+        if part == "chat template":
+            mend = "mend it, or set model.chat_template=off"
         where = "" if isinstance(error, OSError) else f"its {part}: "  # which names the file, or is the hub's
         said = f"{where}{first_line(error, but=name)}"
-        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; mend it or name another") from error
+        raise BackboneError(f"model {tail(name)} cannot be loaded: {said}; {mend}") from error
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class Encodings:
     prompts: dict[Hashable, Any] = field(default_factory=dict)
     images: dict[Path, Any] = field(default_factory=dict)
     image_bytes: int = 0
+    prompt_end: str | None = None
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Backbone:
         part_fingerprints: tell their parts apart, see `part_fingerprints`.
         chat_template: whether prompts are wrapped in the tokenizer's chat template, as the user's turn.
         packs_options: whether options of several tokens are read in the prompt's own forward, see `packing`.
+        continues: whether a second forward can read options behind the prompt's keys and values, see `continuing`.
         window: the most columns that every layer's attention sees.
         encodings: cache of prepared prompts and images.
     """
@@ -74,6 +76,7 @@ class Backbone:
     part_fingerprints: dict[str, str]
     chat_template: bool = False
     packs_options: bool = False
+    continues: bool = True
     window: int = sys.maxsize
     encodings: Encodings = field(default_factory=Encodings, repr=False)
 
@@ -109,7 +112,7 @@ def load_backbone(
         raise BackboneError(f"model dtype must be auto or one of {', '.join(_DTYPES)}, got {shown(dtype)}")
     if chat_template not in ("auto", "off"):
         raise BackboneError(f"model chat_template must be auto or off, got {shown(chat_template)}")
-    source, trust = _source(path_or_name), {"trust_remote_code": trust_remote_code}
+    source, trust = source_of(path_or_name), {"trust_remote_code": trust_remote_code}
     if trust_remote_code:
         warn_of_code(path_or_name)
     with errors_of(path_or_name, "config.json"):
@@ -122,9 +125,11 @@ def load_backbone(
     with errors_of(path_or_name, "weights"):
         model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
     template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
-    from contextlora.backbones.packing import can_pack  # which needs this module's class
+    from contextlora.backbones.continuing import ways_to_read  # which needs this module's class
 
     model = model.to(device).eval()
+    with errors_of(path_or_name, "forward"):
+        packs, continues = ways_to_read(model)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -135,10 +140,18 @@ def load_backbone(
         fingerprint=fingerprint(model),
         part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
         chat_template=bool(template),
-        packs_options=can_pack(model),
+        packs_options=packs,
+        continues=continues,
         # A layer that sees only the last so many columns would see too many through a mask of pairs.
         window=getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize,
     )
+
+
+def load_tokenizer(path_or_name: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, bool]:
+    """A model's tokenizer without its weights, and whether the model takes images; raises as `load_backbone`."""
+    source, trust = source_of(path_or_name), {"trust_remote_code": trust_remote_code}
+    with errors_of(path_or_name, "config.json or tokenizer"):
+        return _load_tokenizer(source, **trust), takes_images(AutoConfig.from_pretrained(source, **trust))
 
 
 def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
@@ -210,8 +223,8 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _source(path_or_name: str) -> str:
-    """The folder to load from, or the hub name as it is."""
+def source_of(path_or_name: str) -> str:
+    """The folder that a backbone is loaded from, in full, or its hub id as it is."""
     folder = BUNDLED if path_or_name == "bundled" else Path(os.path.expanduser(path_or_name))
     if not os.path.isdir(folder):
         # A hub id is owner/name. Where a folder of the owner's name lies here, a misspelt path is likelier, and asking
@@ -235,7 +248,7 @@ def _source(path_or_name: str) -> str:
             f"model folder {tail(folder)} holds no .safetensors weights (pickled ones are refused); "
             "save the model again with save_pretrained"
         )
-    return str(folder)
+    return os.path.abspath(folder)
 
 
 def auto_class(config: PretrainedConfig) -> _AutoClass:

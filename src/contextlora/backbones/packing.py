@@ -71,12 +71,11 @@ def _mask(
     return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
-@torch.no_grad()
-def can_pack(model: PreTrainedModel) -> bool:
-    """Whether a model in eval mode gives packed options the scores that it gives each option alone."""
+def probe_batch() -> OptionBatch:
+    """A prompt with three options, on which a model shows what it can do."""
     ids = torch.arange(3, 9)[None]
     options = torch.tensor([[[4, 5, 6], [7, 8, 0], [5, 5, 4]]])
-    batch = OptionBatch(
+    return OptionBatch(
         inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(6)[None]},
         option_ids=options,
         option_mask=options > 0,
@@ -86,12 +85,17 @@ def can_pack(model: PreTrainedModel) -> bool:
         batch_size=1,
         num_read=5,
     )
-    batch = batch.to(model.device)
+
+
+@torch.no_grad()
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether a model in eval mode gives packed options the scores that it gives each option alone."""
+    batch = probe_batch().to(model.device)
     try:
         inputs = packed_inputs(batch, model.dtype)
         logits = model(**inputs, logits_to_keep=predicting_columns(batch), use_cache=False).logits
         found = packed_scores(batch, logits)[0]
-        alone = torch.stack([_score_alone(model, batch, number) for number in range(len(found))])
+        alone = torch.stack([score_alone(model, batch, number) for number in range(len(found))])
     except Exception:  # a model may stumble over what it does not know in any way
         return False
     # Far below what another attention would make of it, far above rounding.
@@ -99,7 +103,8 @@ def can_pack(model: PreTrainedModel) -> bool:
     return bool((found - alone).abs().max() < tolerance)
 
 
-def _score_alone(model: PreTrainedModel, batch: OptionBatch, number: int) -> torch.Tensor:
+def score_alone(model: PreTrainedModel, batch: OptionBatch, number: int) -> torch.Tensor:
+    """Log-likelihood of an option of a batch of one prompt, in a row of its own."""
     ids, option = batch.inputs["input_ids"], batch.option_ids[0, number][batch.option_mask[0, number]]
     logits = model(input_ids=torch.cat([ids, option[None]], dim=1), use_cache=False).logits[0].float()
     return F.log_softmax(logits[ids.shape[1] - 1 : -1], dim=-1).gather(1, option[:, None]).sum()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
+from transformers import PreTrainedModel
 
 from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import Backbone
@@ -41,10 +42,18 @@ def counts_padding(backbone: Backbone) -> bool:
 
 def takes_position_ids(backbone: Backbone) -> bool:
     """Whether positions are one number a token; models with several (M-RoPE) derive them from the mask themselves."""
-    inner = getattr(backbone.model, "model", None)  # classes with a head wrap what has the method
-    if any(hasattr(module, "get_rope_index") for module in (backbone.model, inner)):
-        return False
-    return "position_ids" in inspect.signature(backbone.model.forward).parameters
+    return has_position_ids(backbone.model) and not derives_positions(backbone.model)
+
+
+def has_position_ids(model: PreTrainedModel) -> bool:
+    """Whether a model's forward takes any."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def derives_positions(model: PreTrainedModel) -> bool:
+    """Whether a model makes positions of several numbers (M-RoPE) itself, of tokens and mask."""
+    inner = getattr(model, "model", None)  # classes with a head wrap what has the method
+    return any(hasattr(module, "get_rope_index") for module in (model, inner))
 
 
 def _most_tokens(backbone: Backbone) -> int | None:

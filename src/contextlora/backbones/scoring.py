@@ -6,7 +6,8 @@ Where one option of an item begins another in tokens (`main` and `main bridge`),
 more token, the tokenizer's end token or ` .` where it has none; otherwise the longer option could never win.
 
 The prompt is read once, options of several tokens packed behind it where the model can do so (`packing`). Else these
-need a second forward, which continues from the prompt's keys and values with one row an option. Only positions that
+need a second forward, which continues from the prompt's keys and values with one row an option, or whole rows where a
+model can do neither (`continuing`). Only positions that
 predict option tokens get logits, so that a wide vocabulary costs little. Shapes: B prompts, K options, T prompt and L
 option tokens.
 """
@@ -43,6 +44,8 @@ def option_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
         inputs = packed_inputs(batch, next(model.parameters()).dtype)
         read = model(**inputs, logits_to_keep=predicting_columns(batch), use_cache=False)
         return scores_of(batch, read.logits, None)
+    if batch.own_rows:
+        return _finished(batch, _row_scores(model, batch))
     several = batch.option_ids.shape[-1] > 1
     read = model(**batch.inputs, logits_to_keep=LAST_POSITION, use_cache=several)
     continued = None
@@ -64,7 +67,9 @@ def repeated_cache(model: nn.Module, read: object, batch: OptionBatch) -> Any:
             f"{type(model).__name__} keeps no keys and values, which options of several tokens need; "
             "set taskset.answer_format=letter"
         )
-    cache.batch_repeat_interleave(batch.option_ids.shape[1])
+    num_prompts, num_options = batch.option_ids.shape[:2]
+    rows = torch.arange(num_prompts, device=batch.option_ids.device).repeat_interleave(num_options)
+    cache.reorder_cache(rows)  # states of recurrent layers cannot be repeated otherwise
     return cache
 
 
@@ -109,6 +114,19 @@ def scores_of(batch: OptionBatch, read: torch.Tensor, continued: torch.Tensor | 
         token_scores = F.log_softmax(continued.float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
         scores = scores + (token_scores * mask[:, 1:]).sum(dim=1).unflatten(0, (-1, batch.option_ids.shape[1]))
     return _finished(batch, scores)
+
+
+def _row_scores(model: nn.Module, batch: OptionBatch) -> torch.Tensor:
+    """(B, K) sums of log-likelihoods where every option stands in a row of its own, behind its prompt."""
+    ids, mask = batch.option_ids.flatten(0, 1), batch.option_mask.flatten(0, 1)  # (B K, L)
+    length, width = ids.shape[1], batch.inputs["input_ids"].shape[1]
+    places = torch.arange(length, device=ids.device)
+    logits = model(**batch.inputs, logits_to_keep=width - length + places, use_cache=False).logits.float()
+    # Rows are padded on the left: n tokens are predicted in the last n columns.
+    columns = (length - mask.sum(dim=1, keepdim=True) + places).clamp(max=length - 1)
+    scores = F.log_softmax(logits, dim=-1).gather(1, columns[..., None].expand(-1, -1, logits.shape[-1]))
+    scores = scores.gather(2, ids[..., None])[..., 0]
+    return (scores * mask).sum(dim=1).unflatten(0, batch.option_ids.shape[:2])
 
 
 def _finished(batch: OptionBatch, scores: torch.Tensor) -> torch.Tensor:

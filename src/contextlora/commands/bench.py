@@ -3,34 +3,26 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 from contextlora.commands import CONSOLE
-from contextlora.commands.compare import flat_defaults
+from contextlora.commands.compare import NUM_SEEDS, finished_run
 from contextlora.commands.train import train
 from contextlora.errors import ConfigError
-from contextlora.evaluation.compare import (
-    FinishedRun,
-    alike,
-    collect_runs,
-    cost_rows,
-    flatten,
-)
+from contextlora.evaluation.compare import FinishedRun, cost_rows
 from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.limits import shown
 from contextlora.settings import RunConfig
 
-BENCH_SEEDS = 3
-
 
 def bench(config: RunConfig) -> None:
-    """Runs the configuration with `BENCH_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
-    runs = run_missing([replace(config, seed=config.seed + k) for k in range(BENCH_SEEDS)])
-    print_in_full(CONSOLE, as_rich(f"{config.method.name}, {BENCH_SEEDS} seeds", *cost_rows(runs)))
+    """Runs the configuration with `NUM_SEEDS` seeds and prints medians and spread of time, memory and accuracy."""
+    runs = run_missing([replace(config, seed=config.seed + k) for k in range(NUM_SEEDS)])
+    print_in_full(CONSOLE, as_rich(f"{config.method.name}, {NUM_SEEDS} seeds", *cost_rows(runs)))
 
 
 def run_missing(configs: Sequence[RunConfig], jobs: int = 1) -> list[FinishedRun]:
@@ -45,7 +37,7 @@ def run_missing(configs: Sequence[RunConfig], jobs: int = 1) -> list[FinishedRun
     """
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    missing = [config for config in configs if _find(config) is None]
+    missing = [config for config in configs if finished_run(config) is None]
     num_threads = max(1, (os.cpu_count() or 1) // jobs)
     # Spawned: a fork has torch's thread pool without its threads, and max_tasks_per_child refuses it.
     with ProcessPoolExecutor(
@@ -53,7 +45,7 @@ def run_missing(configs: Sequence[RunConfig], jobs: int = 1) -> list[FinishedRun
     ) as pool:
         for number, run in enumerate(pool.map(train, missing), start=1):
             CONSOLE.print(f"{number}/{len(missing)}: {run.path}", soft_wrap=True)
-    return [_find(config) for config in configs]
+    return [finished_run(config) for config in configs]
 
 
 def read_arguments(arguments: Sequence[str], **options: int | str) -> tuple[list[Any], list[str]]:
@@ -84,13 +76,3 @@ def _prepare(num_threads: int, quiet: bool) -> None:
     """In a run's process: its share of the cores; no progress bars where several would overwrite each other."""
     torch.set_num_threads(num_threads)
     CONSOLE.quiet = quiet
-
-
-def _find(config: RunConfig) -> FinishedRun | None:
-    settings: dict[str, Any] = flatten(asdict(config))
-    same = [
-        run
-        for run in collect_runs(config.runs_dir, flat_defaults)
-        if run.settings["seed"] == config.seed and alike(run, settings, ("",))
-    ]
-    return same[-1] if same else None  # the newest

@@ -1,6 +1,9 @@
 """`contextlora compare`: the finished runs of one task set over methods, settings and seeds."""
 
 import os
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +27,8 @@ from contextlora.evaluation.report import as_rich, print_in_full
 from contextlora.files import write_atomically
 from contextlora.methods import METHODS
 from contextlora.settings import RunConfig
+
+NUM_SEEDS = 3  # of a comparison that is to be made
 
 
 def compare(config: RunConfig) -> None:
@@ -72,6 +77,17 @@ def comparable_runs(config: RunConfig) -> list[FinishedRun]:
     return runs
 
 
+def finished_run(config: RunConfig) -> FinishedRun | None:
+    """The newest finished run with this configuration, as far as it changes results."""
+    settings = flatten(asdict(config))
+    same = [
+        run
+        for run in collect_runs(config.runs_dir, flat_defaults)
+        if run.settings["seed"] == config.seed and alike(run, settings, ("",))
+    ]
+    return same[-1] if same else None
+
+
 def compared() -> list[tuple[str, ...]]:
     """Settings of what the comparison of methods runs.
 
@@ -83,3 +99,22 @@ def compared() -> list[tuple[str, ...]]:
         without = load_config([method]).taskset.context == "none"
         rows += [(method,), (method, "taskset.context=gold")] if without else [(method,)]
     return rows
+
+
+def print_jobs(config: RunConfig, settings: Sequence[str], config_dir: Path | None = None) -> None:
+    """Prints the commands of the comparison's runs that have not finished, one a line, to be run anywhere.
+
+    Args:
+        config: of the comparison.
+        settings: as given, for every run; with a method among them it is the only one.
+        config_dir: where settings come from, if not from the usual place.
+    """
+    own = ["--config-dir", str(config_dir)] if config_dir else []
+    rows = [()] if any(text.startswith("method=") for text in settings) else compared()
+    given = [text for text in settings if not text.startswith("seed=")]
+    for row in rows:
+        for seed in range(config.seed, config.seed + NUM_SEEDS):
+            arguments = [*row, *given, f"seed={seed}", "training.progress=false"]
+            if finished_run(load_config(arguments, config_dir)) is None:
+                # Not by the console, which breaks lines.
+                print(shlex.join([sys.executable, "-m", "contextlora", "train", *own, *arguments]))

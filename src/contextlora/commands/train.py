@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -14,14 +14,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 
+from contextlora.adapters import AdaptedModel
+from contextlora.adapters.targets import experts_left_out
 from contextlora.assembly.build import build_data, build_module, compute_device, trainer_settings
 from contextlora.assembly.placement import num_processes, plan_processes
 from contextlora.assembly.provenance import describe, facts, peak_memory_bytes
+from contextlora.backbones.vocabulary import Vocabulary, check_vocabulary, vocabularies
 from contextlora.commands import CONSOLE
 from contextlora.commands.evaluate import measure, print_results
 from contextlora.commands.export import export_tasks
 from contextlora.config import RunConfig, to_yaml
-from contextlora.errors import ConfigError
+from contextlora.errors import ConfigError, listed
 from contextlora.evaluation.plots import learning_figure, matrix_figure, plan_figure, save_figure
 from contextlora.evaluation.report import (
     graph_table,
@@ -99,7 +102,9 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     check_prompts(data, config.evaluation.max_items)
     check_forward(data)
     if peers is None:
-        return build_module(config, data), None
+        module = build_module(config, data)
+        _note_experts(module.adapted)
+        return module, None
     # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.
     peers.compare(facts(config, data))
     plan, roles = plan_processes(config, data.taskset, peers.size)
@@ -114,7 +119,19 @@ def _checked_data(config: RunConfig) -> TaskSetDataModule:
     check_plugins(config.training.callbacks, Callback, "training.callbacks")
     check_plugins(config.training.loggers, Logger, "training.loggers", Path())
     trainer_settings(config).check()
-    return build_data(config)
+    data = build_data(config)
+    found = vocabularies(data.taskset, data.backbone.tokenizer, config.model.name, data.image)
+    if is_first_process():
+        print_unknown_words(found)
+    check_vocabulary(found, config.model.name)
+    return data
+
+
+def print_unknown_words(found: Sequence[Vocabulary]) -> None:
+    """Prints a line for each task with words that the model does not know, or options that it cannot tell apart."""
+    for one in found:
+        if one.num_unknown or one.num_alike:
+            CONSOLE.print(f"vocabulary: {one}", soft_wrap=True)
 
 
 def show_plan(config: RunConfig) -> None:
@@ -135,8 +152,20 @@ def show_plan(config: RunConfig) -> None:
     num_base = sum(p.numel() for p in adapted.model.parameters() if not p.requires_grad)
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
+    _note_experts(adapted)
     widest = max(_batch_width(data, task) for task in graph.tasks)
     CONSOLE.print(str(estimate_memory(adapted.model, total, max(trainable), training.batch_size, widest)))
+
+
+def _note_experts(adapted: AdaptedModel) -> None:
+    """Says which layers are adapted where the experts are not."""
+    if experts := experts_left_out(adapted.model):
+        names = listed(sorted({name.rpartition(".")[2] for name in adapted.layers()}))
+        CONSOLE.print(
+            f"experts are not adapted: {experts:,} numbers of theirs stay as they are; adapted are {names} "
+            "(model.target_modules)",
+            soft_wrap=True,
+        )
 
 
 def _batch_width(data: TaskSetDataModule, task: str) -> int:
@@ -179,7 +208,7 @@ def carry_out(
         }
         results |= figures
         if module.method.exports_lora:
-            export_tasks(module, run)
+            export_tasks(module, run, results)
         _draw("accuracy_matrix", matrix_figure(results["accuracy_matrix"], module.plan.stages), run, tracker)
         _draw("learning", learning_figure(module.progress.history), run, tracker)
         log_results(tracker, results)

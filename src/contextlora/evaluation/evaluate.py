@@ -16,6 +16,7 @@ from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.errors import NotFiniteError
 from contextlora.graph.plan import SliceUse
 from contextlora.tasks.datamodule import part_of
+from contextlora.tasks.order import by_length, some_of
 from contextlora.tasks.prompts import context_of
 from contextlora.tasks.task import Item
 from contextlora.tasks.taskset import TaskSet
@@ -73,7 +74,7 @@ class Evaluator:
         encode: renders and encodes items of one task, such as `TaskSetDataModule.encode_items`.
         batch_size: items in one forward.
         scope: "direct" or "ancestors": whose answers the prompts hold.
-        max_items: only the first so many items of a split; None takes all.
+        max_items: at most so many items of a split, evenly taken; None takes all.
     """
 
     def __init__(
@@ -103,8 +104,7 @@ class Evaluator:
 
     def items(self, task: str, split: str) -> Sequence[Item]:
         """The items that `predict` answers."""
-        items = self.taskset.items(task, split)
-        return items if self.max_items is None else items[: self.max_items]
+        return some_of(self.taskset.items(task, split), self.max_items)
 
     def predict(self, task: str, split: str, context: str, use: SliceUse | str | None = PLANNED) -> Prediction:
         """Answers the items of one task and split.
@@ -120,7 +120,12 @@ class Evaluator:
         return self._predict(task, split, self.items(task, split), context, use)
 
     def chain_answers(
-        self, tasks: Sequence[str], split: str, untrained: Collection[str] = (), part: tuple[int, int] = (0, 1)
+        self,
+        tasks: Sequence[str],
+        split: str,
+        untrained: Collection[str] = (),
+        part: tuple[int, int] = (0, 1),
+        most: int | None = None,
     ) -> dict[tuple[str, str], str]:
         """Predicted answers of the prerequisites of every item of these tasks: (task, scene) -> word.
 
@@ -129,10 +134,11 @@ class Evaluator:
             split: of the items.
             untrained: prerequisites that know nothing yet; their right answers are taken.
             part: (rank, number of ranks): only the rank's part of each task's items.
+            most: of each task's items before they are parted, evenly taken; None for all.
         """
         answers: dict[tuple[str, str], str] = {}
         for task in tasks:
-            items = part_of(self.taskset.items(task, split), *part)
+            items = part_of(some_of(self.taskset.items(task, split), most), *part)
             for name in self.taskset.context_tasks(task, self.scope):
                 if name in untrained:
                     words = {i.scene: i.prerequisites[name] for i in items if name in i.prerequisites}
@@ -221,14 +227,21 @@ class Evaluator:
         return Prediction(task, tuple(item.scene for item in items), words, scores, answers)
 
     def _score_here(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(items), self.batch_size)]
-        rows = self._run_batches([partial(self._score_batch, task, items[part], contexts[part]) for part in parts])
+        order = by_length(items, self.batch_size)
+        parts = [order[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        rows = self._run_batches([partial(self._score_batch, task, items, contexts, part) for part in parts])
         # Each batch is as wide as its own widest item.
         width = max(len(item.options) for item in items)
-        return torch.cat([F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows])
+        read = torch.cat([F.pad(row, (0, width - row.shape[1]), value=-torch.inf) for row in rows])
+        scores = torch.empty_like(read)
+        scores[order] = read
+        return scores
 
-    def _score_batch(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
-        batch = self.encode(task, items, contexts).to(next(self.adapted.parameters()).device)
+    def _score_batch(
+        self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]], numbers: Sequence[int]
+    ) -> torch.Tensor:
+        batch = self.encode(task, [items[n] for n in numbers], [contexts[n] for n in numbers])
+        batch = batch.to(next(self.adapted.parameters()).device)
         return option_scores(self.adapted.model, batch).float().cpu()
 
     def _versions_behind(self, task: str, use: SliceUse | None, context: str) -> tuple:

@@ -1,18 +1,19 @@
 """Feeds a task set to a trainer, stage by stage.
 
 A stage trains some tasks together: its gradient step number s takes a batch of task number s mod (number of tasks), and
-each task walks through its items in a new random order every time it has seen them all. What a step reads is therefore
-a pure function of (seed, stage, step): a run that resumes anywhere reads what the uninterrupted one would have read.
+each task walks through its items in a new random order every time it has seen them all (`order`). What a step reads is
+therefore a pure function of (seed, stage, step): a run that resumes anywhere reads what the uninterrupted one would
+have read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import lightning
-import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
 from contextlora.tasks.faults import Faults, label, shown
+from contextlora.tasks.order import TrainingOrder, by_length, some_of
 from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, render, resolve_image_view
 from contextlora.tasks.task import Item, TaskSetError
 from contextlora.tasks.taskset import TaskSet
@@ -54,6 +55,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         image: "auto", "image" or "text", see `prompts.resolve_image_view`.
         answer_format: "word" or "letter".
         length_normalised: whether options' scores are divided by their characters.
+        validation_items: of each task that a validation reads at most, evenly taken; None reads all.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         image: str = "auto",
         answer_format: str = "word",
         length_normalised: bool = False,
+        validation_items: int | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
@@ -78,11 +81,12 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.taskset, self.backbone = taskset, backbone
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
-        self.length_normalised = length_normalised
+        self.length_normalised, self.validation_items = length_normalised, validation_items
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
         self.answers: Mapping[tuple[str, str], str] = {}
         self.by_numbers, self.part = False, (0, 1)
+        self._orders: dict[str, TrainingOrder] = {}
         self.set_interval(0, (), 0, 0)
 
     def _check_prompts(self) -> None:
@@ -94,7 +98,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
             places = self.taskset.places.get((task, split)) or [f"{split}/{task}"] * len(items)
             for where, item in zip(places, items, strict=False):  # a learning curve takes the first items only
                 try:
-                    self._prompt(task, item, None)
+                    self.prompt(task, item, None)
                 except TaskSetError as error:
                     faults.add(where, str(error))
                 for name in needed:
@@ -149,10 +153,11 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
         Of a batch that several devices share, `rows` are this device's.
         """
-        prompts = [self._prompt(task, item, contexts[index] if contexts else None) for index, item in enumerate(items)]
+        prompts = [self.prompt(task, item, contexts[index] if contexts else None) for index, item in enumerate(items)]
         return self.backbone.encode(prompts, rows)
 
-    def _prompt(self, task: str, item: Item, context: Mapping[str, str] | None) -> Prompt:
+    def prompt(self, task: str, item: Item, context: Mapping[str, str] | None) -> Prompt:
+        """The prompt of a task's item, with the answers in `context`; None for one without a part for them."""
         return render(
             item,
             self.taskset.tasks[task],
@@ -175,7 +180,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         return DataLoader(_Batches(self._train_batches), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation item of the stage's tasks, task by task."""
+        """The validation items of the stage's tasks, task by task."""
         return DataLoader(_Batches(self._validation_batches), batch_size=None)
 
     def _train_batches(self) -> Iterator[Batch]:
@@ -194,21 +199,18 @@ class TaskSetDataModule(lightning.LightningDataModule):
                 yield self._with_context(task, [items[n] for n in numbers[rank::num_ranks]])
 
     def _train_numbers(self, task: str, number: int, turn: int) -> list[int]:
-        """Places of the items turn * batch_size onwards, of an endless row of shuffled rounds of the task's items."""
-        items = self.taskset.items(task, "train")
-        places = range(turn * self.batch_size, (turn + 1) * self.batch_size)
-        # A batch may reach into the next round, which has an order of its own.
-        orders = {
-            round_: np.random.default_rng((self.seed, self.stage, number, round_)).permutation(len(items))
-            for round_ in {place // len(items) for place in places}
-        }
-        return [int(orders[place // len(items)][place % len(items)]) for place in places]
+        """Places of the items of the task's batch number `turn` in the stage."""
+        if task not in self._orders:
+            self._orders[task] = TrainingOrder(self.taskset.items(task, "train"), self.batch_size)
+        return self._orders[task].batch((self.seed, self.stage, number), turn)
 
     def _validation_batches(self) -> Iterator[Batch]:
         for task in self.tasks:
-            items = part_of(self.taskset.items(task, "validation"), *self.part)
+            items = part_of(some_of(self.taskset.items(task, "validation"), self.validation_items), *self.part)
+            order = by_length(items, self.eval_batch_size)
             for start in range(0, len(items), self.eval_batch_size):
-                yield self._with_context(task, items[start : start + self.eval_batch_size])
+                part = order[start : start + self.eval_batch_size]
+                yield self._with_context(task, [items[number] for number in part])
 
     def _with_context(self, task: str, items: Sequence[Item], rows: range | None = None) -> Batch:
         prerequisites = self.taskset.context_tasks(task, self.scope)

@@ -72,7 +72,7 @@ def _check_callback(key: str, state: Any) -> None:
 def _read_sealed(path: Path) -> bytes:
     """A checkpoint's own bytes, as they were written."""
     content = path.read_bytes()
-    if content.startswith(b"PK"):  # a zip file of pickles
+    if content.startswith(b"PK\x03\x04"):  # a zip file of pickles; two bytes alone may be the length of our header
         raise CheckpointError(
             f"A checkpoint must have format {FORMAT}: {tail(path)} is older. Resume it with the version that wrote it."
         )

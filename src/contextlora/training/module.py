@@ -222,7 +222,7 @@ class ContextLoraModule(StagedModule):
         self.trainer.fit_loop.epoch_progress.increment_processed()
 
     def _validation_answers(self) -> Answers:
-        return self.evaluator.chain_answers(self.stage_tasks, "validation")
+        return self.evaluator.chain_answers(self.stage_tasks, "validation", most=self.data.validation_items)
 
     def on_validation_epoch_start(self) -> None:
         self._sums = {task: [0.0, 0.0, 0.0] for task in self.stage_tasks}

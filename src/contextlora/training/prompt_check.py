@@ -10,6 +10,7 @@ from contextlora.backbones.faults import errors_of
 from contextlora.backbones.scoring import option_scores
 from contextlora.errors import UserError
 from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.tasks.order import some_of
 from contextlora.tasks.task import SPLITS, Item
 
 _Row = tuple[Item, Mapping[str, str]]  # an item with the answers that its prompt holds
@@ -53,11 +54,13 @@ def check_forward(data: TaskSetDataModule) -> None:
 
 
 def _read_items(data: TaskSetDataModule, task: str, split: str, max_items: int | None) -> Sequence[Item]:
-    """Those that training or evaluation reads: of the test split the first ones, and what their prompts ask for."""
+    """Those that training or evaluation reads: of the test split some, and what their prompts ask for."""
     items = data.taskset.items(task, split)
     if split != "test":
         return items
-    scenes = {item.scene for name in data.taskset.graph.tasks for item in data.taskset.items(name, split)[:max_items]}
+    scenes = {
+        item.scene for name in data.taskset.graph.tasks for item in some_of(data.taskset.items(name, split), max_items)
+    }
     return [item for item in items if item.scene in scenes]
 
 

@@ -179,7 +179,9 @@ class StagedModule(lightning.LightningModule):
         self.data.set_interval(progress.stage, tasks, self._steps_done() + done, num_steps - done)
         answers = self.answers
         if not progress.total_steps and self.data.context != "none":  # a Trainer may validate before the first step
-            answers = answers | self.evaluator.chain_answers(tasks, "validation", set(self.uses))
+            answers = answers | self.evaluator.chain_answers(
+                tasks, "validation", set(self.uses), most=self.data.validation_items
+            )
         self.data.set_answers(answers)
 
     def is_last_of_interval(self, batch_idx: int) -> bool:

@@ -218,7 +218,7 @@ class GearedContextLoraModule(ContextLoraModule):
 
     def _validation_answers(self) -> Answers:
         part = self.global_rank, self.trainer.world_size
-        return self.evaluator.chain_answers(self.stage_tasks, "validation", part=part)
+        return self.evaluator.chain_answers(self.stage_tasks, "validation", part=part, most=self.data.validation_items)
 
     def on_validation_epoch_end(self) -> None:
         sums = torch.tensor([self._sums[task] for task in self.stage_tasks], dtype=torch.float64, device=self.device)
