@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contextlora.assembly.placement import num_processes, plan_processes
+from contextlora.assembly.placement import plan_processes
 from contextlora.commands.train import train
 from contextlora.config import RunConfig
 from contextlora.errors import ConfigError
@@ -65,12 +65,6 @@ def test_layer_pipelines_can_be_forced(make_config, tmp_path):
         found, expected = load_file(folder / "checkpoints" / file.name), load_file(file)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
-
-
-def test_several_devices_need_the_strategy(make_config):
-    assert num_processes(make_config(*GEAR)) == 2
-    with pytest.raises(ConfigError, match=r"needs training.strategy=contextgear: got auto with 2 devices"):
-        num_processes(make_config("training.devices=2"))
 
 
 def test_a_catalogue_has_one_device_for_each_process(make_config, taskset_folder: Path):

@@ -222,7 +222,9 @@ def _checked(tree: Any, source: str, section: Any, prefix: str = "") -> dict[str
         elif value is None and hints[key] is str:
             raise ConfigError(f"{prefix}{key}{source} must not be empty; give a value, or leave out the key")
         elif not _can_become(value, hints[key]):
-            raise ConfigError(f"{prefix}{key}{source} must be {rule(hints[key])}, got {shown(value)}")
+            refused = type(section).__dataclass_fields__[key].metadata.get("refused", {})
+            why = f": {refused[value]}" if isinstance(value, str) and value in refused else ""
+            raise ConfigError(f"{prefix}{key}{source} must be {rule(hints[key])}, got {shown(value)}{why}")
         checked[key] = value
     return checked
 

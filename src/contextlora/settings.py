@@ -11,18 +11,21 @@ from typing import Any, Literal
 from contextlora.limits import check_values
 
 
-def setting(default: Any, text: str, *, is_path: bool = False, **limits: float) -> Any:
+def setting(
+    default: Any, text: str, *, is_path: bool = False, refused: dict[str, str] | None = None, **limits: float
+) -> Any:
     """A dataclass field with its documentation and limits, which also hold for the values of a dict.
 
     Args:
         default, text: of the field.
         is_path: whether it names a file or folder, or may do so.
+        refused: values that one might expect -> why they are none.
         limits: `minimum` and `maximum`, which the value may reach; `above` and `below`, which it may not.
     """
     is_mutable = isinstance(default, dict | list)
     # A dataclass takes no mutable default: every instance gets a copy.
     value = {"default_factory": lambda: type(default)(default)} if is_mutable else {"default": default}
-    return field(**value, metadata={"text": text, "is_path": is_path, **limits})
+    return field(**value, metadata={"text": text, "is_path": is_path, "refused": refused or {}, **limits})
 
 
 class Section:
@@ -110,7 +113,11 @@ class TrainingConfig(Section):
     patience: int = setting(2, "validations without improvement that end a stage; 0 trains all steps", minimum=0)
     warmup_share: float = setting(0.05, "share of a stage's steps with rising learning rate", minimum=0, below=1)
     gradient_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", minimum=0)
-    strategy: Literal["auto", "contextgear"] = setting("auto", "contextgear for several devices")
+    strategy: Literal["auto", "ddp", "contextgear"] = setting(
+        "auto",
+        "on several devices: ddp shares every batch evenly, contextgear plans for unequal ones; auto: ddp",
+        refused={"fsdp": "it shards parameters once, while every stage makes new ones"},
+    )
     devices: int = setting(1, "devices of this machine; torchrun brings its own number of processes", minimum=1)
     accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu ...")
     progress: bool = setting(True, "show progress bars")

@@ -128,7 +128,6 @@ def test_a_script_gives_them_to_its_own_trainer(make_config, tmp_path):
         ("training.trainer={fast_dev_run: true}", "decided by another setting: set training.steps_per_task"),
         ("training.trainer={enable_checkpointing: false}", "leave it out"),
         ("training.trainer={strategy: ddp}", "decided by another setting"),
-        ("training.devices=2", "training on several devices needs training.strategy=contextgear"),
         ("training.trainer={precision: 16}", "decided by another setting: set model.dtype"),
     ],
 )

@@ -9,8 +9,9 @@ import torch
 from contextlora.assembly.provenance import identity
 from contextlora.backbones.load import load_backbone
 from contextlora.config import RunConfig
+from contextlora.gear.execution.ddp import NAME as PEERS_DDP  # importing registers the strategies with Lightning
 from contextlora.gear.execution.module import GearedContextLoraModule
-from contextlora.gear.execution.strategy import NAME as GEAR  # importing it registers the strategy with Lightning
+from contextlora.gear.execution.strategy import NAME as GEAR
 from contextlora.gear.planning.roles import StageRoles
 from contextlora.methods import build_method
 from contextlora.tasks.datamodule import TaskSetDataModule
@@ -79,13 +80,12 @@ def trainer_settings(config: RunConfig, num_processes: int = 1) -> fit.TrainerSe
     training = config.training
     common = {"gradient_clip": training.gradient_clip, "options": training.trainer}
     if num_processes == 1:
-        # One process has nobody to share with.
-        strategy = "auto" if training.strategy == GEAR else training.strategy
-        return fit.TrainerSettings(training.accelerator, strategy, **common)
+        return fit.TrainerSettings(training.accelerator, **common)  # nobody to share with
     # Set by torchrun, and by gear.processes where that starts the processes itself.
     devices = int(os.environ["LOCAL_WORLD_SIZE"])
     num_nodes = num_processes // devices
-    return fit.TrainerSettings(training.accelerator, GEAR, devices=devices, num_nodes=num_nodes, **common)
+    strategy = GEAR if training.strategy == GEAR else PEERS_DDP
+    return fit.TrainerSettings(training.accelerator, strategy, devices=devices, num_nodes=num_nodes, **common)
 
 
 def compute_device(config: RunConfig) -> torch.device:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from contextlora.assembly.workloads import stage_workloads
 from contextlora.config import RunConfig, read_devices
 from contextlora.errors import ConfigError, tail
-from contextlora.gear.execution.strategy import NAME as GEAR
 from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.plan import Plan, plan_training
 from contextlora.gear.planning.roles import StageRoles, stage_roles
@@ -18,19 +17,9 @@ LOCAL_FLOPS_PER_S, LOCAL_OVERHEAD_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 5e-3, 
 
 
 def num_processes(config: RunConfig) -> int:
-    """Processes that train: those that torchrun started, else as many as `training.devices`.
-
-    Raises:
-        ConfigError: several, and another strategy than contextgear.
-    """
+    """Processes that train: those that torchrun started, else as many as `training.devices`."""
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
-    size = int(os.environ["WORLD_SIZE"]) if launched else config.training.devices
-    if size > 1 and config.training.strategy != GEAR:
-        raise ConfigError(
-            f"training on several devices needs training.strategy={GEAR}: got {config.training.strategy} with {size} "
-            f"devices. Set it, or training.devices=1."
-        )
-    return size
+    return int(os.environ["WORLD_SIZE"]) if launched else config.training.devices
 
 
 def plan_processes(config: RunConfig, taskset: TaskSet, size: int) -> tuple[Plan, list[StageRoles]]:

@@ -35,6 +35,7 @@ from contextlora.evaluation.report import (
 )
 from contextlora.files import write_atomically
 from contextlora.gear.execution.peers import Peers
+from contextlora.gear.execution.strategy import NAME as GEAR
 from contextlora.gear.planning.plan import Plan
 from contextlora.gear.processes import is_first_process, joined, together
 from contextlora.runs import RunFolder, find_runs, remove_all_leftovers
@@ -101,12 +102,16 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     data = _checked_data(config)
     check_prompts(data, config.evaluation.max_items)
     check_forward(data)
-    if peers is None:
+    if peers is not None:
+        # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.
+        peers.compare(facts(config, data))
+    if peers is None or config.training.strategy != GEAR:
         module = build_module(config, data)
-        _note_experts(module.adapted)
+        if peers is not None:
+            module.evaluator.share(peers.run_in_turn)
+        if is_first_process():
+            _note_experts(module.adapted)
         return module, None
-    # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.
-    peers.compare(facts(config, data))
     plan, roles = plan_processes(config, data.taskset, peers.size)
     if is_first_process():
         for stage in roles:
@@ -136,7 +141,6 @@ def print_unknown_words(found: Sequence[Vocabulary]) -> None:
 
 def show_plan(config: RunConfig) -> None:
     """Prints what a run would be, and what it would need; writes nothing but a task set that is not there yet."""
-    num_processes(config)  # which refuses settings that do not go together
     data = _checked_data(config)
     module = build_module(config, data)
     graph, plan, adapted, training = data.taskset.graph, module.plan, module.adapted, config.training

@@ -56,6 +56,10 @@ class TaskSetDataModule(lightning.LightningDataModule):
         answer_format: "word" or "letter".
         length_normalised: whether options' scores are divided by their characters.
         validation_items: of each task that a validation reads at most, evenly taken; None reads all.
+
+    Attributes:
+        by_numbers: whether train batches are `ItemNumbers`, whole on every device: where it is known only later which
+            rows a device takes (`encode_rows`). Else they are encoded, and each device of the Trainer gets its rows.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
         self.answers: Mapping[tuple[str, str], str] = {}
-        self.by_numbers, self.part = False, (0, 1)
+        self.by_numbers = False
         self._orders: dict[str, TrainingOrder] = {}
         self.set_interval(0, (), 0, 0)
 
@@ -130,12 +134,14 @@ class TaskSetDataModule(lightning.LightningDataModule):
         """Gives the answer words for each (task, scene) that prompts hold where there is context."""
         self.answers = answers
 
-    def share(self, rank: int, num_ranks: int) -> None:
-        """From now on train batches are `ItemNumbers`, the same on every rank, and validation batches this rank's part.
+    @property
+    def part(self) -> tuple[int, int]:
+        """This device among those of the Trainer, and how many they are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-        Which rows of a train batch a rank encodes is known only once the roles of its step are: see `encode_rows`.
-        """
-        self.by_numbers, self.part = True, (rank, num_ranks)
+    def own_rows(self, size: int) -> range:
+        """This device's rows of a batch of so many; there may be none."""
+        return part_of(range(size), *self.part)
 
     def encode_rows(self, batch: ItemNumbers, rows: range) -> Batch:
         """Some rows of a train batch, padded as the whole batch is."""
@@ -184,19 +190,14 @@ class TaskSetDataModule(lightning.LightningDataModule):
         return DataLoader(_Batches(self._validation_batches), batch_size=None)
 
     def _train_batches(self) -> Iterator[Batch]:
-        # Lightning gives an iterable data set no sampler that would divide batches among processes.
-        rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if num_ranks > self.batch_size and not self.by_numbers:
-            raise TaskSetError(f"batch size {self.batch_size} gives nothing to some of {num_ranks} devices; raise it")
         tasks = self.tasks
         for step in range(self.first_step, self.first_step + self.num_steps):
             turn, number = divmod(step, len(tasks))
             task, numbers = tasks[number], self._train_numbers(tasks[number], number, turn)
-            if self.by_numbers:
-                yield ItemNumbers(task, tuple(numbers))
-            else:
-                items = self.taskset.items(task, "train")
-                yield self._with_context(task, [items[n] for n in numbers[rank::num_ranks]])
+            batch = ItemNumbers(task, tuple(numbers))
+            # Lightning gives an iterable data set no sampler that would divide batches among processes. A device with
+            # no row computes one for nothing: it must take part in the step, and no batch is empty.
+            yield batch if self.by_numbers else self.encode_rows(batch, self.own_rows(len(numbers)) or range(1))
 
     def _train_numbers(self, task: str, number: int, turn: int) -> list[int]:
         """Places of the items of the task's batch number `turn` in the stage."""

@@ -28,6 +28,7 @@ from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.training.checkpoint import FORMAT, KEY, check_identity
 from contextlora.training.dropout import share_masks
 from contextlora.training.optimizer import OptimizerSettings, build_optimizer
+from contextlora.training.shared_batches import leave_unwrapped, sum_over_processes
 from contextlora.training.staged import Answers, StagedModule
 from contextlora.training.stages import Progress, StageLength
 
@@ -115,6 +116,7 @@ class ContextLoraModule(StagedModule):
             self.test_step()
         if self.trainer.datamodule is not self.data:
             raise ConfigError("the Trainer must get the data module that the module was made with: fit(module, data)")
+        leave_unwrapped(self.trainer.strategy)
 
     def test_step(self, *_: Any) -> None:
         # `setup` calls it; without such a method Lightning would refuse first, and name no remedy.
@@ -172,9 +174,7 @@ class ContextLoraModule(StagedModule):
         # Lightning trains a model in the mode that it finds, and a backbone is loaded for inference.
         self.adapted.train()
         self.ended_stage = None
-        # Every loss once, where several processes sum up theirs.
-        kept = self.progress.losses if self.trainer.is_global_zero else []
-        self._train_losses = list(torch.tensor(kept, device=self.device))
+        self._train_losses = list(torch.tensor(self.progress.losses, device=self.device))
         self._epoch_began = time.monotonic()
 
     def on_train_batch_start(self, batch: OptionBatch, batch_idx: int) -> None:
@@ -182,7 +182,15 @@ class ContextLoraModule(StagedModule):
 
     def training_step(self, batch: OptionBatch, batch_idx: int) -> torch.Tensor:
         self._seed_step(batch)
-        return self.step_loss(batch)
+        loss = self.step_loss(batch)
+        # With several processes, its part of the batch's mean.
+        share = len(self.data.own_rows(batch.batch_size)) / batch.batch_size
+        self._train_losses[-1] = self._train_losses[-1] * share  # not in place: it is the loss itself
+        return loss * share
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.trainer.world_size > 1:
+            sum_over_processes([*_gradients(optimizer), self._train_losses[-1]])
 
     def configure_gradient_clipping(
         self,
@@ -190,8 +198,7 @@ class ContextLoraModule(StagedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm(gradients)
+        norm = get_total_norm(_gradients(optimizer))
         # Both at once: each look at a number makes a GPU wait.
         total = norm + self._train_losses[-1] if self._train_losses else norm
         if not math.isfinite(total):
@@ -238,7 +245,16 @@ class ContextLoraModule(StagedModule):
     def on_validation_epoch_end(self) -> None:
         # Not at the end of the epoch: Lightning calls the callbacks' hooks there first, without these figures.
         if not self.trainer.sanity_checking:
-            self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in self._sums.items()})
+            sums = self._sums_of_all()
+            self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in sums.items()})
+
+    def _sums_of_all(self) -> dict[str, list[float]]:
+        """Of the items of all processes."""
+        if self.trainer.world_size == 1:
+            return self._sums
+        sums = {task: torch.tensor(row, dtype=torch.float64, device=self.device) for task, row in self._sums.items()}
+        sum_over_processes(list(sums.values()))
+        return {task: row.tolist() for task, row in sums.items()}
 
     def on_train_epoch_end(self) -> None:
         if self.progress.stage_is_over(self.length):
@@ -269,3 +285,7 @@ class ContextLoraModule(StagedModule):
             "answers": self.answers,
             "snapshot": {},  # weights of the stage's start, where answers are still to be made by them
         }
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

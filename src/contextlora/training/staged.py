@@ -104,8 +104,11 @@ class StagedModule(lightning.LightningModule):
         self.set_uses(self._agree_on(changed))
 
     def _agree_on(self, uses: Mapping[str, SliceUse]) -> Mapping[str, SliceUse]:
-        """The uses that every process takes."""
-        return uses
+        """Those of the first process: what a method decides by may differ in the last digits."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return uses
+        found = self.trainer.strategy.broadcast(_plain(uses))
+        return {task: SliceUse(tuple(own), rest) for task, (own, rest) in found.items()}
 
     @property
     def stage_owners(self) -> set[str]:
@@ -115,7 +118,7 @@ class StagedModule(lightning.LightningModule):
     def set_uses(self, uses: Mapping[str, SliceUse]) -> None:
         """Changes how tasks use the slices from now on."""
         self.uses.update(uses)  # in place: the evaluator holds the same dictionary
-        self.progress.uses = {task: [list(use.own), use.prerequisites] for task, use in self.uses.items()}
+        self.progress.uses = _plain(self.uses)
 
     def _validate_task(self, task: str) -> tuple[float, float]:
         prediction = self.evaluator.predict(task, "validation", self._deployed_context)
@@ -222,3 +225,8 @@ class StagedModule(lightning.LightningModule):
         self.adapted.end_stage()
         self.progress.next_stage()
         self.best_state, self.answers = {}, {}
+
+
+def _plain(uses: Mapping[str, SliceUse]) -> dict[str, list]:
+    """As checkpoints hold them."""
+    return {task: [list(use.own), dict(use.prerequisites)] for task, use in uses.items()}

@@ -20,7 +20,7 @@ from contextlora.tasks.taskset import TaskSet, write_taskset
 from contextlora.training.fit import fit
 from contextlora.training.stage_files import StageFiles
 
-Training = tuple[RunConfig, Path, StageRoles | TaskRoles]  # with its checkpoints, and the roles in every stage
+Training = tuple[RunConfig, Path, StageRoles | TaskRoles | None]  # with its checkpoints, and the roles; None: ddp
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,12 @@ class Trained:
 
 def _train(config: RunConfig, folder: Path, roles: StageRoles | None, peers: Peers | None, number: int) -> Trained:
     data = build_data(config)
+    strategy = "ddp" if roles is None else "contextgear"
+    config = replace(config, training=replace(config.training, strategy=strategy))
     if roles is None:
         module = build_module(config, data)
+        if peers is not None:
+            module.evaluator.share(peers.run_in_turn)
     else:
         plan = build_module(config, build_data(config)).plan
         (shares,) = roles.tasks.values()
@@ -74,7 +78,7 @@ def _train_together(trainings: Sequence[Training]) -> list[Trained]:
     distributed_c10d._object_to_tensor = distributed_c10d._tensor_to_object = _refuse
     peers, found = Peers(torch.device("cpu")), []
     for number, (config, folder, roles) in enumerate(trainings):
-        whole = roles if isinstance(roles, StageRoles) else StageRoles({"": roles}, True, "")
+        whole = StageRoles({"": roles}, True, "") if isinstance(roles, TaskRoles) else roles
         found.append(_train(config, folder, whole, peers, number))
     peers.close()
     return found

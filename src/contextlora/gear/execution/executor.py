@@ -42,6 +42,7 @@ from contextlora.gear.execution.pipeline_executor import PipelineExecutor, Run
 from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.gear.planning.roles import Pipeline, StageRoles
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
+from contextlora.training.shared_batches import sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -201,10 +202,7 @@ class StageExecutor:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self._group is None or self._split is not None or not gradients:  # stages have no layer in common
             return
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one collective: each pays the latency anew
-        dist.all_reduce(flat, group=self._group)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        sum_over_processes(gradients, self._group)
 
     def clip(self, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> None:
         """Scales the gradients down to a norm, that of all layers also where a pipeline's processes share them."""

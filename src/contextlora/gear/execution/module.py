@@ -5,7 +5,7 @@ Answers of the train items are not made at once when a stage begins but batch by
 and by the weights of the stage's start, so that they are the same ones.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,10 +17,8 @@ from contextlora.backbones.cut import CutModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.errors import ConfigError
 from contextlora.gear.execution.executor import Shard
-from contextlora.gear.execution.process_groups import broadcast_tree
 from contextlora.gear.execution.strategy import GearStage
 from contextlora.gear.planning.roles import StageRoles
-from contextlora.graph.plan import SliceUse
 from contextlora.methods import Method
 from contextlora.tasks.datamodule import ItemNumbers
 from contextlora.training.checkpoint import KEY
@@ -47,7 +45,7 @@ class GearedContextLoraModule(ContextLoraModule):
     # ---- what the strategy asks for
 
     def gear_stage(self, num_processes: int) -> GearStage:
-        self.data.share(self.global_rank, num_processes)
+        self.data.by_numbers = True
         tasks, roles = self.stage_tasks, self.roles[self.progress.stage]
         if roles.pipelines and type(self.method).penalty is not Method.penalty:
             name = self.method.settings.name
@@ -136,13 +134,6 @@ class GearedContextLoraModule(ContextLoraModule):
         right = self.evaluator.chain_answers(self.stage_tasks, "train", set(self.uses))  # right ones: no pass is run
         return {key: word for key, word in right.items() if key[0] in untrained}
 
-    def _agree_on(self, uses: Mapping[str, SliceUse]) -> Mapping[str, SliceUse]:
-        """Those of the first process: what a method decides by may differ in the last digits."""
-        plain = {task: [list(use.own), dict(use.prerequisites)] for task, use in uses.items()}
-        groups = getattr(self.trainer.strategy, "groups", None)
-        found = broadcast_tree(plain, 0, groups) if groups is not None else plain
-        return {task: SliceUse(tuple(own), rest) for task, (own, rest) in found.items()}
-
     def _take_snapshot(self) -> None:
         super()._take_snapshot()
         if self.progress.interval:  # a stage that feeds itself starts again with other answers
@@ -217,23 +208,26 @@ class GearedContextLoraModule(ContextLoraModule):
         super().on_train_batch_end(outputs, batch, batch_idx)
 
     def _validation_answers(self) -> Answers:
-        part = self.global_rank, self.trainer.world_size
-        return self.evaluator.chain_answers(self.stage_tasks, "validation", part=part, most=self.data.validation_items)
+        data = self.data
+        return self.evaluator.chain_answers(self.stage_tasks, "validation", part=data.part, most=data.validation_items)
 
-    def on_validation_epoch_end(self) -> None:
-        sums = torch.tensor([self._sums[task] for task in self.stage_tasks], dtype=torch.float64, device=self.device)
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self._sums = dict(zip(self.stage_tasks, sums.tolist(), strict=True))
-        super().on_validation_epoch_end()
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        if not self.trainer.is_global_zero:
+            self._train_losses = []  # every loss once: those of all processes are summed up
 
     def on_train_batch_start(self, batch: ItemNumbers, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         self._step_start, self._step_weight = len(self._train_losses), 0.0  # a step has a loss a part, or none
 
     def training_step(self, batch: OptionBatch, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
+        self._seed_step(batch)
+        loss = self.step_loss(batch)  # the strategy weighs it
         self._weigh_loss(batch)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The strategy has summed the gradients, of the processes that train in this step."""
 
     def _weigh_loss(self, batch: OptionBatch) -> None:
         """Makes the latest loss the rows' share of the batch's."""

@@ -6,29 +6,23 @@ that does not train in a step returns a loss without a backward: its gradients s
 The weights reach it when it joins in, before a validation and before a checkpoint.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from torch import Tensor
 
 from contextlora.errors import ConfigError
+from contextlora.gear.execution.ddp import PeersDDPStrategy
 from contextlora.gear.execution.executor import Shard, StageExecutor
-from contextlora.gear.execution.meeting import join
-from contextlora.gear.execution.process_groups import ProcessGroups, broadcast_tree
 from contextlora.gear.planning.roles import StageRoles
 from contextlora.gear.simulation.schedule import QUEUE_BATCHES
 
 NAME = "contextgear"
-TIMEOUT = timedelta(minutes=10)  # a dead peer is noticed long before, see gear.execution.peers
 METHODS = ("gear_stage", "gear_batch", "answer_chains", "make_shard")
 PIPELINE_METHODS = ("hidden_item", "run_layers", "layer_parameters")
 
@@ -87,45 +81,22 @@ class PipelinedModule(GearModule, Protocol):
         """What trains in these layers; every parameter belongs to one stage."""
 
 
-class ContextGearStrategy(DDPStrategy):
+class ContextGearStrategy(PeersDDPStrategy):
     """Runs the executor under Lightning; processes are launched as for `ddp`, or by torchrun.
 
     Attributes:
         executor: of the stage in force.
-        groups: of the processes.
     """
 
     executor: StageExecutor
-    groups: ProcessGroups
 
-    def __init__(self, timeout: timedelta = TIMEOUT, **kwargs: Any) -> None:
-        super().__init__(timeout=timeout, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._step: _Step | None = None
-
-    def setup_environment(self) -> None:
-        super().setup_environment()
-        # Only now: DDP's own set-up makes the processes join.
-        self.groups = ProcessGroups()
-
-    def setup_distributed(self) -> None:
-        if not dist.is_initialized():
-            # What Lightning would open listens on all interfaces.
-            self.set_world_ranks()
-            place = self.cluster_environment
-            os.environ |= {"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)}
-            join(self.global_rank, self.world_size, self._get_process_group_backend(), self._timeout)
-        super().setup_distributed()
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        # Lightning's own would unpickle what arrives.
-        return broadcast_tree(obj, src, self.groups) if hasattr(self, "groups") else obj
 
     def setup(self, trainer: Trainer) -> None:
         _check(trainer)
-        # Lightning asks process 0 before every step whether it got SIGTERM. Nobody could run ahead of it. Without that,
-        # the process that got the signal ends (see `signals`) and its peers notice, as with any other end.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        # Nor may it put a sampler of its own in the loader's place: every process walks through all batches, in order.
+        # Lightning may put no sampler of its own in the loader's place: every process walks through all batches.
         trainer._accelerator_connector.use_distributed_sampler = False
         super().setup(trainer)
 
@@ -222,15 +193,6 @@ class ContextGearStrategy(DDPStrategy):
     def on_train_end(self) -> None:
         self.share_weights()
         super().on_train_end()
-
-    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Process 0 reads, the others need no file."""
-        found = super().load_checkpoint(checkpoint_path, *args, **kwargs) if self.is_global_zero else None
-        return broadcast_tree(found, 0, self.groups)
-
-    def remove_checkpoint(self, filepath: str | Path) -> None:
-        if self.is_global_zero:
-            super().remove_checkpoint(filepath)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
