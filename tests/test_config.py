@@ -119,11 +119,7 @@ def test_a_saved_configuration_comes_back_whole_and_can_be_changed(config_dir, s
         ("training.loggers={}", ["training.loggers must be a list", "got {}"]),
         ("training.trainer=5", ["training.trainer must be a mapping", "got 5"]),
         ("training.trainer={a: [.inf]}", ["training.trainer must be a mapping of names to finite values"]),
-        ("training.strategy=dp", ["training.strategy must be one of auto, ddp, contextgear, got 'dp'"]),
-        (
-            "training.strategy=fsdp",
-            ["ddp, contextgear, got 'fsdp': it shards parameters once, while every stage makes"],
-        ),
+        ("training.strategy=fsdp", ["one of auto, ddp, contextgear, got 'fsdp': it shards parameters once, while"]),
         ("training.batch_size=1e19", ["training.batch_size must be a whole number", "got 1e+19"]),
         (f"training.batch_size={10**19}", ["training.batch_size must be a whole number of at most", "got 1000"]),
         (f"seed={'9' * 400}", ["seed must be a whole number of at most", "(400 characters)"]),

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from contextlora.assembly.placement import plan_processes
 from contextlora.commands.train import train
-from contextlora.config import RunConfig
+from contextlora.config import RunConfig, to_yaml
 from contextlora.errors import ConfigError
 from contextlora.evaluation.compare import flatten
 from contextlora.runs import RunFolder
 from contextlora.tasks.taskset import TaskSet
+from contextlora.training.checkpoint import AtomicCheckpointIO
 
 GEAR = ("training.strategy=contextgear", "training.devices=2")
 
@@ -46,6 +47,45 @@ def test_two_processes_leave_the_run_of_one(make_config):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert run.results["tasks"] == alone.results["tasks"]
     assert {path.name for path in (run.path / "adapters").iterdir()} == {"a", "b", "c", "d"}
+
+
+def test_ddp_leaves_the_tables_of_one_process_also_where_that_was_interrupted(make_config):
+    """Two processes from the start, and two that go on in the middle of what one began."""
+    config = make_config("training.steps_per_task=8")
+    alone = train(config)
+    begun = RunFolder.create(config.runs_dir, "tiny", "contextlora", 0, to_yaml(config))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="stop"):
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", stopping_after(6))
+        patch.setattr("contextlora.commands.train._new_folder", lambda _: begun)
+        train(config)
+    command = [sys.executable, "-m", "contextlora"]
+    arguments = command_line(make_config("training.steps_per_task=8", "training.strategy=ddp", "training.devices=2"))
+    subprocess.run([*command, "resume", "--run", str(begun.path), "--devices=2"], capture_output=True, check=True)
+    shown = subprocess.run([*command, "train", *arguments], capture_output=True, text=True, check=True)
+    assert shown.stdout.count("accuracy in %") == shown.stdout.count("ddp: 2 processes share every batch") == 1
+    others = set(alone.path.parent.iterdir()) - {alone.path}
+    assert len(others) == 2 and begun.path in others
+    for run in map(RunFolder.open, others):
+        assert run.state == "finished"
+        for task, row in alone.results["tasks"].items():
+            assert run.results["tasks"][task] == pytest.approx(row, abs=1e-4)
+        for file in sorted((alone.path / "checkpoints").glob("stage-*.safetensors")):
+            found, expected = load_file(run.path / "checkpoints" / file.name), load_file(file)
+            for name, tensor in expected.items():
+                torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def stopping_after(number: int):
+    """`save_checkpoint` that fails after so many."""
+    save, saved = AtomicCheckpointIO.save_checkpoint, []
+
+    def stop(self, *arguments, **options):
+        save(self, *arguments, **options)
+        saved.append(arguments)
+        if len(saved) == number:
+            raise OSError("stop")
+
+    return stop
 
 
 def test_layer_pipelines_can_be_forced(make_config, tmp_path):

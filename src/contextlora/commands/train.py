@@ -107,10 +107,12 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
         peers.compare(facts(config, data))
     if peers is None or config.training.strategy != GEAR:
         module = build_module(config, data)
-        if peers is not None:
-            module.evaluator.share(peers.run_in_turn)
         if is_first_process():
             _note_experts(module.adapted)
+        if peers is not None:
+            module.evaluator.share(peers.run_in_turn)
+            if is_first_process():
+                CONSOLE.print(f"ddp: {peers.size} processes share every batch", highlight=False)
         return module, None
     plan, roles = plan_processes(config, data.taskset, peers.size)
     if is_first_process():

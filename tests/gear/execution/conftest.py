@@ -1,6 +1,7 @@
 """Trainings of the tiny task set by one process or by several that are started once for many of them."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from contextlora.gear.execution.peers import Peers
 from contextlora.gear.planning.roles import StageRoles, TaskRoles
 from contextlora.tasks.task import Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
+from contextlora.training.checkpoint import AtomicCheckpointIO
 from contextlora.training.fit import fit
 from contextlora.training.stage_files import StageFiles
 
@@ -82,6 +84,20 @@ def _train_together(trainings: Sequence[Training]) -> list[Trained]:
         found.append(_train(config, folder, whole, peers, number))
     peers.close()
     return found
+
+
+@pytest.fixture
+def keep_checkpoints(monkeypatch):
+    """From now on a training leaves folder-0, folder-1 ... beside its own: as a kill after each checkpoint would."""
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_and_keep(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path, storage_options)
+        folder = Path(path).parent
+        shutil.copytree(folder, f"{folder}-{len(list(folder.parent.glob(f'{folder.name}-*')))}")
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
+    return monkeypatch
 
 
 @pytest.fixture(scope="session")

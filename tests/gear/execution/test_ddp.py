@@ -3,28 +3,84 @@
 Dropout, weight decay, gates and predicted answers are on.
 """
 
-import pytest
+import shutil
+from dataclasses import replace
 
-from tests.gear.execution.test_resume import LENGTH
+import lightning
+import pytest
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from contextlora.assembly.build import build_data, build_module
+from contextlora.errors import ConfigError
+from contextlora.methods import METHODS
+from contextlora.training.shared_batches import leave_unwrapped
+from tests.gear.execution.conftest import Trained
+from tests.gear.execution.test_resume import LENGTH, Restless, RestlessSettings
 
 pytestmark = pytest.mark.processes
+# Batches of 3 have uneven shares, of 1 none for one process. AdamW's first steps go by the sign of a gradient, and with
+# some seeds one of joint training is zero but for rounding: then ContextGear's halves of a batch end with the very bits
+# of ddp, and both far from one process. Not with this one.
+SETTINGS = {
+    "contextlora": (),
+    "uneven": ("training.batch_size=3",),
+    "empty": ("training.batch_size=1",),
+    "auto": ("method.delta=auto",),
+    "joint": ("method=joint", "taskset.context=gold", "seed=1"),
+    "o_lora": ("method=o_lora",),
+    "mole": ("method=mole",),
+}
 
 
 def test_processes_end_as_one_that_trains_alone(make_config, train_alone, train_together, assert_alike, tmp_path):
-    """Also where shares of a batch are uneven, and where it has fewer rows than there are processes."""
-    settings = {
-        "contextlora": (),
-        "uneven": ("training.batch_size=3",),
-        "empty": ("training.batch_size=1",),
-        "auto": ("method.delta=auto",),
-        "joint": ("method=joint", "taskset.context=gold"),
-        "o_lora": ("method=o_lora",),
-        "mole": ("method=mole",),
-    }
-    configs = {name: make_config(*LENGTH, *some) for name, some in settings.items()}
+    """Seen to fail for no sum of the gradients, and for shares of one half each where they are uneven."""
+    configs = {name: make_config(*LENGTH, *some) for name, some in SETTINGS.items()}
     found = train_together(2, [(config, tmp_path / name, None) for name, config in configs.items()])
     for (name, config), by_process in zip(configs.items(), found, strict=True):
         alone = train_alone(config, tmp_path / f"{name}-alone")
-        assert len({row["stage"] for row in alone.history}) > (name not in ("joint", "mole")), name
         for ours in by_process:
             assert_alike(ours, alone)
+            assert ours.history == by_process[0].history  # or processes could part ways
+
+
+def test_penalties_changing_uses_and_checkpoints_are_those_of_one_process(
+    make_config, train_alone, train_together, assert_alike, tmp_path, keep_checkpoints
+):
+    """Uses change to something else in each process; checkpoints are of a stage's start and of its middle."""
+    keep_checkpoints.setitem(METHODS, "restless", Restless)
+    config = make_config(*LENGTH)
+    config = replace(config, method=RestlessSettings(**vars(config.method) | {"name": "restless"}))
+    (whole,) = train_together(2, [(config, tmp_path / "two", None)])
+    alone = train_alone(config, tmp_path / "one")
+    for found in whole:
+        assert_alike(found, alone)
+    for number in (2, 3):
+        shutil.copytree(tmp_path / f"two-{number}", tmp_path / f"alone-{number}")
+    names = ["two-2", "two-3", "one-2", "one-3"]
+    for name, by_process in zip(names, train_together(2, [(config, tmp_path / n, None) for n in names]), strict=True):
+        for ours, theirs in zip(by_process, whole, strict=True):
+            assert_alike(ours, theirs, exact=name.startswith("two"))
+    for number in (2, 3):
+        assert_alike(train_alone(config, tmp_path / f"alone-{number}"), alone)
+
+
+def _train_by_script(config):
+    data = build_data(config)
+    module = build_module(config, data)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    where = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
+    trainer = lightning.Trainer(max_epochs=-1, gradient_clip_val=config.training.gradient_clip, **where, **quiet)
+    trainer.fit(module, datamodule=data)
+    return Trained({name: tensor.numpy() for name, tensor in module.adapted.state.read().items()}, [], [])
+
+
+def test_a_plain_trainer_may_use_ddp(make_config, train_alone, run_processes, assert_alike, tmp_path):
+    config = make_config(*LENGTH)
+    alone = train_alone(config, tmp_path / "one")
+    for found in run_processes(2, _train_by_script, config):
+        assert_alike(found, replace(alone, moments=[], history=[]))
+
+
+def test_a_strategy_that_shards_is_refused():
+    with pytest.raises(ConfigError, match=r"by strategy ddp: got ModelParallelStrategy, which spreads .* use ddp"):
+        leave_unwrapped(ModelParallelStrategy())

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from contextlora.methods import METHODS
 from contextlora.methods.contextlora import ContextLora, ContextLoraSettings
 from contextlora.signals import Terminated, ending_in_order
 from contextlora.training.callbacks import LAST
-from contextlora.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+from contextlora.training.checkpoint import load_checkpoint
 from contextlora.training.module import ContextLoraModule
 
 pytestmark = pytest.mark.processes
@@ -26,20 +25,6 @@ ROWS = TaskRoles((0, 0, 4), (0, 0, 4), (1, 1, 1, 1), (1, 1), (1, 1))
 PIPELINE = Pipeline((0, 1), "1f1b", (1,))
 LAYERS = StageRoles({"": ROWS}, True, "", PIPELINE, None, PIPELINE)
 LENGTH = ("training.steps_per_task=8", "training.validate_every_steps=4")  # two intervals in each of four stages
-
-
-@pytest.fixture
-def keep_checkpoints(monkeypatch):
-    """From now on a training leaves folder-0, folder-1 ... beside its own: as a kill after each checkpoint would."""
-    save = AtomicCheckpointIO.save_checkpoint
-
-    def save_and_keep(self, checkpoint, path, storage_options=None):
-        save(self, checkpoint, path, storage_options)
-        folder = Path(path).parent
-        shutil.copytree(folder, f"{folder}-{len(list(folder.parent.glob(f'{folder.name}-*')))}")
-
-    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
-    return monkeypatch
 
 
 def test_a_checkpoint_goes_on_with_as_many_processes_or_others(
