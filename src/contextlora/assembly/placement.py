@@ -6,6 +6,7 @@ from dataclasses import replace
 from contextlora.assembly.workloads import stage_workloads
 from contextlora.config import RunConfig, read_devices
 from contextlora.errors import ConfigError, tail
+from contextlora.gear.execution.strategy import NAME as GEAR
 from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.plan import Plan, plan_training
 from contextlora.gear.planning.roles import StageRoles, stage_roles
@@ -17,9 +18,19 @@ LOCAL_FLOPS_PER_S, LOCAL_OVERHEAD_S, LOCAL_MEMORY_BYTES, LOOPBACK = 1e11, 5e-3, 
 
 
 def num_processes(config: RunConfig) -> int:
-    """Processes that train: those that torchrun started, else as many as `training.devices`."""
+    """Processes that train: those that torchrun started, else as many as `training.devices`.
+
+    Raises:
+        ConfigError: several, and a setting that their strategy does not know.
+    """
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
-    return int(os.environ["WORLD_SIZE"]) if launched else config.training.devices
+    size = int(os.environ["WORLD_SIZE"]) if launched else config.training.devices
+    if size > 1 and config.training.strategy == GEAR and config.training.micro_batch_size is not None:
+        raise ConfigError(
+            f"training.micro_batch_size is not for contextgear, which cuts batches as its plan says: got "
+            f"{config.training.micro_batch_size} with {size} devices. Set it to null."
+        )
+    return size
 
 
 def plan_processes(config: RunConfig, taskset: TaskSet, size: int) -> tuple[Plan, list[StageRoles]]:

@@ -56,6 +56,8 @@ class TaskSetDataModule(lightning.LightningDataModule):
         answer_format: "word" or "letter".
         length_normalised: whether options' scores are divided by their characters.
         validation_items: of each task that a validation reads at most, evenly taken; None reads all.
+        micro_batch_size: items of a gradient step that are computed at once; a train batch of more is a list of
+            batches. None computes all at once.
 
     Attributes:
         by_numbers: whether train batches are `ItemNumbers`, whole on every device: where it is known only later which
@@ -76,6 +78,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         answer_format: str = "word",
         length_normalised: bool = False,
         validation_items: int | None = None,
+        micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
@@ -86,6 +89,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
         self.length_normalised, self.validation_items = length_normalised, validation_items
+        self.micro_batch_size = micro_batch_size
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
         self.answers: Mapping[tuple[str, str], str] = {}
@@ -195,9 +199,15 @@ class TaskSetDataModule(lightning.LightningDataModule):
             turn, number = divmod(step, len(tasks))
             task, numbers = tasks[number], self._train_numbers(tasks[number], number, turn)
             batch = ItemNumbers(task, tuple(numbers))
-            # Lightning gives an iterable data set no sampler that would divide batches among processes. A device with
-            # no row computes one for nothing: it must take part in the step, and no batch is empty.
-            yield batch if self.by_numbers else self.encode_rows(batch, self.own_rows(len(numbers)) or range(1))
+            yield batch if self.by_numbers else self._in_parts(batch)
+
+    def _in_parts(self, batch: ItemNumbers) -> Batch | list[Batch]:
+        # Lightning gives an iterable data set no sampler that would divide batches among processes. A device with no
+        # row computes one for nothing: it must take part in the step, and no batch is empty.
+        rows = self.own_rows(len(batch.numbers)) or range(1)
+        size = self.micro_batch_size or len(rows)
+        parts = [self.encode_rows(batch, rows[start : start + size]) for start in range(0, len(rows), size)]
+        return parts if len(parts) > 1 else parts[0]
 
     def _train_numbers(self, task: str, number: int, turn: int) -> list[int]:
         """Places of the items of the task's batch number `turn` in the stage."""

@@ -27,8 +27,8 @@ from contextlora.methods import Method
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.training.checkpoint import FORMAT, KEY, check_identity
 from contextlora.training.dropout import share_masks
-from contextlora.training.optimizer import OptimizerSettings, build_optimizer
-from contextlora.training.shared_batches import leave_unwrapped, sum_over_processes
+from contextlora.training.optimizer import OptimizerSettings, build_optimizer, gradients_of
+from contextlora.training.shared_batches import leave_unwrapped, sum_over_processes, summed_rows
 from contextlora.training.staged import Answers, StagedModule
 from contextlora.training.stages import Progress, StageLength
 
@@ -71,6 +71,7 @@ class ContextLoraModule(StagedModule):
         self._stage_is_ready = False
         self._sums: dict[str, list[float]] = {}  # validation: items, right ones, summed loss of each task
         self._epoch_began, self._step_task = 0.0, ""
+        self._parts_left: list[OptionBatch] = []  # of the step's batch, still to be read
 
     def is_finished(self, checkpoint: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was taken after the last stage."""
@@ -177,20 +178,33 @@ class ContextLoraModule(StagedModule):
         self._train_losses = list(torch.tensor(self.progress.losses, device=self.device))
         self._epoch_began = time.monotonic()
 
-    def on_train_batch_start(self, batch: OptionBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: OptionBatch | list[OptionBatch], batch_idx: int) -> None:
         self._seed_step()
 
-    def training_step(self, batch: OptionBatch, batch_idx: int) -> torch.Tensor:
-        self._seed_step(batch)
-        loss = self.step_loss(batch)
-        # With several processes, its part of the batch's mean.
-        share = len(self.data.own_rows(batch.batch_size)) / batch.batch_size
+    def training_step(self, batch: OptionBatch | list[OptionBatch], batch_idx: int) -> torch.Tensor:
+        first, *self._parts_left = batch if isinstance(batch, list) else [batch]
+        return self._share_of_loss(first)
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss, *args, **kwargs)
+        # Only now: Lightning clears the gradients between training_step and here.
+        while self._parts_left:
+            before = self._train_losses.pop()
+            super().backward(self._share_of_loss(self._parts_left.pop(0)), *args, **kwargs)
+            self._train_losses[-1] = self._train_losses[-1] + before
+
+    def _share_of_loss(self, part: OptionBatch) -> torch.Tensor:
+        """What a part of a batch adds to the step's loss, and to the one that is logged."""
+        self._seed_step(part)
+        loss = self.step_loss(part)
+        # A process without rows of its own computes another's, which must count once.
+        share = len(part.rows) / part.batch_size if self.data.own_rows(part.batch_size) else 0.0
         self._train_losses[-1] = self._train_losses[-1] * share  # not in place: it is the loss itself
         return loss * share
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.trainer.world_size > 1:
-            sum_over_processes([*_gradients(optimizer), self._train_losses[-1]])
+            sum_over_processes([*gradients_of(optimizer), self._train_losses[-1]])
 
     def configure_gradient_clipping(
         self,
@@ -198,7 +212,7 @@ class ContextLoraModule(StagedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        norm = get_total_norm(_gradients(optimizer))
+        norm = get_total_norm(gradients_of(optimizer))
         # Both at once: each look at a number makes a GPU wait.
         total = norm + self._train_losses[-1] if self._train_losses else norm
         if not math.isfinite(total):
@@ -214,7 +228,7 @@ class ContextLoraModule(StagedModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_train_batch_end(self, outputs: Any, batch: OptionBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: OptionBatch | list[OptionBatch], batch_idx: int) -> None:
         if self.latest_loss is not None:
             self.log("loss", self.latest_loss, prog_bar=True)
         # Validation prompts hold what a deployed model would have: answers by the weights of now. They must be there
@@ -245,16 +259,8 @@ class ContextLoraModule(StagedModule):
     def on_validation_epoch_end(self) -> None:
         # Not at the end of the epoch: Lightning calls the callbacks' hooks there first, without these figures.
         if not self.trainer.sanity_checking:
-            sums = self._sums_of_all()
+            sums = self._sums if self.trainer.world_size == 1 else summed_rows(self._sums, self.device)
             self._enter_validation({task: (right / n, loss / n) for task, (n, right, loss) in sums.items()})
-
-    def _sums_of_all(self) -> dict[str, list[float]]:
-        """Of the items of all processes."""
-        if self.trainer.world_size == 1:
-            return self._sums
-        sums = {task: torch.tensor(row, dtype=torch.float64, device=self.device) for task, row in self._sums.items()}
-        sum_over_processes(list(sums.values()))
-        return {task: row.tolist() for task, row in sums.items()}
 
     def on_train_epoch_end(self) -> None:
         if self.progress.stage_is_over(self.length):
@@ -285,7 +291,3 @@ class ContextLoraModule(StagedModule):
             "answers": self.answers,
             "snapshot": {},  # weights of the stage's start, where answers are still to be made by them
         }
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

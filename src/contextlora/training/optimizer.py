@@ -70,3 +70,8 @@ def build_optimizer(
     ]
     optimizer = torch.optim.AdamW(parameter_groups)
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(first_step + step, num_steps, settings.warmup_share))
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Of the parameters that have one."""
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -4,7 +4,7 @@ Lightning's `ddp` wraps a model once and knows the parameters that it has then, 
 a batch reaches those of its own task only. So its wrapper is left out, and one all-reduce a step does its work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,3 +37,10 @@ def sum_over_processes(tensors: Sequence[Tensor], group: Any = None) -> None:
     dist.all_reduce(flat, group=group)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def summed_rows(rows: Mapping[str, Sequence[float]], device: torch.device) -> dict[str, list[float]]:
+    """Name -> numbers, summed in float64 over all processes, on each of them."""
+    sums = {name: torch.tensor(row, dtype=torch.float64, device=device) for name, row in rows.items()}
+    sum_over_processes(list(sums.values()))
+    return {name: row.tolist() for name, row in sums.items()}

@@ -25,6 +25,7 @@ SETTINGS = {
     "contextlora": (),
     "uneven": ("training.batch_size=3",),
     "empty": ("training.batch_size=1",),
+    "parts": ("training.batch_size=7", "training.micro_batch_size=2"),
     "auto": ("method.delta=auto",),
     "joint": ("method=joint", "taskset.context=gold", "seed=1"),
     "o_lora": ("method=o_lora",),
