@@ -43,6 +43,7 @@ from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.taskset import TaskSet
 from contextlora.training.fit import silence
 from contextlora.training.memory import estimate_memory
+from contextlora.training.optimizer import OptimizerSettings, build_optimizer
 
 ARMS = ("stock", "tricks", "ours")
 WARM_STEPS = 2
@@ -76,7 +77,7 @@ def with_right_answer(batch: OptionBatch) -> dict[str, torch.Tensor]:
 class PeftModule(lightning.LightningModule):
     """One ordinary LoRA, of the rank and scale that a task has in this project."""
 
-    def __init__(self, config: RunConfig, data: TaskSetDataModule) -> None:
+    def __init__(self, config: RunConfig, data: TaskSetDataModule, steps: int) -> None:
         super().__init__()
         model, method = data.backbone.model, config.method
         lora = LoraConfig(
@@ -86,7 +87,11 @@ class PeftModule(lightning.LightningModule):
             target_modules=resolve_targets(model, config.model.target_modules),
         )
         self.model = get_peft_model(model, lora)
-        self.rate, self.decay = config.training.learning_rate, config.training.weight_decay
+        training = config.training
+        self.settings = OptimizerSettings(
+            training.learning_rate * config.method.learning_rate_scale, training.weight_decay, training.warmup_share
+        )
+        self.steps = steps
 
     def on_train_epoch_start(self) -> None:
         self.model.train()  # a backbone is loaded for inference
@@ -96,9 +101,11 @@ class PeftModule(lightning.LightningModule):
             return F.cross_entropy(option_scores(self.model.base_model.model, batch), batch.answer)
         return self.model(**batch).loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trainable, lr=self.rate, weight_decay=self.decay)
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Rates as in this project, so that all arms learn alike."""
+        trainable = {"own": [p for p in self.model.parameters() if p.requires_grad]}
+        optimizer, rates = build_optimizer(trainable, self.settings, lambda _, rate: rate, 0, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
 
 class Seconds(Callback):
@@ -163,7 +170,7 @@ def measure(arm: str, config: RunConfig, steps: int) -> dict[str, float]:
         lightning.Trainer(max_epochs=-1, num_sanity_val_steps=0, **options).fit(module, datamodule=data)
         model = module.adapted.model
     else:
-        module = PeftModule(config, data)
+        module = PeftModule(config, data, steps)
         data.set_interval(0, (task,), 0, steps)
         loader = stock_loader(data, task, steps) if arm == "stock" else data.train_dataloader()
         lightning.Trainer(max_epochs=1, **options).fit(module, loader)
