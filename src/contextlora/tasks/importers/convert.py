@@ -104,13 +104,18 @@ def _options(row: Row, columns: TaskColumns, labels: list[str], rng: random.Rand
         right = str(cell).strip()
         others = [word for word in labels if word != right]
         options = [right, *rng.sample(others, min(len(others), (columns.num_options or len(labels)) - 1))]
-        rng.shuffle(options)  # or the right one would always be the first
-        return options, options.index(right)
+        return _shuffled(options, 0, rng)  # or the right one would always be the first
     if isinstance(columns.options, list):
         options = [str(row.cells[column]).strip() for column in columns.options if row.cells[column] not in (None, "")]
     else:
         options = [str(part).strip() for part in listed(row.cells[columns.options])]
-    return options, _answer(cell, columns.answer_as, options)
+    answer = _answer(cell, columns.answer_as, options)
+    return _shuffled(options, answer, rng) if columns.option_order == "shuffled" else (options, answer)
+
+
+def _shuffled(options: list[str], answer: int, rng: random.Random) -> tuple[list[str], int]:
+    order = rng.sample(range(len(options)), len(options))
+    return [options[index] for index in order], order.index(answer)
 
 
 def _answer(cell: Any, form: str, options: list[str]) -> int:
