@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import pickle
 import random
 import re
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -215,6 +218,19 @@ def test_stbench_from_a_small_source(tmp_path):
         "normal. Is this trajectory normal or anomalous?"
     )
     assert_places_are_apart(taskset)
+
+
+def test_stbench_is_divided_alike_in_every_process(tmp_path):
+    write_city(tmp_path / "city")
+    code = (
+        "import sys; from contextlora.commands.import_ import import_; import_('stbench', sys.argv[1:2], sys.argv[2])"
+    )
+    for seed in ("1", "2"):  # which orders sets of text
+        command = [sys.executable, "-c", code, str(tmp_path / "city"), str(tmp_path / seed)]
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True)
+    files = [path.relative_to(tmp_path / "1") for path in sorted((tmp_path / "1").rglob("*.jsonl"))]
+    assert len(files) == 18
+    assert all((tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes() for file in files)
 
 
 def assert_places_are_apart(taskset: TaskSet) -> None:

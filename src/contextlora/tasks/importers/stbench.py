@@ -113,7 +113,7 @@ def _places(question: str) -> set[tuple[object, ...]]:
 
 
 def _joined(rows: Sequence[set[tuple[object, ...]]]) -> list[int]:
-    """A number for each row, the same for two that have a place in common, also by way of others."""
+    """The number of the first row that each has a place in common with, also by way of others."""
     above = list(range(len(rows)))
 
     def top(number: int) -> int:
@@ -124,5 +124,6 @@ def _joined(rows: Sequence[set[tuple[object, ...]]]) -> list[int]:
     first: dict[tuple[object, ...], int] = {}
     for number, places in enumerate(rows):
         for place in places:
-            above[top(number)] = top(first.setdefault(place, number))
+            low, high = sorted((top(number), top(first.setdefault(place, number))))
+            above[high] = low  # whatever the order of places
     return [top(number) for number in range(len(rows))]
