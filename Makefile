@@ -67,7 +67,7 @@ new-taskset: setup ## write a small task set into the folder NAME, to start your
 import: setup ## make a task set of the table SOURCE as MAPPING says, in the folder TO
 	@$(CONTEXTLORA) import $${MAPPING:+"$$MAPPING"} $${SOURCE:+"$$SOURCE"} $${TO:+--to "$$TO"}
 
-data: setup ## build TASKSET under data/
+data: setup ## build TASKSET under data/; ARGS=--stats also shows baselines, scenes, tokens
 	@$(CONTEXTLORA) data $(SETTINGS)
 
 data-check: setup ## probe TASKSET for shortcuts; fails where one is found
