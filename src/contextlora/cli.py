@@ -78,6 +78,7 @@ SWITCHES = {  # of commands that take settings
         "--print-jobs",
         "print the commands of its runs that have not finished, three seeds of each, and stop",
     ),
+    "export": ("--merge", "also write each task as a whole checkpoint, the adapter merged into the base's weights"),
     "clean-runs": ("--yes", "remove it; only shows otherwise"),
 }
 
