@@ -7,6 +7,7 @@ Slicing is exact: unmodified `peft.PeftModel.from_pretrained` computes the same 
 Full-size tensors would bring the masked ranks back. In the gated variant the gates are folded into B.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -89,7 +90,9 @@ def write_merged(
         dtype: of the weights that are written.
         card: text of a README.md.
     """
-    merged = PeftModel.from_pretrained(base, adapter, torch_device="cpu").merge_and_unload().to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, of a name in transformers
+        merged = PeftModel.from_pretrained(base, adapter, torch_device="cpu").merge_and_unload().to(dtype)
     with replace_folder(Path(folder)) as new:
         merged.save_pretrained(new)
         reader.save_pretrained(new)
