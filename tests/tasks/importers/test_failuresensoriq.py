@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from contextlora.commands.import_ import import_
+from contextlora.tasks.faults import TaskSetError
 from contextlora.tasks.task import SPLITS
 from contextlora.tasks.taskset import TaskSet
 
@@ -50,6 +51,22 @@ def test_failuresensoriq_from_a_small_source(tmp_path):
     }
     item = taskset.items("relevant_failure", "test")[0]
     assert item.prerequisites["relevant_sensor"] in item.question and item.answer_word in item.scene
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"correct": [False, False, False]}, r"few\.jsonl:1 must have one correct option, got \[False"),
+        ({"relevancy": ["x"]}, r"must be of FailureSensorIQ's filtered_data_all: .* is no column or kind of that"),
+        ({"question": 3}, r"few\.jsonl:1 must name a failure of pump0, got '3'"),
+    ],
+)
+def test_failuresensoriq_names_a_row_of_another_kind(tmp_path, change, said):
+    first, *others = failures().split("\n")
+    (tmp_path / "few.jsonl").write_text("\n".join([json.dumps(json.loads(first) | change), *others]))
+    with pytest.raises(TaskSetError, match=said):
+        imported(tmp_path / "few.jsonl", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.skipif(not FAILURES.exists(), reason="public data are not here: shared/data/failuresensoriq")

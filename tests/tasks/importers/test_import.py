@@ -203,6 +203,7 @@ def test_images_are_copied_once_and_checked(made, tmp_path):
         (("answer: label", "answers: label"), "unknown key answers; did you mean answer?"),
         (("answer: label\n", ""), "task cause must name the column of its answer"),
         (("seed: 1", "seed: 1, by: site"), "split: by must be one of scene, group, time, given, got 'site'"),
+        (("seed: 1", "sed: 1"), "split: unknown key sed; did you mean seed?"),
         (("seed: 1", "by: group"), "split: by group must name a column"),
         (("test: 20", "test: 80"), "together below 100"),
         (("num_options: 3", "num_options: 1"), "num_options must be a whole number of 2 or more, got 1"),

@@ -59,9 +59,10 @@ def _note_missing_columns(rows: Sequence[Row], mapping: TableMapping, faults: Fa
         texts = (columns.question, columns.scene, *filter(None, [columns.image_text]))
         needed += [(f"task {label(name)}", column) for column in plain if column]
         needed += [(f"task {label(name)}", column) for text in texts for column in columns_of(text)]
+    names = sorted(label(column.strip()) for column in there)
     for where, column in dict.fromkeys(needed):
         if column not in there:
-            faults.add("", f"{where}: the table has no column {shown(column)}{known(column, there)}")
+            faults.add("", f"{where}: the table has no column {shown(column)}{known(column, names)}")
 
 
 def _items(name: str, mapping: TableMapping, rows: Sequence[Row], folder: Path, faults: Faults) -> Iterator[_Found]:

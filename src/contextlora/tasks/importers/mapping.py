@@ -174,8 +174,8 @@ def _split(found: Any, faults: Faults) -> SplitRule:
     if not isinstance(found, dict):
         faults.add("", f"split must be a mapping such as {{by: scene, test: 20}}, got {shown(found)}")
         return SplitRule()
-    _note_unknown("split: ", found, [entry.name for entry in fields(SplitRule)], faults)
     before = faults.count
+    _note_unknown("split: ", found, [entry.name for entry in fields(SplitRule)], faults)
     rule = found.get("by", "scene")
     if rule not in SPLIT_RULES:
         faults.add("", f"split: by must be one of {', '.join(SPLIT_RULES)}, got {shown(rule)}")
