@@ -8,7 +8,7 @@
 
 # make would read a value from the command line each time it uses or exports it, and run a $(shell ...) in it.
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
-export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN MAPPING SOURCE TO PRINT_JOBS ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
+export TASKSET METHOD MODEL NAME DELTA SEED DEVICES STRATEGY RUN MAPPING SOURCE TO PRINT_JOBS MERGE ARGS KILLS SOAK FUZZ KIND PROCESSOR PYTHON
 
 # Programs may be others (VENV=..., PY=...); with `override`, nothing else that a shell reads comes from the command line.
 VENV := .venv
@@ -46,8 +46,8 @@ evaluate: setup ## evaluate a finished RUN again (default: runs/latest)
 compare: setup ## compare the finished runs of a TASKSET over methods and seeds; PRINT_JOBS=1 prints those to make
 	@$(CONTEXTLORA) compare $${PRINT_JOBS:+--print-jobs} $(SETTINGS)
 
-export: setup ## write each trained task of RUN as an ordinary PEFT adapter (default: runs/latest)
-	@$(CONTEXTLORA) export $(RUN_OPTION) $(SETTINGS)
+export: setup ## write each trained task of RUN as an ordinary PEFT adapter; MERGE=1 also as a whole checkpoint
+	@$(CONTEXTLORA) export $${MERGE:+--merge} $(RUN_OPTION) $(SETTINGS)
 
 resume: setup ## continue a RUN that was interrupted (default: the newest unfinished one), on DEVICES if given
 	@$(CONTEXTLORA) resume $(RUN_OPTION) $${DEVICES:+--devices "$$DEVICES"}
@@ -67,7 +67,7 @@ new-taskset: setup ## write a small task set into the folder NAME, to start your
 import: setup ## make a task set of the table SOURCE as MAPPING says, in the folder TO
 	@$(CONTEXTLORA) import $${MAPPING:+"$$MAPPING"} $${SOURCE:+"$$SOURCE"} $${TO:+--to "$$TO"}
 
-data: setup ## build TASKSET under data/
+data: setup ## build TASKSET under data/; ARGS=--stats also shows baselines, scenes, tokens
 	@$(CONTEXTLORA) data $(SETTINGS)
 
 data-check: setup ## probe TASKSET for shortcuts; fails where one is found

@@ -55,7 +55,19 @@ def test_only_yes_lets_clean_runs_remove(calls):
     assert calls[0][1][0].runs_dir == "x"
 
 
-@pytest.mark.parametrize("command", ["compare", "plan", "data", "data-check", "backbone", "bench"])
+def test_export_merges_where_it_is_asked_to(calls, tmp_path):
+    make_run(tmp_path, f"runs_dir={tmp_path}")
+    run = ["--run", str(next(tmp_path.glob("iov/joint/*")))]
+    assert main(["export", *run]) == main(["export", "--merge", *run]) == 0
+    assert [options for _, _, options in calls] == [{"merge": False}, {"merge": True}]
+
+
+def test_stats_are_shown_where_they_are_asked_for(calls):
+    assert main(["data", "taskset=iov"]) == main(["data", "--stats", "taskset=iov"]) == 0
+    assert [options for _, _, options in calls] == [{"stats": False}, {"stats": True}]
+
+
+@pytest.mark.parametrize("command", ["compare", "plan", "data-check", "backbone", "bench"])
 def test_a_command_without_a_run_gets_the_configuration(calls, command):
     assert main([command, "taskset.seed=5"]) == 0
     assert calls == [(command.replace("-", "_"), (load_config(["taskset.seed=5"]),), {})]

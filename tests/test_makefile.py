@@ -72,6 +72,10 @@ def test_compare_prints_its_jobs(called):
     assert called("compare", "PRINT_JOBS=1", "TASKSET=iov") == words
 
 
+def test_export_merges(called):
+    assert called("export", "MERGE=1", "RUN=a b")[3:] == ["export", "--merge", "--run", "a b"]
+
+
 def test_plan_takes_a_device_catalogue(called):
     assert called("plan", "DEVICES=my devices.yaml")[4:] == ["gear.devices=my devices.yaml"]
 

@@ -72,11 +72,13 @@ COMMANDS = {
 }
 
 SWITCHES = {  # of commands that take settings
+    "data": ("--stats", "also show options, baselines, shared scenes, and tokens under the model"),
     "train": ("--dry-run", "show the plan and what it costs, and stop"),
     "compare": (
         "--print-jobs",
         "print the commands of its runs that have not finished, three seeds of each, and stop",
     ),
+    "export": ("--merge", "also write each task as a whole checkpoint, the adapter merged into the base's weights"),
     "clean-runs": ("--yes", "remove it; only shows otherwise"),
 }
 
@@ -206,10 +208,6 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     function = getattr(import_module(f"contextlora.commands.{name}"), name)
     if command.arguments:
         function(**{key: getattr(options, key) for key in (name.strip("-+") for name in command.arguments)})
-    elif options.command == "train":
-        function(config, dry_run=options.dry_run)
-    elif options.command == "clean-runs":
-        function(config, yes=options.yes)
     elif options.command == "compare" and options.print_jobs:
         import_module(function.__module__).print_jobs(config, settings, config_dir)
     elif options.command == "ask":
@@ -219,7 +217,9 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     elif options.command == "resume":
         function(run, devices=options.devices)
     else:
-        function(*([config] if command.settings else []), *([run] if run else []))
+        switch = SWITCHES.get(options.command, ("",))[0].strip("-").replace("-", "_")
+        given = {switch: getattr(options, switch)} if switch and options.command != "compare" else {}
+        function(*([config] if command.settings else []), *([run] if run else []), **given)
 
 
 def _default_run(which: str, runs_dir: str) -> RunFolder:

@@ -44,14 +44,20 @@ def check_values(section: Any, prefix: str) -> None:
         value, hint, key = getattr(section, entry.name), hints[entry.name], prefix + entry.name
         if not fits(value, hint):
             raise ConfigError(f"{key} must be {rule(hint)}, got {shown(value)}")
-        if entry.metadata.get("is_path") and not _fits_on_disk(value):
-            said = f"a path of at most {PATH_BYTES} bytes, {NAME_BYTES} for each name in it"
-            raise ConfigError(f"{key} must be {said}, got {shown(value)}")
+        if entry.metadata.get("is_path"):
+            check_path(value, key)
         limits = {name: entry.metadata[name] for name in LIMITS if name in entry.metadata}
         for number in value.values() if isinstance(value, dict) else [value]:
             if isinstance(number, int | float) and not all(LIMITS[name][1](number, limits[name]) for name in limits):
                 said = " and ".join(f"{LIMITS[name][0]} {limit}" for name, limit in limits.items())
                 raise ConfigError(f"{key} must be {said}, got {shown(number)}")
+
+
+def check_path(path: str, key: str) -> None:
+    """Raises `ConfigError` for a path that no file system takes."""
+    if not fits(path, str) or not _fits_on_disk(path):
+        said = f"a path of at most {PATH_BYTES} bytes, {NAME_BYTES} for each name in it, without lone surrogates"
+        raise ConfigError(f"{key} must be {said}, got {shown(path)}")
 
 
 def fits(value: Any, hint: Any) -> bool:

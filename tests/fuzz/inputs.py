@@ -96,7 +96,7 @@ def prepare(folder: Path, taskset: TaskSet, models: dict[str, Path]) -> None:
         patch.chdir(cwd)
         _train(patch)
         # Loads whatever commands need: a forked process that begins with it is faster.
-        for name in ("compare", "data_check", "clean_runs", "evaluate", "export", "resume"):
+        for name in ("compare", "data_check", "clean_runs", "evaluate", "export", "resume", "ask", "import_"):
             import_module(f"contextlora.commands.{name}")
         for command in (["plan"], ["train", "--dry-run", "taskset=tasks/pictures", "model=models/llava"]):
             assert cli.main([*command[:1], *BASE, "gear.devices=pair.yaml", *command[1:]]) == 0

@@ -33,8 +33,11 @@ from contextlora.tasks.taskset import TaskSet
 from tests.messages import rule_broken
 
 from .box import Box, snapshot
-from .inputs import KINDS, WRITTEN, Input, prepare
+from .data_inputs import DATA_KINDS, prepare_tables
+from .inputs import KINDS as BASIC_KINDS
+from .inputs import WRITTEN, Input, prepare
 
+KINDS = BASIC_KINDS | DATA_KINDS
 FUZZ, SEED, KIND = int(os.environ.get("FUZZ") or 0), int(os.environ.get("SEED") or 0), os.environ.get("KIND") or ""
 SAMPLE = 2  # inputs of each kind where nobody says how many
 LONGEST_S = 20.0
@@ -188,6 +191,7 @@ def boxes(
 ) -> list[Box]:
     folder, models = tmp_path_factory.mktemp("fuzz"), {kind: other_model_folder(kind) for kind in ("llava", "gpt2")}
     prepare(folder / "prepared", taskset, models | {"llama": model_folder})
+    prepare_tables(folder / "prepared" / "cwd")
     return [Box(folder / "prepared", folder / f"box-{index}") for index in range(os.cpu_count() or 1 if FUZZ else 1)]
 
 

@@ -42,3 +42,11 @@ def test_every_question_follows_from_what_it_says(tmp_path):
             words = state.question.replace(",", "").split()
             assert state.answer_word == ("hot" if int(words[1]) > int(words[3]) else "normal")
             assert f"{state.answer_word} {item.answer_word}" in item.question
+
+
+@pytest.mark.parametrize("name", ["a\ud800", "x" * 300])
+def test_a_name_that_no_file_system_takes_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="NAME must be a path of at most 3000 bytes, 255 for each name in it"):
+        new_taskset(name)
+    assert not list(tmp_path.iterdir())

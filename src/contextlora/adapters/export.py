@@ -7,10 +7,13 @@ Slicing is exact: unmodified `peft.PeftModel.from_pretrained` computes the same 
 Full-size tensors would bring the masked ranks back. In the gated variant the gates are folded into B.
 """
 
+import warnings
 from pathlib import Path
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.config import AdapterError
@@ -65,6 +68,35 @@ def export_adapter(
         save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
         if card:
             (new / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_merged(
+    base: PreTrainedModel,
+    reader: PreTrainedTokenizerBase | ProcessorMixin,
+    adapter: str | Path,
+    folder: str | Path,
+    dtype: torch.dtype,
+    card: str,
+) -> None:
+    """Writes a checkpoint in Hugging Face form whose weights hold an exported adapter, as PEFT merges it.
+
+    The folder appears complete or not at all, and replaces what is there.
+
+    Args:
+        base: the adapter's, in float32, by which the sums are rounded once; its weights are changed.
+        reader: of the prompts, which is written too.
+        adapter: folder of `export_adapter`.
+        folder: where to.
+        dtype: of the weights that are written.
+        card: text of a README.md.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, of a name in transformers
+        merged = PeftModel.from_pretrained(base, adapter, torch_device="cpu").merge_and_unload().to(dtype)
+    with replace_folder(Path(folder)) as new:
+        merged.save_pretrained(new)
+        reader.save_pretrained(new)
+        (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def _peft_config(adapted: AdaptedModel, use: SliceUse, base_model_name_or_path: str) -> LoraConfig:

@@ -7,16 +7,16 @@ _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # which its `max_lora_rank
 _TEXT = """\
 ---
 base_model: {base}
-library_name: peft
+library_name: {library}
 tags:
 - lora
 - contextlora
 ---
 # {task}
 
-A LoRA for the task `{task}` of the task set {taskset}, trained with ContextLoRA, method `{method}`
-([arXiv 2507.21199](https://arxiv.org/abs/2507.21199)). Unmodified PEFT loads it. The licence of the base holds for the
-base; add the one that you give this adapter.
+{what} for the task `{task}` of the task set {taskset}, trained with ContextLoRA, method `{method}`
+([arXiv 2507.21199](https://arxiv.org/abs/2507.21199)). Unmodified {reader} loads it. The licence of the base holds for
+the base; add the one that you give this {thing}.
 
 - Base: `{base}`
 - Rank {rank}, alpha {alpha:g}; for vLLM: `max_lora_rank={vllm}`
@@ -40,6 +40,14 @@ the answer is the option with the highest score. Where one option of an item beg
 with {ending}.
 {figures}"""
 
+_ADAPTER = {"what": "A LoRA", "library": "peft", "reader": "PEFT", "thing": "adapter"}
+_MERGED = {
+    "what": "The base with a LoRA merged into its weights,",
+    "library": "transformers",
+    "reader": "transformers",
+    "thing": "model",
+}
+
 _FIGURES = """
 ## Accuracy
 
@@ -47,7 +55,9 @@ _FIGURES = """
 """
 
 
-def adapter_card(module: ContextLoraModule, task: str, base: str, accuracy: float | None = None) -> str:
+def adapter_card(
+    module: ContextLoraModule, task: str, base: str, accuracy: float | None = None, merged: bool = False
+) -> str:
     """Markdown with the metadata that the hub reads.
 
     Args:
@@ -55,6 +65,7 @@ def adapter_card(module: ContextLoraModule, task: str, base: str, accuracy: floa
         task: whose adapter it is.
         base: hub id or folder of its base.
         accuracy: of the task, end to end; None where the run was not evaluated.
+        merged: whether the card is of a checkpoint that the adapter was merged into.
     """
     data, use = module.data, module.uses[task]
     item = data.taskset.items(task, "train")[0]
@@ -62,7 +73,9 @@ def adapter_card(module: ContextLoraModule, task: str, base: str, accuracy: floa
     graph, config = data.taskset.graph, module.adapted.config
     rank = sum(module.adapted.partition.ranks[name] for name in use.active)
     edges = [f"{parent} -> {name}" for name in graph.tasks for parent in graph.prerequisites(name)]
+    named = _MERGED if merged else _ADAPTER
     return _TEXT.format(
+        **named,
         base=base,
         task=task,
         taskset=data.taskset.name,

@@ -6,6 +6,7 @@ from pathlib import Path
 from contextlora.commands import CONSOLE
 from contextlora.errors import UserError, tail
 from contextlora.files import slug
+from contextlora.limits import check_path
 from contextlora.tasks.importers import IMPORTERS
 from contextlora.tasks.importers.convert import import_rows
 from contextlora.tasks.importers.mapping import read_mapping
@@ -19,6 +20,7 @@ def import_(mapping: str, source: list[str], to: str | None = None) -> None:
     Raises:
         UserError: something there is wrong, or the folder is taken; nothing is written then.
     """
+    check_path(to or "", "--to")
     if mapping in IMPORTERS:
         rows, columns = import_module(f"contextlora.tasks.importers.{mapping}").read(source)
     else:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from contextlora.commands import CONSOLE
 from contextlora.errors import UserError, tail
+from contextlora.limits import check_path
 from contextlora.tasks.example import write_example
 
 
@@ -13,6 +14,7 @@ def new_taskset(name: str) -> None:
     Raises:
         UserError: the folder is taken.
     """
+    check_path(name, "NAME")
     folder = Path(name)
     if folder.exists():
         raise UserError(f"folder {tail(folder)} is there already, and is kept; name another one")

@@ -1,4 +1,4 @@
-"""Tables become task sets: small ones written here, and FailureSensorIQ where it lies."""
+"""Tables become task sets as a mapping says."""
 
 import csv
 import json
@@ -16,7 +16,6 @@ from contextlora.tasks.importers.tables import listed, read_tables
 from contextlora.tasks.task import SPLITS
 from contextlora.tasks.taskset import TaskSet
 
-FAILURES = Path(__file__).parents[4] / "shared/data/failuresensoriq/filtered_data_all_Mar_30_2025.jsonl"
 MAPPING = """
 name: machines
 scene: "{site}-{machine}"
@@ -130,6 +129,16 @@ def test_answers_are_read_as_the_mapping_says(made, form, answers):
     assert found == {str(number): number % 3 for number in range(12)}
 
 
+def test_options_that_begin_with_the_right_one_are_shuffled(made):
+    mapping = "name: n\nscene: id\nquestion: q\nanswer: y\noptions: [y, z, w]\noption_order: shuffled\ntasks: {t: }"
+    lines = ["id,q,y,z,w", *(f"{n},which ?,right{n},wrong{n},worse{n}" for n in range(40))]
+    items = list(rows_of(made(mapping, "\n".join(lines))).values())
+    assert {item.answer for item in items} == {0, 1, 2}
+    for item in items:
+        assert item.answer_word == f"right{item.scene}"
+        assert sorted(item.options) == sorted(f"{word}{item.scene}" for word in ("right", "wrong", "worse"))
+
+
 @pytest.mark.parametrize("value", ["3", "-1", "x", ""])
 def test_an_answer_that_is_no_option_is_refused_with_its_line(made, tmp_path, value):
     mapping = "name: n\nscene: id\nquestion: q\nanswer: y\noptions: o\nanswer_as: index\ntasks: {t: }"
@@ -194,9 +203,11 @@ def test_images_are_copied_once_and_checked(made, tmp_path):
         (("answer: label", "answers: label"), "unknown key answers; did you mean answer?"),
         (("answer: label\n", ""), "task cause must name the column of its answer"),
         (("seed: 1", "seed: 1, by: site"), "split: by must be one of scene, group, time, given, got 'site'"),
+        (("seed: 1", "sed: 1"), "split: unknown key sed; did you mean seed?"),
         (("seed: 1", "by: group"), "split: by group must name a column"),
         (("test: 20", "test: 80"), "together below 100"),
         (("num_options: 3", "num_options: 1"), "num_options must be a whole number of 2 or more, got 1"),
+        (("num_options: 3", "option_order: 3"), "option_order must be given or shuffled, got 3"),
         (("options: [a, b, c]", "answer_as: letter"), "answer_as must be text where no options are given"),
         (("prerequisites: [cause]", "prerequisites: [caus]"), "caus"),
         (("prerequisites: [cause]", "prerequisites: [action]"), "action"),
@@ -248,23 +259,3 @@ def test_a_folder_that_is_there_is_kept(tmp_path, monkeypatch, capsys):
 
 def test_cells_hold_lists_as_json_or_with_bars():
     assert listed(["a", 1]) == ["a", 1] and listed('["a", 1]') == ["a", 1] and listed("a | b c|d") == ["a", "b c", "d"]
-
-
-@pytest.mark.skipif(not FAILURES.exists(), reason="FailureSensorIQ is not here: shared/data/failuresensoriq")
-def test_failuresensoriq_is_split_by_cell(tmp_path):
-    import_("failuresensoriq", [str(FAILURES)], str(tmp_path / "set"))
-    taskset = TaskSet.load(tmp_path / "set")
-    count = {name: sum(len(taskset.items(name, split)) for split in SPLITS) for name in taskset.tasks}
-    # As its own table of tasks counts them.
-    assert count == {
-        "relevant_sensor": 470,
-        "relevant_failure": 453,
-        "irrelevant_sensor": 872,
-        "irrelevant_failure": 872,
-    }
-    pairs = [("relevant_failure", "relevant_sensor"), ("irrelevant_failure", "irrelevant_sensor")]
-    for split in SPLITS:
-        for child, parent in pairs:  # every cell of the child is one of its parent, whose answer its question names
-            for item in taskset.items(child, split):
-                assert taskset.item(parent, split, item.scene).answer_word == item.prerequisites[parent]
-                assert item.prerequisites[parent] in item.question and item.answer_word in item.scene

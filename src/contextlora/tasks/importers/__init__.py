@@ -1,3 +1,3 @@
 """Tables of others become task sets: any table by a mapping file, public data sets by an importer of their own."""
 
-IMPORTERS = ("failuresensoriq",)  # each a module here, with a function `read`
+IMPORTERS = ("driving_with_llms", "failuresensoriq", "stbench")  # each a module here, with a function `read`

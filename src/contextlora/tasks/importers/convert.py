@@ -59,9 +59,10 @@ def _note_missing_columns(rows: Sequence[Row], mapping: TableMapping, faults: Fa
         texts = (columns.question, columns.scene, *filter(None, [columns.image_text]))
         needed += [(f"task {label(name)}", column) for column in plain if column]
         needed += [(f"task {label(name)}", column) for text in texts for column in columns_of(text)]
+    names = sorted(label(column.strip()) for column in there)
     for where, column in dict.fromkeys(needed):
         if column not in there:
-            faults.add("", f"{where}: the table has no column {shown(column)}{known(column, there)}")
+            faults.add("", f"{where}: the table has no column {shown(column)}{known(column, names)}")
 
 
 def _items(name: str, mapping: TableMapping, rows: Sequence[Row], folder: Path, faults: Faults) -> Iterator[_Found]:
@@ -104,13 +105,18 @@ def _options(row: Row, columns: TaskColumns, labels: list[str], rng: random.Rand
         right = str(cell).strip()
         others = [word for word in labels if word != right]
         options = [right, *rng.sample(others, min(len(others), (columns.num_options or len(labels)) - 1))]
-        rng.shuffle(options)  # or the right one would always be the first
-        return options, options.index(right)
+        return _shuffled(options, 0, rng)  # or the right one would always be the first
     if isinstance(columns.options, list):
         options = [str(row.cells[column]).strip() for column in columns.options if row.cells[column] not in (None, "")]
     else:
         options = [str(part).strip() for part in listed(row.cells[columns.options])]
-    return options, _answer(cell, columns.answer_as, options)
+    answer = _answer(cell, columns.answer_as, options)
+    return _shuffled(options, answer, rng) if columns.option_order == "shuffled" else (options, answer)
+
+
+def _shuffled(options: list[str], answer: int, rng: random.Random) -> tuple[list[str], int]:
+    order = rng.sample(range(len(options)), len(options))
+    return [options[index] for index in order], order.index(answer)
 
 
 def _answer(cell: Any, form: str, options: list[str]) -> int:

@@ -34,8 +34,9 @@ def read(sources: Sequence[str]) -> tuple[list[Row], TableMapping]:
     words: dict[tuple[str, str], set[str]] = {}  # (asset, kind) -> all that is ever offered
     try:
         for row in rows:
-            kind = asked[row.cells["relevancy"]]
-            words.setdefault((row.cells["asset_name"], kind), set()).update(listed(row.cells["options"]))
+            kind = asked[str(row.cells["relevancy"])]
+            offered = map(str, listed(row.cells["options"]))
+            words.setdefault((str(row.cells["asset_name"]), kind), set()).update(offered)
         made = [Row(row.where, {**row.cells, "cell": _cell(row, asked, words)}, row.folder) for row in rows]
     except KeyError as error:
         raise TaskSetError(
@@ -61,11 +62,13 @@ def read(sources: Sequence[str]) -> tuple[list[Row], TableMapping]:
 
 def _cell(row: Row, asked: dict[str, str], words: dict[tuple[str, str], set[str]]) -> str:
     """Asset, sensor and failure: the right option, and what the question names."""
-    asset, kind = row.cells["asset_name"], asked[row.cells["relevancy"]]
+    asset, kind, question = str(row.cells["asset_name"]), asked[str(row.cells["relevancy"])], str(row.cells["question"])
     other = "failure" if kind == "sensor" else "sensor"
-    named = [word for word in words.get((asset, other), ()) if word in row.cells["question"]]
+    named = [word for word in words.get((asset, other), ()) if word in question]
     if not named:
-        raise TaskSetError(f"{row.where} must name a {other} of {asset}, got {shown(row.cells['question'])}")
-    right = listed(row.cells["options"])[listed(row.cells["correct"]).index(True)]
-    pair = {kind: right, other: max(named, key=len)}  # "pressure or vacuum" holds "pressure"
+        raise TaskSetError(f"{row.where} must name a {other} of {asset}, got {shown(question)}")
+    options, flags = listed(row.cells["options"]), listed(row.cells["correct"])
+    if True not in flags[: len(options)]:
+        raise TaskSetError(f"{row.where} must have one correct option, got {shown(row.cells['correct'])}")
+    pair = {kind: str(options[flags.index(True)]), other: max(named, key=len)}  # "pressure or vacuum" holds "pressure"
     return f"{asset} / {pair['sensor']} / {pair['failure']}"

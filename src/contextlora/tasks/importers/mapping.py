@@ -42,6 +42,7 @@ class TaskColumns:
         answer_as: how the answer is written, one of `ANSWER_FORMS`.
         options: columns, one column that holds a list, or None: the task's answers.
         num_options: how many of the task's answers are offered where `options` is None; None offers all.
+        option_order: `given`, or `shuffled` by the split's seed; that of the task's answers is always shuffled.
         where: column -> the value, or values, of the rows that are the task's.
         prerequisites, context, description: as in taskset.yaml.
     """
@@ -52,6 +53,7 @@ class TaskColumns:
     options: str | list[str] | None = None
     answer_as: str = "text"
     num_options: int | None = None
+    option_order: str = "given"
     image: str | None = None
     image_text: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
@@ -153,6 +155,8 @@ def _task(name: str, given: Mapping[str, Any], faults: Faults) -> TaskColumns | 
         faults.add("", f"{where}: answer_as must be one of {', '.join(ANSWER_FORMS)}, got {form}")
     elif given.get("answer_as", "text") != "text" and not options:
         faults.add("", f"{where}: answer_as must be text where no options are given, got {given['answer_as']}")
+    if given.get("option_order", "given") not in ("given", "shuffled"):
+        faults.add("", f"{where}: option_order must be given or shuffled, got {shown(given['option_order'])}")
     if not isinstance(given.get("where", {}), dict):
         faults.add("", f"{where}: where must map columns to values, got {shown(given['where'])}")
     for key in ("prerequisites", "context"):
@@ -170,8 +174,8 @@ def _split(found: Any, faults: Faults) -> SplitRule:
     if not isinstance(found, dict):
         faults.add("", f"split must be a mapping such as {{by: scene, test: 20}}, got {shown(found)}")
         return SplitRule()
-    _note_unknown("split: ", found, [entry.name for entry in fields(SplitRule)], faults)
     before = faults.count
+    _note_unknown("split: ", found, [entry.name for entry in fields(SplitRule)], faults)
     rule = found.get("by", "scene")
     if rule not in SPLIT_RULES:
         faults.add("", f"split: by must be one of {', '.join(SPLIT_RULES)}, got {shown(rule)}")
