@@ -1,12 +1,17 @@
-"""What a graph of many tasks costs beside the training itself: stage start, remembered answers, files.
+"""What a graph of many tasks costs beside the training itself: steps, stage starts, answers, files, memory.
 
-    python bench/many_tasks.py [tasks=1000] [rank=8]
+    python bench/many_tasks.py [sizes=4,16,100,1000] [rounds=3] [rank=8]
+    python bench/many_tasks.py write=data/thousand [tasks=1000] [width=10]      the set alone, for `contextlora train`
 
-Tasks stand in generations of ten, each of which needs two tasks of the generation before; 8 items a task and split, the
-bundled model. Prints medians of seconds and sizes; compare rows of one call (`tasks=4`, `tasks=1000`) on one machine.
+Tasks stand in generations of two (`width`), each of which needs two tasks of the generation before, so that stages of
+all graphs are alike and the last task computes with the ranks of three; 8 items a task and split, the bundled model. Each size has a process of its
+own, in turn; medians over rounds.
 """
 
+import json
 import random
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,31 +19,40 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import torch
+
 from contextlora import ContextLora, ContextLoraModule, ContextLoraSettings, Item, Task, TaskSet, TaskSetDataModule
+from contextlora.adapters import export_adapter
 from contextlora.backbones.load import load_backbone
 from contextlora.commands.bench import read_arguments
+from contextlora.evaluation.report import markdown_table
+from contextlora.tasks.taskset import write_taskset
+from contextlora.training.checkpoint import AtomicCheckpointIO
 from contextlora.training.stage_files import StageFiles
 
-NUM_ITEMS, WIDTH, REPEATS = 8, 10, 5
+NUM_ITEMS, REPEATS = 8, 9
 COLOURS = ("red", "green", "blue")
 
 
-def make_taskset(num_tasks: int) -> TaskSet:
-    """A set whose items all ask for the colour in a column."""
-    tasks = [
+def make_tasks(num_tasks: int, width: int) -> list[Task]:
+    """The graph."""
+    return [
         Task(
             f"t{n}",
-            tuple(f"t{(n // WIDTH - 1) * WIDTH + k}" for k in (n % WIDTH, (n + 1) % WIDTH)) if n >= WIDTH else (),
+            tuple(f"t{(n // width - 1) * width + k % width}" for k in (n, n + 1)) if n >= width else (),
             3,
         )
         for n in range(num_tasks)
     ]
-    items = {
+
+
+def make_items(tasks: list[Task]) -> dict[tuple[str, str], list[Item]]:
+    """All ask for the colour in a column."""
+    return {
         (task.name, split): [make_item(task, split, number) for number in range(NUM_ITEMS)]
         for task in tasks
         for split in ("train", "validation", "test")
     }
-    return TaskSet.from_items(tasks, items, name=f"{num_tasks} tasks")
 
 
 def make_item(task: Task, split: str, number: int) -> Item:
@@ -49,44 +63,85 @@ def make_item(task: Task, split: str, number: int) -> Item:
     return Item(f"{number}", f"{split}{number}", question, COLOURS, COLOURS.index(colour), prerequisites=right)
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Median of some calls after a first one."""
     work()
     taken = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        began = clock()
         work()
-        taken.append(time.perf_counter() - began)
+        taken.append(clock() - began)
     return median(taken)
 
 
-def main() -> None:
-    """Measures one graph."""
-    (num_tasks, rank), _ = read_arguments(sys.argv[1:], tasks=1000, rank=8)
-    data = TaskSetDataModule(make_taskset(num_tasks), load_backbone("bundled"))
+def measure(num_tasks: int, width: int, rank: int) -> dict[str, float]:
+    """One graph's figures, in this process."""
+    tasks = make_tasks(num_tasks, width)
+    data = TaskSetDataModule(TaskSet.from_items(tasks, make_items(tasks), name="many"), load_backbone("bundled"))
     module = ContextLoraModule(data, ContextLora(ContextLoraSettings(rank=rank)))
     adapted, stage = module.adapted, module.plan.stages[-1]
-    last = stage[-1]
+    last, found = stage[-1], {}
     began = time.perf_counter()
     adapted.begin_stage({task: module.uses[task] for task in stage})
-    print(f"stage start                  {time.perf_counter() - began:8.3f} s")
-    remembered = seconds(lambda: module.evaluator.predict(last, "validation", "gold"))
-    print(f"remembered answer            {1e3 * remembered:8.3f} ms")
-    num_ancestors = len(module.data.taskset.graph.prerequisites(last, "ancestors"))
-    chained = seconds(lambda: predict_chain(module, last))
-    print(f"the same at a chain's end    {1e3 * chained:8.3f} ms ({num_ancestors} ancestors)")
-    print(f"keeping the best weights     {seconds(lambda: adapted.state.read(adapted.trained_owners)):8.3f} s")
-    adapted.mark_trained()
+    found["stage start, s"] = time.perf_counter() - began
+    items = data.taskset.items(last, "train")
+    batch = data.encode_items(last, items, [data.right_context(last, item) for item in items])
+    module.masks.rows, module.masks.batch_size = batch.rows, batch.batch_size
+    parameters = [p for group in adapted.parameter_groups().values() for p in group]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
+    adapted.train()
+
+    def step() -> None:
+        module.step_loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        adapted.mark_trained()
+
+    found["step, ms CPU"] = 1e3 * seconds(step, time.process_time)
+    found["remembered answer, ms"] = 1e3 * seconds(lambda: module.evaluator.predict(last, "validation", "gold"))
     with tempfile.TemporaryDirectory() as folder:
         files = StageFiles(Path(folder), module)
-        files.save(0, adapted.trained_owners)
-        print(f"stage file                   {files.path(0).stat().st_size / 2**20:8.2f} MiB")
-        print(f"all slices                   {4 * adapted.num_parameters() / 2**20:8.2f} MiB")
+        found["stage file, s"] = seconds(lambda: files.save(0, adapted.trained_owners))
+        checkpoint = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(checkpoint)
+        path = Path(folder) / "last.ckpt"
+        found["checkpoint, s"] = seconds(lambda: AtomicCheckpointIO().save_checkpoint(checkpoint, path))
+        found["checkpoint, MiB"] = path.stat().st_size / 2**20
+        adapted.end_stage()
+        export = Path(folder) / "adapter"
+        found["export of a task, s"] = seconds(
+            lambda: export_adapter(adapted, last, module.uses[last], export, "bundled")
+        )
+    began = time.perf_counter()
+    module.accuracies("test")
+    found["evaluation of all, s"] = time.perf_counter() - began
+    found["all slices, MiB"] = 4 * adapted.num_parameters() / 2**20
+    found["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return found
 
 
-def predict_chain(module: ContextLoraModule, task: str) -> None:
-    """A remembered answer behind the answers of its ancestors."""
-    module.evaluator.predict(task, "validation", "predicted")
+def main() -> None:
+    """All sizes, one of them in this process, or the set alone."""
+    (sizes, rounds, rank, width, size, write, tasks), _ = read_arguments(
+        sys.argv[1:], sizes="4,16,100,1000", rounds=3, rank=8, width=2, size=0, write="", tasks=1000
+    )
+    if write:
+        write_taskset(Path(write), Path(write).name, made := make_tasks(tasks, width), make_items(made))
+        return
+    if size:
+        torch.set_num_threads(1)
+        print(json.dumps(measure(size, width, rank)))
+        return
+    found: dict[str, list[dict[str, float]]] = {one: [] for one in sizes.split(",")}
+    for _ in range(rounds):
+        for one, rows in found.items():
+            command = [sys.executable, __file__, f"size={one}", f"rank={rank}", f"width={width}"]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(one, rows[-1], file=sys.stderr, flush=True)
+    names = list(next(iter(found.values()))[0])
+    rows = [[name, *(f"{median(row[name] for row in rows):.3g}" for rows in found.values())] for name in names]
+    print(markdown_table(["tasks", *found], rows))
 
 
 if __name__ == "__main__":
