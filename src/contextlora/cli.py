@@ -66,7 +66,7 @@ COMMANDS = {
         arguments={"name": "its folder"},
     ),
     "data": Command("build a task set"),
-    "data-check": Command("probe a task set for shortcuts; fails where one is found"),
+    "data-check": Command("probe a task set for shortcuts, and explain what is found; a shipped set must have none"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
     "bench": Command("measure time, memory and accuracy of the default command"),
 }
@@ -78,6 +78,7 @@ SWITCHES = {  # of commands that take settings
         "print the commands of its runs that have not finished, three seeds of each, and stop",
     ),
     "clean-runs": ("--yes", "remove it; only shows otherwise"),
+    "data-check": ("--strict", "fail where something is found in a set of your own too"),
 }
 
 USAGE = """\
@@ -206,10 +207,9 @@ def _call_command(options: argparse.Namespace, settings: list[str]) -> None:
     function = getattr(import_module(f"contextlora.commands.{name}"), name)
     if command.arguments:
         function(**{key: getattr(options, key) for key in (name.strip("-+") for name in command.arguments)})
-    elif options.command == "train":
-        function(config, dry_run=options.dry_run)
-    elif options.command == "clean-runs":
-        function(config, yes=options.yes)
+    elif options.command in ("train", "clean-runs", "data-check"):
+        switch = SWITCHES[options.command][0].strip("-").replace("-", "_")
+        function(config, **{switch: getattr(options, switch)})
     elif options.command == "compare" and options.print_jobs:
         import_module(function.__module__).print_jobs(config, settings, config_dir)
     elif options.command == "ask":
