@@ -26,6 +26,15 @@ def test_template_and_image_contents_count_but_the_test_split_does_not(tmp_path)
     assert taskset_fingerprint(made) != before
 
 
+def test_which_items_of_a_scene_belong_together_counts(paired_folder):
+    made = TaskSet.load(paired_folder)
+    first, second, *others = made.items("d", "train")
+    swapped = (replace(first, parents=second.parents), replace(second, parents=first.parents), *others)
+    assert taskset_fingerprint(replace(made, splits={**made.splits, ("d", "train"): swapped})) != taskset_fingerprint(
+        made
+    )
+
+
 CALLBACKS = "[{class_path: lightning.pytorch.callbacks.GradientAccumulationScheduler, init_args: {scheduling: {0: 4}}}]"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from contextlora.backbones.encoding import OptionBatch
 from contextlora.tasks.datamodule import TaskSetDataModule
-from contextlora.tasks.task import TaskSetError
+from contextlora.tasks.task import TaskSetError, item_key
 from contextlora.tasks.taskset import TaskSet
 
 
@@ -74,13 +74,14 @@ def test_validation_goes_through_all_items_of_the_stage(make):
 
 def test_context(make):
     module = make(context="gold")  # right answers too come from the module that trains
-    module.set_answers({("a", item.scene): item.answer_word for item in module.taskset.items("a", "train")})
+    rows = module.taskset.items("b", "train")
+    module.set_answers({item_key("b", item): dict(item.prerequisites) for item in rows})
     texts = [text for batch in train_texts(module, 0, 1, 3) for text in batch if "b ?" in text]
     assert texts and all("given : a " in text for text in texts)
     module = make(context="predicted")
     with pytest.raises(TaskSetError, match="needs an answer of task a"):
         train_texts(module, 0, 0, 2)
-    module.set_answers({("a", f"train{index}"): "green" for index in range(3)})
+    module.set_answers({item_key("b", item): {"a": "green"} for item in rows})
     assert all("given : a green ." in text for text in train_texts(module, 0, 1, 1)[0])
     assert not any("given" in text for batch in train_texts(make(), 0, 0, 6) for text in batch)
     with pytest.raises(TaskSetError, match="context must be one of none, gold, predicted, got 'golden'"):

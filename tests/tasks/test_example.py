@@ -38,7 +38,7 @@ def test_every_question_follows_from_what_it_says(tmp_path):
     taskset = TaskSet.load(tmp_path / "mine")
     for split in SPLITS:
         for item in taskset.items("action", split):
-            state = taskset.item("state", split, item.scene)
+            state = taskset.parent("state", split, item)
             words = state.question.replace(",", "").split()
             assert state.answer_word == ("hot" if int(words[1]) > int(words[3]) else "normal")
             assert f"{state.answer_word} {item.answer_word}" in item.question

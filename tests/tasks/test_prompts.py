@@ -49,12 +49,12 @@ def test_a_template_of_ones_own_keeps_its_spaces_and_lines():
 
 
 def test_context_modes():
-    predicted = {("hazard", "s"): "agile", ("grip", "s"): "wet"}
+    predicted = {"hazard": "agile", "grip": "wet"}
     assert context_of(ITEM, ("hazard", "grip"), "none", predicted) == {}
     assert context_of(ITEM, ("grip", "other"), "gold", predicted) == {"grip": "dry"}
     assert context_of(ITEM, ("hazard", "grip"), "predicted", predicted) == {"hazard": "agile", "grip": "wet"}
-    with pytest.raises(TaskSetError, match="needs an answer of task grip for scene s"):
-        context_of(ITEM, ("hazard", "grip"), "predicted", {("hazard", "s"): "agile"})
+    with pytest.raises(TaskSetError, match="needs an answer of task grip for item i"):
+        context_of(ITEM, ("hazard", "grip"), "predicted", {"hazard": "agile"})
     with pytest.raises(TaskSetError, match="must be one of none, gold, predicted, got 'all'"):
         context_of(ITEM, (), "all", {})
 

@@ -17,8 +17,8 @@ def test_reads_what_was_written(folder):
     assert taskset.tasks["b"].rule == {("red",): "red", ("green",): "green", ("blue",): "blue"}
     item = taskset.items("b", "test")[1]
     assert (item.scene, item.answer_word, item.prerequisites) == ("test1", "green", {"a": "green"})
-    assert taskset.item("a", "test", "test1") is taskset.items("a", "test")[1]
-    assert taskset.item("a", "test", "train1") is None
+    assert taskset.parent("a", "test", item) is taskset.items("a", "test")[1]
+    assert taskset.parent("b", "test", taskset.items("a", "test")[1]) is None
     assert taskset.has_images
 
 
@@ -48,9 +48,12 @@ def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
         ("train/b.jsonl", '["red", "green", "blue"]', '"red"', "must be a list of words"),
         ("train/b.jsonl", '["red", "green", "blue"]', '["red", "x", "y", "z"]', "has 4 options, its task at most 3"),
         ("train/b.jsonl", "images/one.png", "images/two.png", r"jsonl:2: item b1: image images/two.png not found"),
-        ("train/b.jsonl", '{"a": "red"}', '{"c": "red"}', "item b0 answers c, no prerequisite of b"),
-        ("train/b.jsonl", "train1", "train0", "scene train0 already has an item of task b in train"),
-        ("test/b.jsonl", "test1", "train0", "scene train0 already has an item of task b in train"),
+        ("train/b.jsonl", '{"a": "red"}', '{"c": "red"}', "item b0 names c, no prerequisite of b"),
+        ("train/b.jsonl", '"fields"', '"parents": {"c": 1}, "fields"', "item b0 names c, no prerequisite of b"),
+        ("train/b.jsonl", '"fields"', '"parents": "a0", "fields"', "parents must map tasks to the ids of their items"),
+        ("train/b.jsonl", '"fields"', '"parents": {"a": "a1"}, "fields"', r"b\.jsonl:1: .* item a1 of a, .* has: a0"),
+        ("train/a.jsonl", "train1", "train0", r'b\.jsonl:1: item b0 must say .* a0, a1; add "parents": \{"a": "a0"\}'),
+        ("test/b.jsonl", "test1", "train0", r"scene train0 is in train too \(train/a\.jsonl:1\)"),
         ("train/b.jsonl", "{", "", r"b\.jsonl:1: not valid JSON"),
         ("train/b.jsonl", '{"id": "b0"', '[]\n{"id": "b0"', "must be a JSON object"),
         ("taskset.yaml", "tasks:", "tasks: [", "is no valid YAML"),
@@ -108,6 +111,33 @@ def test_the_example_of_the_documentation_loads(tmp_path):
     assert taskset.graph.prerequisites("route") == ("hazard",)
     [loaded] = taskset.items("hazard", "train")
     assert (loaded.options, loaded.answer, loaded.image_text) == (("light", "heavy"), 1, "c2 r1 lorry")
+
+
+def test_items_of_one_scene_belong_together_by_their_ids(taskset, paired_folder):
+    paired = TaskSet.load(paired_folder)
+    for key, items in taskset.splits.items():
+        for item, other in zip(items, paired.splits[key], strict=True):
+            assert (other.prerequisites, other.parents) == (item.prerequisites, item.parents)
+    assert paired.items("d", "test")[1].parents == {name: "test-1" for name in "abc"}
+
+
+def test_an_ancestor_that_parents_do_not_share_is_left_out_or_named():
+    """a has two items of a scene; d needs b and c, which build on one each."""
+    needs = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
+    tasks = [Task(name, above, 2) for name, above in needs.items()]
+
+    def load(**given):
+        items = {}
+        for split in SPLITS:
+            own = {"scene": split, "question": "which ?", "options": ("x", "y")}
+            items["a", split] = [Item(id=str(n), answer=n, **own) for n in range(2)]
+            items["b", split] = [Item(id="b", answer=0, parents={"a": "0"}, **own)]
+            items["c", split] = [Item(id="c", answer=0, parents={"a": "1"}, **own)]
+            items["d", split] = [Item(id="d", answer=0, parents=given, **own)]
+        return TaskSet.from_items(tasks, items).items("d", "test")[0]
+
+    assert load().parents == {"b": "b", "c": "c"} and load().prerequisites == {"b": "x", "c": "x"}
+    assert load(a="1").prerequisites == {"a": "y", "b": "x", "c": "x"}
 
 
 def test_a_task_may_show_some_prerequisites_only(tmp_path):

@@ -85,7 +85,7 @@ def unprobed(taskset: TaskSet) -> list[str]:
             edge = f"{needed} -> {task}: no item of {task} shares its scene with one of {needed}"
             if needed not in _answered(taskset, task):
                 lines.append(f"{edge}, and none gives its right answer: whether it helps could not be probed")
-            elif not any(taskset.item(needed, split, i.scene) for split in SPLITS for i in taskset.items(task, split)):
+            elif not any(taskset.parent(needed, split, i) for split in SPLITS for i in taskset.items(task, split)):
                 lines.append(f"{edge}: only right answers could be probed, a model has none of its own to give")
     return lines
 

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from contextlora.tasks.faults import Faults, label, shown
 from contextlora.tasks.order import TrainingOrder, by_length, some_of
 from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, render, resolve_image_view
-from contextlora.tasks.task import Item, TaskSetError
+from contextlora.tasks.task import Item, TaskSetError, item_key
 from contextlora.tasks.taskset import TaskSet
 
+Answers = dict[tuple[str, str, str], dict[str, str]]  # key of an item -> prerequisite -> word
 Batch = Any  # whatever the backbone makes: backbones.encoding.OptionBatch, which tasks/ must not import
 
 
@@ -84,7 +85,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.length_normalised, self.validation_items = length_normalised, validation_items
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
-        self.answers: Mapping[tuple[str, str], str] = {}
+        self.answers: Answers = {}
         self.by_numbers, self.part = False, (0, 1)
         self._orders: dict[str, TrainingOrder] = {}
         self.set_interval(0, (), 0, 0)
@@ -102,12 +103,13 @@ class TaskSetDataModule(lightning.LightningDataModule):
                 except TaskSetError as error:
                     faults.add(where, str(error))
                 for name in needed:
-                    asked = self.taskset.item(name, split, item.scene) is not None
+                    asked = self.taskset.parent(name, split, item) is not None
                     if name not in item.prerequisites or (self.context == "predicted" and not asked):
                         faults.add(
                             where,
                             f"item {label(item.id)}: context {self.context} needs an answer of task {name} for scene "
-                            f"{label(item.scene)}; add an item of {name} for it, or set taskset.context=none",
+                            f"{label(item.scene)}; add an item of {name} for it (where there are several, name it in "
+                            "parents), or set taskset.context=none",
                         )
         faults.raise_any()
 
@@ -126,8 +128,8 @@ class TaskSetDataModule(lightning.LightningDataModule):
         """Says what the next iterations yield: steps first_step .. first_step + num_steps - 1 of a stage of tasks."""
         self.stage, self.tasks, self.first_step, self.num_steps = stage, tuple(tasks), first_step, num_steps
 
-    def set_answers(self, answers: Mapping[tuple[str, str], str]) -> None:
-        """Gives the answer words for each (task, scene) that prompts hold where there is context."""
+    def set_answers(self, answers: Answers) -> None:
+        """Gives the answers that prompts hold where there is context."""
         self.answers = answers
 
     def share(self, rank: int, num_ranks: int) -> None:
@@ -216,7 +218,8 @@ class TaskSetDataModule(lightning.LightningDataModule):
         prerequisites = self.taskset.context_tasks(task, self.scope)
         # Right answers too come from the module: prompts of one batch may hold both kinds.
         mode = "none" if self.context == "none" else "predicted"
-        contexts = [context_of(item, prerequisites, mode, self.answers) for item in items]
+        answers = [self.answers.get(item_key(task, item), {}) for item in items]
+        contexts = [context_of(item, prerequisites, mode, given) for item, given in zip(items, answers, strict=True)]
         return self.encode_items(task, items, contexts, rows)
 
 

@@ -78,17 +78,15 @@ def resolve_image_view(setting: str, sees_images: bool) -> str:
     return ("image" if sees_images else "text") if setting == "auto" else setting
 
 
-def context_of(
-    item: Item, prerequisites: Sequence[str], mode: str, predicted: Mapping[tuple[str, str], str]
-) -> dict[str, str]:
+def context_of(item: Item, prerequisites: Sequence[str], mode: str, predicted: Mapping[str, str]) -> dict[str, str]:
     """Answers of the prerequisites to be written into the prompt.
 
     Args:
         item: whose prompt it is.
-        prerequisites: tasks to take, in the order in which the prompt names them; those without an item of this scene
+        prerequisites: tasks to take, in the order in which the prompt names them; those without an answer for this item
             (no entry in `item.prerequisites`) are left out.
         mode: one of `CONTEXT_MODES`.
-        predicted: a model's answer words for each (task, scene), read in mode `predicted`.
+        predicted: a model's answers to this item's prerequisites, read in mode `predicted`.
 
     Raises:
         TaskSetError: unknown mode, or a predicted answer is missing.
@@ -101,11 +99,10 @@ def context_of(
     if mode == "gold":
         return {task: item.prerequisites[task] for task in known}
     try:
-        return {task: predicted[task, item.scene] for task in known}
+        return {task: predicted[task] for task in known}
     except KeyError as error:
-        task, scene = error.args[0]
         raise TaskSetError(
-            f"context predicted needs an answer of task {label(task)} for scene {label(scene)}; predict that first"
+            f"context predicted needs an answer of task {label(error.args[0])} for item {label(item.id)}; predict that first"
         ) from None
 
 

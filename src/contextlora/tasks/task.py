@@ -24,6 +24,7 @@ class Item:
         image: path of the image file, relative to the task set's folder.
         image_text: what the image shows, for models that cannot see.
         prerequisites: right answers (words) of the task's ancestors for this scene.
+        parents: ancestor -> id of its item that this one builds on, of the same scene; a loaded item names them all.
         fields: named inputs behind question and image, read by the data check only, never shown to a model.
     """
 
@@ -35,6 +36,7 @@ class Item:
     image: str | None = None
     image_text: str | None = None
     prerequisites: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    parents: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     fields: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
     @property
@@ -44,7 +46,7 @@ class Item:
 
     def __post_init__(self) -> None:
         # As scripts pass them; what is none of these is for `item_faults` to name.
-        for key in ("prerequisites", "fields"):
+        for key in ("prerequisites", "parents", "fields"):
             if getattr(self, key) is None:
                 object.__setattr__(self, key, _EMPTY)
         if isinstance(self.options, list):
@@ -61,11 +63,18 @@ class Item:
         if faults:
             raise TaskSetError(faults[0], faults)
         given = {key: value for key, value in record.items() if value is not None}
-        for key in {"prerequisites", "fields"} & set(given):
+        for key in {"prerequisites", "parents", "fields"} & set(given):
             given[key] = {name: value for name, value in given[key].items() if value is not None}
+        if "parents" in given:
+            given["parents"] = {name: str(parent) for name, parent in given["parents"].items()}
         # Scenes join the items of tasks by equality: 7 in one file and "7" in another are one scene.
         named = {"id": str(record["id"]), "scene": str(record["scene"]), "options": tuple(record["options"])}
         return cls(**{**given, **named})
+
+
+def item_key(task: str, item: Item) -> tuple[str, str, str]:
+    """Names an item among those of all tasks and splits: ids are unique in a split, scenes tell splits apart."""
+    return task, item.scene, item.id
 
 
 _REQUIRED = ("id", "scene", "question", "options", "answer")
@@ -98,6 +107,7 @@ def item_faults(record: Any) -> Iterator[str]:
             yield f"{name}: {key} must be text or left out, got {shown(record[key])}"
     for key, kinds, what in (
         ("prerequisites", str | None, "tasks to their right answers, as words"),
+        ("parents", str | int | None, "tasks to the ids of their items"),
         ("fields", str | int | float | None, "names to text or numbers"),
     ):
         value = record.get(key, {})

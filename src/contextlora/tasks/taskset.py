@@ -128,13 +128,13 @@ class TaskSet:
         """Items of one task and split, in file order."""
         return self.splits[task, split]
 
-    def item(self, task: str, split: str, scene: str) -> Item | None:
-        """The task's item about a scene, or None where it has none."""
-        return self._by_scene[task, split].get(scene)
+    def parent(self, task: str, split: str, item: Item) -> Item | None:
+        """The task's item that an item of another task builds on, or None where it has none."""
+        return self._by_id[task, split].get(item.parents.get(task))
 
     @cached_property
-    def _by_scene(self) -> dict[tuple[str, str], dict[str, Item]]:
-        return {key: {item.scene: item for item in items} for key, items in self.splits.items()}
+    def _by_id(self) -> dict[tuple[str, str], dict[str, Item]]:
+        return {key: {item.id: item for item in items} for key, items in self.splits.items()}
 
 
 def write_taskset(
