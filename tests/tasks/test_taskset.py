@@ -1,4 +1,5 @@
 import json
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
         ("train/b.jsonl", '"answer": 0', '"answer": true', "answer must be the index of an option"),
         ("train/b.jsonl", '"answer": 0, ', "", r"b\.jsonl:1: item b0 lacks answer"),
         ("train/b.jsonl", '"scene"', '"scenes"', "lacks scene"),
-        ("train/b.jsonl", '"id"', '"note": 1, "id"', "unknown keys note"),
+        ("train/b.jsonl", '"id"', '"note": 1, "id"', "unknown keys note; put what is your own into metadata"),
         ("train/b.jsonl", '["red", "green", "blue"]', '["red", "red"]', "two or more different words"),
         ("train/b.jsonl", '["red", "green", "blue"]', '"red"', "must be a list of words"),
         ("train/b.jsonl", '["red", "green", "blue"]', '["red", "x", "y", "z"]', "has 4 options, its task at most 3"),
@@ -58,7 +59,7 @@ def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
         ("train/b.jsonl", '{"id": "b0"', '[]\n{"id": "b0"', "must be a JSON object"),
         ("taskset.yaml", "tasks:", "tasks: [", "is no valid YAML"),
         ("taskset.yaml", "tasks:", "works:", "must hold the keys name and tasks"),
-        ("taskset.yaml", "name: small", "nam: small", "unknown keys nam"),
+        ("taskset.yaml", "name: small", "nam: small", "unknown keys nam; put what is your own into metadata"),
         ("taskset.yaml", "name: small", "template: '{question} {image}'", r"template has no \{options\}"),
         ("taskset.yaml", "name: small", "template: '{options}'", r"template has no \{question\}"),
         ("taskset.yaml", "name: small", "template: '{question} {options} {options}'", r"\{options\} twice; mend it"),
@@ -113,12 +114,24 @@ def test_the_example_of_the_documentation_loads(tmp_path):
     assert (loaded.options, loaded.answer, loaded.image_text) == (("light", "heavy"), 1, "c2 r1 lorry")
 
 
+@pytest.mark.parametrize("value", [0, "words", [1, {"a": None}], {"a": {"b": 1.5}}, False])
+def test_metadata_may_be_anything_and_is_kept(value, edit, tmp_path):
+    edit("taskset.yaml", "name: small", f"name: small\nmetadata: {json.dumps(value)}")
+    edit("taskset.yaml", "num_options: 3", f"num_options: 3\n    metadata: {json.dumps(value)}")
+    taskset = TaskSet.load(edit("train/a.jsonl", '"fields"', f'"metadata": {json.dumps(value)}, "fields"'))
+    assert taskset.items("a", "train")[0].metadata == value and taskset.items("a", "train")[1].metadata is None
+    write_taskset(tmp_path / "again", "again", taskset.tasks.values(), taskset.splits)
+    shutil.copytree(taskset.folder / "images", tmp_path / "again" / "images")
+    again = TaskSet.load(tmp_path / "again")
+    assert (again.tasks, again.splits) == (taskset.tasks, taskset.splits)
+
+
 def test_items_of_one_scene_belong_together_by_their_ids(taskset, paired_folder):
     paired = TaskSet.load(paired_folder)
     for key, items in taskset.splits.items():
         for item, other in zip(items, paired.splits[key], strict=True):
             assert (other.prerequisites, other.parents) == (item.prerequisites, item.parents)
-    assert paired.items("d", "test")[1].parents == {name: "test-1" for name in "abc"}
+    assert paired.items("d", "test")[1].parents == dict.fromkeys("abc", "test-1")
 
 
 def test_an_ancestor_that_parents_do_not_share_is_left_out_or_named():

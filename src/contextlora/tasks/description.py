@@ -12,6 +12,7 @@ from contextlora.tasks.reading import read_lines, read_yaml
 from contextlora.tasks.rules import ItemRules, Placed
 from contextlora.tasks.task import SPLITS, Item, Task
 
+SET_KEYS = ("name", "template", "tasks", "metadata")
 _MOST_NAME = 100
 
 
@@ -36,9 +37,12 @@ def read_description(path: Path, faults: Faults) -> Description:
     except TaskSetError as error:
         faults.add(path.name, str(error))
         faults.raise_any()
-    unknown = [label(key) for key in found if key not in ("name", "template", "tasks")]
+    unknown = [label(key) for key in found if key not in SET_KEYS]
     if unknown:
-        faults.add(path.name, f"has unknown keys {', '.join(unknown[:5])}; known: name, template, tasks")
+        listed = ", ".join(unknown[:5])
+        faults.add(
+            path.name, f"has unknown keys {listed}; put what is your own into metadata. Known: {', '.join(SET_KEYS)}"
+        )
     tasks = {}
     for name, config in found["tasks"].items():
         try:

@@ -101,9 +101,8 @@ def context_of(item: Item, prerequisites: Sequence[str], mode: str, predicted: M
     try:
         return {task: predicted[task] for task in known}
     except KeyError as error:
-        raise TaskSetError(
-            f"context predicted needs an answer of task {label(error.args[0])} for item {label(item.id)}; predict that first"
-        ) from None
+        which = f"task {label(error.args[0])} for item {label(item.id)}"
+        raise TaskSetError(f"context predicted needs an answer of {which}; predict that first") from None
 
 
 def render(

@@ -105,7 +105,7 @@ class ItemRules:
             yield f"scene {scene} is in {first_split} too ({first}); no scene may be in two splits"
 
     def _with_parents(self, task: str, placed: Placed, found: "_Families") -> Placed:
-        """The item with the id of an item of each ancestor: as given, else its parents' own, else the scene's only one."""
+        """The item with the id of an item of each ancestor: as given, its parents' own, or the scene's only one."""
         item, ids = placed.item, dict(placed.item.parents)
         for name, one in item.parents.items():
             here = found.get((name, item.scene), {})

@@ -26,6 +26,7 @@ class Item:
         prerequisites: right answers (words) of the task's ancestors for this scene.
         parents: ancestor -> id of its item that this one builds on, of the same scene; a loaded item names them all.
         fields: named inputs behind question and image, read by the data check only, never shown to a model.
+        metadata: whatever is the user's own; nothing reads it.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Item:
     prerequisites: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     parents: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     fields: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    metadata: Any = None
 
     @property
     def answer_word(self) -> str:
@@ -90,7 +92,8 @@ def item_faults(record: Any) -> Iterator[str]:
     # A misspelt key would leave its field empty without a word.
     unknown = [label(key) for key in record if key not in known]
     if missing or unknown:
-        problem = f"lacks {', '.join(missing)}; add it." if missing else f"has unknown keys {', '.join(unknown[:3])};"
+        own = f"has unknown keys {', '.join(unknown[:3])}; put what is your own into metadata."
+        problem = f"lacks {', '.join(missing)}; add it." if missing else own
         yield f"{name} {problem} Known: {', '.join(known)}"
     for key in ("id", "scene"):
         value = record.get(key, "?")
@@ -105,6 +108,11 @@ def item_faults(record: Any) -> Iterator[str]:
     for key in ("image", "image_text"):
         if not isinstance(record.get(key), str | None) or (key == "image" and record.get(key) == ""):
             yield f"{name}: {key} must be text or left out, got {shown(record[key])}"
+    yield from (f"{name}: {fault}" for fault in _mapping_faults(record))
+    yield from (f"{name}: {fault}" for fault in _option_faults(record.get("options"), record.get("answer"), missing))
+
+
+def _mapping_faults(record: Mapping[str, Any]) -> Iterator[str]:
     for key, kinds, what in (
         ("prerequisites", str | None, "tasks to their right answers, as words"),
         ("parents", str | int | None, "tasks to the ids of their items"),
@@ -115,12 +123,11 @@ def item_faults(record: Any) -> Iterator[str]:
             continue
         if not isinstance(value, Mapping):
             # A null of prerequisites may be an answer that an export lost, and context would be another without it.
-            yield f"{name}: {key} must map {what}, got {shown(value)}; leave the key out where there are none"
+            yield f"{key} must map {what}, got {shown(value)}; leave the key out where there are none"
             continue
         wrong = next((part for part in value.items() if not isinstance(part[1], kinds)), None)
         if wrong:
-            yield f"{name}: {key} must map {what}, got {shown(wrong[1])} for {label(wrong[0])}"
-    yield from (f"{name}: {fault}" for fault in _option_faults(record.get("options"), record.get("answer"), missing))
+            yield f"{key} must map {what}, got {shown(wrong[1])} for {label(wrong[0])}"
 
 
 def _option_faults(options: Any, answer: Any, missing: Sequence[str]) -> Iterator[str]:
@@ -147,6 +154,7 @@ class Task:
         description: what is asked, in one sentence.
         rule: right answer for each tuple of the prerequisites' answers, where the task is such a rule; else None.
         context: prerequisites whose answers its prompts may show; None shows all.
+        metadata: whatever is the user's own; nothing reads it.
     """
 
     name: str
@@ -155,6 +163,7 @@ class Task:
     description: str = ""
     rule: Mapping[tuple[str, ...], str] | None = None
     context: tuple[str, ...] | None = None
+    metadata: Any = None
 
     @classmethod
     def from_config(cls, name: str, config: Any) -> "Task":
@@ -171,7 +180,8 @@ class Task:
         context = config.get("context")
         context = None if context in (None, "None") else tuple(context)
         description = str(config.get("description") or "")
-        return cls(name, tuple(prerequisites), config["num_options"], description, rule, context)
+        metadata = config.get("metadata")
+        return cls(name, tuple(prerequisites), config["num_options"], description, rule, context, metadata)
 
     def to_config(self) -> dict[str, Any]:
         """The inverse of `from_config`, without the name."""
@@ -182,11 +192,13 @@ class Task:
             config["context"] = list(self.context)
         if self.rule:
             config["rule"] = [[*answers, answer] for answers, answer in self.rule.items()]
+        if self.metadata is not None:
+            config["metadata"] = self.metadata
         return config
 
 
 _MOST_OPTIONS = 10_000
-_TASK_KEYS = ("prerequisites", "num_options", "description", "context", "rule")
+_TASK_KEYS = ("prerequisites", "num_options", "description", "context", "rule", "metadata")
 
 
 def _listed(config: Mapping[str, Any], key: str) -> Any:
@@ -197,7 +209,7 @@ def _listed(config: Mapping[str, Any], key: str) -> Any:
 
 def _task_faults(config: Any) -> Iterator[str]:
     if not isinstance(config, dict) or set(config) - set(_TASK_KEYS):
-        yield f"must be a mapping with the keys {', '.join(_TASK_KEYS)}, got {shown(config)}"
+        yield f"must be a mapping with the keys {', '.join(_TASK_KEYS)} (for what is your own), got {shown(config)}"
     if not isinstance(config, dict):
         return
     num_options = config.get("num_options")

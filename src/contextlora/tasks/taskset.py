@@ -1,7 +1,7 @@
 """A task set is a folder; what users bring and what we generate have the same form.
 
-taskset.yaml            name, template (optional), tasks: {name: {prerequisites, num_options, description, rule,
-                        context}}
+taskset.yaml            name, template, metadata (optional), tasks: {name: {prerequisites, num_options, description,
+                        rule, context, metadata}}
 <split>/<task>.jsonl    one item a line, for the splits train, validation and test
 images/...              image files that the items name
 """
@@ -153,4 +153,4 @@ def write_taskset(
 
 def _record(item: Item) -> dict[str, object]:
     record = {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(item).items()}
-    return {key: value for key, value in record.items() if value not in (None, {})}
+    return {key: value for key, value in record.items() if value is not None and value != {}}
