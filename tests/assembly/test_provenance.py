@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from contextlora.assembly.build import build_data
 from contextlora.assembly.provenance import identity, taskset_fingerprint
+from contextlora.tasks.prompts import DEFAULT_TEMPLATE
 from contextlora.tasks.task import SPLITS, Item, Task
 from contextlora.tasks.taskset import TaskSet
 
@@ -19,7 +20,10 @@ def test_template_and_image_contents_count_but_the_test_split_does_not(tmp_path)
     items = {("t", split): [Item(split, split, "q", ("x", "y"), 0, image="a.png")] for split in SPLITS}
     made = TaskSet.from_items([Task("t", (), 2)], items, folder=tmp_path)
     before = taskset_fingerprint(made)
-    assert taskset_fingerprint(replace(made, template=made.template + " :")) != before
+    assert taskset_fingerprint(replace(made, template=DEFAULT_TEMPLATE + " :")) != before
+    for words in ({"template": "{question} {options}"}, {"as_context": "{answer}"}):
+        assert taskset_fingerprint(replace(made, tasks={"t": replace(made.tasks["t"], **words)})) != before
+    assert taskset_fingerprint(replace(made, as_context="{answer}")) != before
     mended = {**made.splits, ("t", "test"): (Item("n", "n", "other", ("x", "y"), 1),)}
     assert taskset_fingerprint(replace(made, splits=mended)) == before
     Image.new("L", (4, 4), 2).save(tmp_path / "a.png")

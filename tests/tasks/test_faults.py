@@ -197,7 +197,7 @@ def test_right_answers_that_are_left_out_come_from_the_scene(change):
 
 
 class Blind:
-    is_multimodal = False
+    is_multimodal = reads_sentences = False
 
 
 @pytest.mark.parametrize("context", ["gold", "predicted"])

@@ -1,20 +1,20 @@
 import json
 import shutil
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from contextlora.tasks.faults import TaskSetError
-from contextlora.tasks.prompts import DEFAULT_TEMPLATE
 from contextlora.tasks.task import SPLITS, Item, Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 
 
 def test_reads_what_was_written(folder):
     taskset = TaskSet.load(folder)
-    assert (taskset.name, taskset.graph.tasks, taskset.template) == ("small", ("a", "b"), DEFAULT_TEMPLATE)
+    assert (taskset.name, taskset.graph.tasks, taskset.template) == ("small", ("a", "b"), None)
     assert taskset.tasks["b"].rule == {("red",): "red", ("green",): "green", ("blue",): "blue"}
     item = taskset.items("b", "test")[1]
     assert (item.scene, item.answer_word, item.prerequisites) == ("test1", "green", {"a": "green"})
@@ -68,6 +68,26 @@ def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
         ("taskset.yaml", "name: small", "template: '{question!r} {options}'", r"'\{question!r\}', but braces may"),
         ("taskset.yaml", "name: small", "template: '{question} {options} }'", r"'\}', but braces may"),
         ("taskset.yaml", "name: small", "template: '{options} {picture}'", r"unknown field \{picture\}"),
+        (
+            "taskset.yaml",
+            "name: small",
+            "template: '{question} {options} {option_lines}'",
+            r"\{options\} twice; mend it",
+        ),
+        ("taskset.yaml", "name: small", "template: [a]", r"yaml: template must be text, got \['a'\]"),
+        ("taskset.yaml", "name: small", "as_context: 'it is so'", r"the as_context has no \{answer\}; mend it"),
+        (
+            "taskset.yaml",
+            "  b:",
+            "  b:\n    template: '{question}'",
+            r"yaml:\d+: task b: .* has no \{options\}; mend it",
+        ),
+        (
+            "taskset.yaml",
+            "  b:",
+            "  b:\n    as_context: '{word}'",
+            r"yaml:\d+: task b: .* field \{word\} beside task, answer",
+        ),
         ("taskset.yaml", "num_options: 3", "num_options: 1", "num_options must be a whole number of at least 2"),
         ("taskset.yaml", "num_options", "options", "with the keys prerequisites, num_options"),
         ("taskset.yaml", "[a]", "a", "prerequisites must be a list"),
@@ -112,6 +132,19 @@ def test_the_example_of_the_documentation_loads(tmp_path):
     assert taskset.graph.prerequisites("route") == ("hazard",)
     [loaded] = taskset.items("hazard", "train")
     assert (loaded.options, loaded.answer, loaded.image_text) == (("light", "heavy"), 1, "c2 r1 lorry")
+
+
+def test_a_task_has_words_of_its_own_where_it_brings_any(edit):
+    edit("taskset.yaml", "name: small", "name: small\ntemplate: '{context} {question} {options}'")
+    taskset = TaskSet.load(edit("taskset.yaml", "  a:", "  a:\n    as_context: 'It is {answer}.'"))
+    item = taskset.items("b", "test")[0]
+    assert taskset.prompt("b", item, {"a": "red"}).text == "It is red. colour 0 in test . b ? red , green , blue"
+    own = replace(taskset.tasks["b"], template="{question}\n{option_lines}\n=")
+    changed = replace(taskset, tasks={**taskset.tasks, "b": own})
+    assert changed.prompt("b", item, {"a": "red"}).text == "colour 0 in test . b ?\n- red\n- green\n- blue\n="
+    assert changed.prompt("a", item, None).text == "colour 0 in test . b ? red , green , blue"
+    with pytest.raises(TaskSetError, match="task b: the prompt template has no"):
+        TaskSet.from_items([taskset.tasks["a"], replace(own, template="{options}")], taskset.splits)
 
 
 @pytest.mark.parametrize("value", [0, "words", [1, {"a": None}], {"a": {"b": 1.5}}, False])

@@ -35,8 +35,10 @@ def taskset_fingerprint(taskset: TaskSet, splits: Sequence[str] = ("train", "val
     The test split is left out by default: it changes no weight, so that an item of it can be mended and the run go on.
     """
     digest = hashlib.sha256(repr(taskset.template).encode())
+    digest.update(repr(taskset.as_context).encode() if taskset.as_context else b"")
     for name, task in taskset.tasks.items():
-        shown = () if task.context is None else (task.context,)  # nothing more, where older runs had nothing
+        # Nothing more, where older runs had nothing.
+        shown = tuple(one for one in (task.context, task.template, task.as_context) if one is not None)
         digest.update(repr((name, task.prerequisites, *shown)).encode())
     images: dict[str, str] = {}
     # Where a scene has one item of each task, it says itself which belong together.

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from contextlora.backbones.faults import BackboneError, brings_code, errors_of, warn_of_code
 from contextlora.backbones.fingerprint import fingerprint, part_fingerprints
 from contextlora.backbones.published import MODELS_DIR, PUBLISHED
+from contextlora.backbones.vocabulary import reads_sentences
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
@@ -79,6 +81,13 @@ class Backbone:
     continues: bool = True
     window: int = sys.maxsize
     encodings: Encodings = field(default_factory=Encodings, repr=False)
+
+    @cached_property
+    def reads_sentences(self) -> bool:
+        """Whether prompts may be written in sentences: its tokenizer knows their words and punctuation."""
+        return reads_sentences(
+            lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.unk_token_id
+        )
 
     def encode(self, prompts: Sequence[Prompt], rows: range | None = None) -> "OptionBatch":
         """Prompts of one task as tensors, see `contextlora.backbones.encoding.encode`."""

@@ -46,8 +46,7 @@ EXPLAINED = {  # probe -> what it does, and what it means beyond its limit
     "inputs + shuffled answers": "has those of other scenes; above: it is not the answers themselves that help",
     "inputs, pairs": "joins the fields in pairs; below: they do not tell the answer of this root",
     "rule on gold answers": "applies the task's rule; below 1: the rule or an answer is wrong",
-    "copies across splits": "counts items whose question and image stand in train; above 0: the test is partly known by "
-    "heart",
+    "copies across splits": "counts items whose question and image stand in train; above 0: part of the test is known",
 }
 
 

@@ -154,6 +154,8 @@ class Task:
         description: what is asked, in one sentence.
         rule: right answer for each tuple of the prerequisites' answers, where the task is such a rule; else None.
         context: prerequisites whose answers its prompts may show; None shows all.
+        template: of its prompts, see `contextlora.tasks.prompts`; None for the task set's.
+        as_context: how its answer is worded in prompts of tasks that need it, likewise.
         metadata: whatever is the user's own; nothing reads it.
     """
 
@@ -163,6 +165,8 @@ class Task:
     description: str = ""
     rule: Mapping[tuple[str, ...], str] | None = None
     context: tuple[str, ...] | None = None
+    template: str | None = None
+    as_context: str | None = None
     metadata: Any = None
 
     @classmethod
@@ -177,11 +181,13 @@ class Task:
             raise TaskSetError(faults[0], faults)
         prerequisites, rows = _listed(config, "prerequisites"), _listed(config, "rule")
         rule = {tuple(row[:-1]): row[-1] for row in rows} if rows else None
-        context = config.get("context")
-        context = None if context in (None, "None") else tuple(context)
+        own = {
+            key: config[key] for key in ("template", "as_context", "metadata") if config.get(key) not in (None, "None")
+        }
+        if config.get("context") not in (None, "None"):
+            own["context"] = tuple(config["context"])
         description = str(config.get("description") or "")
-        metadata = config.get("metadata")
-        return cls(name, tuple(prerequisites), config["num_options"], description, rule, context, metadata)
+        return cls(name, tuple(prerequisites), config["num_options"], description, rule, **own)
 
     def to_config(self) -> dict[str, Any]:
         """The inverse of `from_config`, without the name."""
@@ -192,13 +198,12 @@ class Task:
             config["context"] = list(self.context)
         if self.rule:
             config["rule"] = [[*answers, answer] for answers, answer in self.rule.items()]
-        if self.metadata is not None:
-            config["metadata"] = self.metadata
-        return config
+        own = {key: getattr(self, key) for key in ("template", "as_context", "metadata")}
+        return config | {key: value for key, value in own.items() if value is not None}
 
 
 _MOST_OPTIONS = 10_000
-_TASK_KEYS = ("prerequisites", "num_options", "description", "context", "rule", "metadata")
+TASK_KEYS = ("prerequisites", "num_options", "description", "context", "rule", "template", "as_context", "metadata")
 
 
 def _listed(config: Mapping[str, Any], key: str) -> Any:
@@ -208,8 +213,8 @@ def _listed(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _task_faults(config: Any) -> Iterator[str]:
-    if not isinstance(config, dict) or set(config) - set(_TASK_KEYS):
-        yield f"must be a mapping with the keys {', '.join(_TASK_KEYS)} (for what is your own), got {shown(config)}"
+    if not isinstance(config, dict) or set(config) - set(TASK_KEYS):
+        yield f"must be a mapping with the keys {', '.join(TASK_KEYS)} (for what is your own), got {shown(config)}"
     if not isinstance(config, dict):
         return
     num_options = config.get("num_options")
