@@ -2,11 +2,14 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 from contextlora.files import replace_folder, slug
 
+SCHEMAS = Path(__file__).parent / "schema"  # of taskset.yaml and of an item's line
 _DESCRIPTION = """\
+# yaml-language-server: $schema=taskset.schema.json
 # A task set is a folder: this file, and <split>/<task>.jsonl with an item a line; splits: train, validation, test.
 #   make data-check TASKSET={folder}
 #   make train TASKSET={folder}
@@ -61,6 +64,8 @@ def write_example(folder: Path) -> None:
     with replace_folder(folder) as unfinished:
         text = _DESCRIPTION.format(name=json.dumps(slug(folder.name), ensure_ascii=False), folder=folder)
         (unfinished / "taskset.yaml").write_text(text, encoding="utf-8")
+        for path in SCHEMAS.iterdir():  # copies: a folder that is passed on keeps them
+            shutil.copyfile(path, unfinished / path.name)
         for split, count in _NUM_SCENES.items():
             (unfinished / split).mkdir()
             scenes = [_scene(f"{split}-{number}") for number in range(count)]
