@@ -29,7 +29,7 @@ override SETTINGS = $${TASKSET:+"taskset=$$TASKSET"} $${METHOD:+"method=$$METHOD
 override RUN_OPTION = $${RUN:+--run "$$RUN"}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate compare export resume plan profile model new-taskset import data data-check backbone bench families bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
+.PHONY: help setup train evaluate compare export resume plan profile model new-taskset import data data-check backbone bench families bench-throughput bench-gear test-kills soak fuzz test test-processors lint clean clean-runs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,9 @@ bench: setup ## measure time, memory and accuracy of the default command
 
 families: setup ## build, train and export tiny models of every family, compare under plain PEFT: docs/models.md
 	@$(WITH_ARGS) bench/families.py
+
+bench-throughput: setup ## measure a training step against stock PEFT; ARGS="taskset=... model=... rounds=3"
+	@$(WITH_ARGS) bench/throughput.py $(SETTINGS)
 
 bench-gear: setup ## measure ContextGear and its rivals on emulated devices and links (links need root); ARGS=cells=...
 	@TORCH_CPP_LOG_LEVEL=ERROR $(WITH_ARGS) bench/gear.py $(SETTINGS)

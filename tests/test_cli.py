@@ -157,7 +157,7 @@ def disk_full_behind(error):
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "runs cannot be read or written (Perm", False),
         (IsADirectoryError(errno.EISDIR, "Is a folder", "new", None, "old"), 2, "old cannot be read or written", False),
         (OSError(errno.EIO, "Input/output error", "runs"), 1, "Input/output error: 'runs'", False),
-        (MemoryError(), 2, "the memory is full; lower training.batch_size", False),
+        (MemoryError(), 2, "the memory is full; set training.micro_batch_size=auto", False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full", False),
         (torch.OutOfMemoryError("CUDA out of memory."), 2, "the memory is full", False),
         (ZeroDivisionError("oops"), 1, "a bug in contextlora", True),

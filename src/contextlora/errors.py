@@ -123,8 +123,8 @@ def explained(error: BaseException) -> tuple[str, int] | None:
         return str(error), 2
     if is_out_of_memory(error):
         return (
-            "the memory is full; lower training.batch_size (training.steps_per_task makes up for it), "
-            "evaluation.batch_size or method.rank, or set model.dtype=bfloat16, and train again"
+            "the memory is full; set training.micro_batch_size=auto (the same steps in parts), lower "
+            "evaluation.batch_size, or set model.dtype=bfloat16 or model.gradient_checkpointing=true"
         ), 2
     if _is_disk_full(error):
         return "the disk, a quota or a limit of file sizes is full; make room. Earlier runs are as they were", 1

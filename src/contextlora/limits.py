@@ -93,7 +93,7 @@ def rule(hint: Any) -> str:
     """What an annotation allows, as the end of "must be"."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind is Literal:
-        return "one of " + ", ".join(inner)
+        return "one of " + ", ".join(inner) if len(inner) > 1 else inner[0]
     if kind in (Union, UnionType):
         return " or ".join(dict.fromkeys(rule(one) for one in inner))
     if kind is list:

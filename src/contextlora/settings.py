@@ -82,7 +82,17 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "type of the frozen weights; auto: bfloat16 where the processor computes it natively"
     )
-    attn_implementation: str = setting("eager", "attention of transformers; eager is fastest on CPU at short lengths")
+    quantization: Literal["none", "8bit", "4bit"] = setting(
+        "none", "bits of the frozen weights, by bitsandbytes (pip install -e '.[quantization]')"
+    )
+    attn_implementation: str = setting(
+        "eager",
+        "attention of transformers, such as eager or sdpa; auto measures which of these two reads a first batch "
+        "faster; eager is fastest on CPU at short lengths",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "keep less for the backward, which repeats each block's forward: less memory, a third more time"
+    )
     target_modules: str = setting(
         "language-linear",
         "what gets LoRA: all linear layers of the language model's blocks, or a regex of module names",
@@ -102,6 +112,12 @@ class TrainingConfig(Section):
     weight_decay: float = setting(0.0, "AdamW weight decay", minimum=0)
     # A plan counts item by item: more would take it minutes.
     batch_size: int = setting(32, "items per step, all of one task", minimum=1, maximum=16384)
+    micro_batch_size: int | Literal["auto"] | None = setting(
+        None,
+        "items of a step that are computed at once, one part after the other, to the same gradient; null: all of them, "
+        "auto: as many as memory holds",
+        minimum=1,
+    )
     steps_per_task: int = setting(140, "most optimizer steps per task", minimum=1)
     validate_every_steps: int = setting(35, "steps between validations and checkpoints", minimum=1)
     validation_items: int | None = setting(

@@ -36,17 +36,14 @@ def test_the_model_knows_every_word_of_the_shipped_set(tokenizer, tmp_path):
 
 
 def test_sentences_are_for_tokenizers_that_know_their_words(tokenizer):
-    def reads(tokenizer):
-        return reads_sentences(lambda text: tokenizer(text)["input_ids"], tokenizer.unk_token_id)
-
     pieces = Tokenizer(models.BPE())
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel()
     alphabet = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     pieces.train_from_iterator(["some text"], alphabet)
-    assert reads(PreTrainedTokenizerFast(tokenizer_object=pieces)) and not reads(tokenizer)
+    assert reads_sentences(PreTrainedTokenizerFast(tokenizer_object=pieces)) and not reads_sentences(tokenizer)
     words = Tokenizer(models.WordLevel({"The": 0, "task": 1}))  # takes no others
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    assert not reads(PreTrainedTokenizerFast(tokenizer_object=words))
+    assert not reads_sentences(PreTrainedTokenizerFast(tokenizer_object=words))
 
 
 def test_unknown_words_are_counted_and_named(tokenizer):

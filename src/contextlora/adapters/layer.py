@@ -26,6 +26,7 @@ Legend: N tokens, n active ranks, R ranks in all, s scale. Paper: arXiv 2507.211
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from contextlora.adapters.slices import RankSlices
 
@@ -50,6 +51,7 @@ class RankSliceLinear(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, slices: RankSlices, dropout: float):
         super().__init__()
         self.base_layer = base_layer
+        self._adds_in_place = type(base_layer) in (nn.Linear, Conv1D)
         self.lora_slices = slices
         self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.lora_router: nn.Module | None = None
@@ -64,5 +66,6 @@ class RankSliceLinear(nn.Module, BaseTunerLayer):
             z = F.linear(self.lora_dropout(tokens).to(h.dtype), A)  # (N, n)
             if self.lora_router is not None:
                 z = z * self.lora_router(tokens)[:, slice_of_rank].to(z.dtype)
-            h = h.addmm_(z, B.mT)  # a pass over h less than h + z B^T
+            # In place it is a pass over h less; what a quantised layer gives may be a view that must stay as it is.
+            h = h.addmm_(z, B.mT) if self._adds_in_place else h.addmm(z, B.mT)
         return h.view(*x.shape[:-1], h.shape[-1])

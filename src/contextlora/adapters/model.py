@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -101,7 +101,8 @@ class AdaptedModel(nn.Module):
 
         With None, as outside of any such context, the base runs alone. `task` says whose gates apply. Gradients reach
         the leaves if `task` is in the stage with this very use; otherwise the slices' current values are constants.
-        With activation checkpointing the backward repeats forwards, so it must run inside too.
+        With activation checkpointing of one's own the backward repeats forwards, so it must run inside too; see
+        `checkpoint_activations`.
 
         Raises:
             AdapterError: in the gated variant, for a prerequisite that has no gate to `task`.
@@ -114,6 +115,33 @@ class AdaptedModel(nn.Module):
             yield
         finally:
             self._active.use, self._active.task = before
+
+    def checkpoint_activations(self) -> None:
+        """From now on each block keeps its input alone; its backward repeats its forward, with the same slices.
+
+        Raises:
+            AdapterError: transformers cannot do so with this model, or a penalty looks at the routers of one forward.
+        """
+        if any(getattr(layer.lora_router, "records", False) for layer in self.layers().values()):
+            raise AdapterError(
+                "a method with a penalty on its routers has no gradient checkpointing; set "
+                "model.gradient_checkpointing=false and training.micro_batch_size=auto"
+            )
+
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), self.active(self._active.use, self._active.task)
+
+        # transformers 5.23 renames it, and keeps the old one.
+        enable = (
+            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        )
+        try:
+            enable({"use_reentrant": False, "context_fn": contexts})
+        except ValueError as error:
+            raise AdapterError(
+                f"{type(self.model).__name__} has no gradient checkpointing; set model.gradient_checkpointing=false "
+                "and training.micro_batch_size=auto"
+            ) from error
 
     def _check_use(self, use: SliceUse, task: str | None) -> None:
         for name in use.active:

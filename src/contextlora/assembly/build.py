@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
 
 from contextlora.assembly.provenance import identity
+from contextlora.backbones.attention import choose_attention
 from contextlora.backbones.load import load_backbone
 from contextlora.config import RunConfig
 from contextlora.gear.execution.module import GearedContextLoraModule
@@ -30,11 +32,14 @@ def build_data(config: RunConfig) -> TaskSetDataModule:
         model.name,
         dtype=model.dtype,
         device=compute_device(config),
-        attn_implementation=model.attn_implementation,
+        attn_implementation="eager" if model.attn_implementation == "auto" else model.attn_implementation,
         chat_template=model.chat_template,
         trust_remote_code=model.trust_remote_code,
+        quantization=model.quantization,
     )
-    return TaskSetDataModule(
+    # Between keys and values and checkpointed blocks transformers chooses the latter, so options get rows of their own.
+    backbone.continues = backbone.continues and not model.gradient_checkpointing
+    data = TaskSetDataModule(
         taskset,
         backbone,
         batch_size=config.training.batch_size,
@@ -46,7 +51,17 @@ def build_data(config: RunConfig) -> TaskSetDataModule:
         answer_format=chosen.answer_format,
         length_normalised=chosen.length_normalised,
         validation_items=config.training.validation_items,
+        # auto: chosen once the model is adapted, see commands.train
+        micro_batch_size=None if config.training.micro_batch_size == "auto" else config.training.micro_batch_size,
     )
+    # Each of several processes would measure for itself, and they must not differ.
+    if model.attn_implementation == "auto" and os.environ.get("WORLD_SIZE", "1") == "1":
+        task = taskset.graph.tasks[0]
+        items = taskset.items(task, "train")[: min(data.batch_size, 8)]
+        with suppress(Exception):  # it will happen again in the checks of all prompts and of a forward, which say more
+            batch = data.encode_items(task, items, [data.right_context(task, item) for item in items])
+            choose_attention(backbone.model, batch.to(backbone.model.device))
+    return data
 
 
 def build_module(
@@ -71,6 +86,8 @@ def build_module(
         identity=identity(config, data),
     )
     module.evaluator.max_items = config.evaluation.max_items
+    if config.model.gradient_checkpointing:
+        module.adapted.checkpoint_activations()
     return module
 
 

@@ -30,6 +30,11 @@ def num_processes(config: RunConfig) -> int:
             f"training on several devices needs training.strategy={GEAR}: got {config.training.strategy} with {size} "
             f"devices. Set it, or training.devices=1."
         )
+    if size > 1 and config.training.micro_batch_size is not None:
+        raise ConfigError(
+            f"training.micro_batch_size is for one device, contextgear cuts batches as its plan says: got "
+            f"{config.training.micro_batch_size} with {size} devices. Set it to null."
+        )
     return size
 
 

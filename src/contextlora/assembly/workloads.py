@@ -87,14 +87,14 @@ def _counter(tokenizer_file: Path) -> tuple[Callable[[list[str]], list[int]], st
         return lambda texts: [round(TOKENS_PER_WORD * len(text.split())) for text in texts], how, True
     from tokenizers import Tokenizer
 
-    from contextlora.backbones.vocabulary import reads_sentences
+    from contextlora.backbones.vocabulary import knows_sentences
 
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # a bare one
         raise UserError(f"{tokenizer_file} is no tokenizer ({first_line(error)}); restore the file") from error
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
-    natural = reads_sentences(lambda text: tokenizer.encode(text).ids, unknown)
+    natural = knows_sentences(lambda text: tokenizer.encode(text).ids, unknown)
     how = "counted with tokenizer.json"
     return lambda texts: [len(row.ids) for row in tokenizer.encode_batch(texts)], how, natural
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -57,7 +58,7 @@ class Backbone:
         tokenizer: the processor's own where there is one.
         processor: of image-and-text models, else None.
         image_token: placeholder of an image in the text, None for text-only models.
-        is_multimodal: whether it takes images.
+        is_multimodal, reads_sentences: whether it takes images, and knows the words of prompts in sentences.
         name: the folder or hub name it was asked for by.
         fingerprint: tells backbones apart, see `fingerprint`.
         part_fingerprints: tell their parts apart, see `part_fingerprints`.
@@ -76,18 +77,12 @@ class Backbone:
     name: str
     fingerprint: str
     part_fingerprints: dict[str, str]
+    reads_sentences: bool = False
     chat_template: bool = False
     packs_options: bool = False
     continues: bool = True
     window: int = sys.maxsize
     encodings: Encodings = field(default_factory=Encodings, repr=False)
-
-    @cached_property
-    def reads_sentences(self) -> bool:
-        """Whether prompts may be written in sentences: its tokenizer knows their words and punctuation."""
-        return reads_sentences(
-            lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.unk_token_id
-        )
 
     def encode(self, prompts: Sequence[Prompt], rows: range | None = None) -> "OptionBatch":
         """Prompts of one task as tensors, see `contextlora.backbones.encoding.encode`."""
@@ -103,6 +98,7 @@ def load_backbone(
     attn_implementation: str = "eager",
     chat_template: str = "auto",
     trust_remote_code: bool = False,
+    quantization: str = "none",
 ) -> Backbone:
     """Loads model, tokenizer and processor. Only safetensors weights and code that transformers ships are accepted.
 
@@ -113,6 +109,7 @@ def load_backbone(
         attn_implementation: as in transformers; eager is fastest for short prompts on CPUs.
         chat_template: auto (used where the tokenizer has one) or off.
         trust_remote_code: also run code that comes with the checkpoint, and say so on stderr.
+        quantization: none, 8bit or 4bit (NF4), by bitsandbytes; `dtype` is then that of what is computed.
 
     Raises:
         BackboneError: nothing loadable there, or an unknown dtype or chat_template.
@@ -131,12 +128,13 @@ def load_backbone(
         processor = AutoProcessor.from_pretrained(source, **trust) if is_multimodal else None
         tokenizer = processor.tokenizer if is_multimodal else _load_tokenizer(source, **trust)
     chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
+    quantized = _quantized(quantization, chosen, device)
     with errors_of(path_or_name, "weights"):
-        model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust)
+        model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust, **quantized)
     template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
     from contextlora.backbones.continuing import ways_to_read  # which needs this module's class
 
-    model = model.to(device).eval()
+    model = (model if quantized else model.to(device)).eval()
     with errors_of(path_or_name, "forward"):
         packs, continues = ways_to_read(model)
     return Backbone(
@@ -148,6 +146,7 @@ def load_backbone(
         name=path_or_name,
         fingerprint=fingerprint(model),
         part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
+        reads_sentences=reads_sentences(tokenizer),
         chat_template=bool(template),
         packs_options=packs,
         continues=continues,
@@ -180,8 +179,30 @@ def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _quantized(quantization: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a base of few bits; none for an ordinary one."""
+    if quantization == "none":
+        return {}
+    if quantization not in ("8bit", "4bit"):
+        raise BackboneError(f"model quantization must be none, 8bit or 4bit, got {shown(quantization)}")
+    if not find_spec("bitsandbytes"):
+        raise BackboneError(
+            f"model.quantization={quantization} needs bitsandbytes: .venv/bin/pip install -e '.[quantization]'"
+        )
+    bits = {"load_in_8bit": True}
+    if quantization == "4bit":
+        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    # bitsandbytes moves weights as it loads them, and never again.
+    return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}
+
+
 def _load_model(
-    source: str, model_class: _AutoClass, dtype: torch.dtype, attn_implementation: str, trust_remote_code: bool
+    source: str,
+    model_class: _AutoClass,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    trust_remote_code: bool,
+    **quantized: Any,
 ) -> PreTrainedModel:
     model, loaded = model_class.from_pretrained(
         source,
@@ -191,6 +212,7 @@ def _load_model(
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # else it only says that there are some
+        **quantized,
     )
     if wrong := sorted(loaded["mismatched_keys"], key=str):
         name, found, expected = wrong[0]

@@ -54,8 +54,13 @@ class Vocabulary:
         return text
 
 
-def reads_sentences(ids_of: Callable[[str], Sequence[int]], unknown: int | None) -> bool:
-    """Whether prompts may be written in sentences: a tokenizer knows all of their words and punctuation.
+def reads_sentences(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts may be written in sentences: a tokenizer knows all of their words and punctuation."""
+    return knows_sentences(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.unk_token_id)
+
+
+def knows_sentences(ids_of: Callable[[str], Sequence[int]], unknown: int | None) -> bool:
+    """As `reads_sentences`, of any tokenizer.
 
     Args:
         ids_of: the tokenizer.

@@ -43,7 +43,7 @@ from contextlora.tracking import Tracker, open_tracker
 from contextlora.training.callbacks import LAST
 from contextlora.training.fit import fit
 from contextlora.training.loggers import TrackerLogger
-from contextlora.training.memory import estimate_memory
+from contextlora.training.memory import available_bytes, estimate_memory
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.plugins import build_plugins, check_plugins
 from contextlora.training.prompt_check import check_forward, check_prompts
@@ -104,6 +104,8 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
     if peers is None:
         module = build_module(config, data)
         _note_experts(module.adapted)
+        if config.training.micro_batch_size == "auto":
+            _choose_micro_batches(module)
         return module, None
     # Before the plan: unequal settings would give unequal roles, and processes that wait for each other.
     peers.compare(facts(config, data))
@@ -153,8 +155,22 @@ def show_plan(config: RunConfig) -> None:
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
     _note_experts(adapted)
-    widest = max(_batch_width(data, task) for task in graph.tasks)
-    CONSOLE.print(str(estimate_memory(adapted.model, total, max(trainable), training.batch_size, widest)))
+    if training.micro_batch_size == "auto":
+        _choose_micro_batches(module)
+    at_once = min(data.micro_batch_size or training.batch_size, training.batch_size)
+    evaluated = min(config.evaluation.batch_size, max(map(len, data.taskset.splits.values())))
+    CONSOLE.print(estimate_memory(module).describe(at_once, evaluated), soft_wrap=True)
+
+
+def _choose_micro_batches(module: ContextLoraModule) -> None:
+    """Computes as many items of a step at once as memory holds."""
+    data, available = module.data, available_bytes(next(module.adapted.parameters()).device)
+    if available is None:
+        return
+    # A tenth stays free: other programs need some too, and allocators cannot use all.
+    data.micro_batch_size = estimate_memory(module).fitting_items(data.batch_size, int(0.9 * available))
+    if data.micro_batch_size < data.batch_size:
+        CONSOLE.print(f"memory: {data.micro_batch_size} of a step's {data.batch_size} items are computed at once")
 
 
 def _note_experts(adapted: AdaptedModel) -> None:
@@ -166,13 +182,6 @@ def _note_experts(adapted: AdaptedModel) -> None:
             "(model.target_modules)",
             soft_wrap=True,
         )
-
-
-def _batch_width(data: TaskSetDataModule, task: str) -> int:
-    """Columns of a first batch with the right answers in it, image included."""
-    items = data.taskset.items(task, "train")[: data.batch_size]
-    batch = data.encode_items(task, items, [data.right_context(task, item) for item in items])
-    return batch.inputs["input_ids"].shape[1]
 
 
 def carry_out(

@@ -58,6 +58,8 @@ class TaskSetDataModule(lightning.LightningDataModule):
         answer_format: "word" or "letter".
         length_normalised: whether options' scores are divided by their characters.
         validation_items: of each task that a validation reads at most, evenly taken; None reads all.
+        micro_batch_size: items of a gradient step that are computed at once; a train batch of more is a list of
+            batches. None computes all at once.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         answer_format: str = "word",
         length_normalised: bool = False,
         validation_items: int | None = None,
+        micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
@@ -84,6 +87,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
         self.length_normalised, self.validation_items = length_normalised, validation_items
+        self.micro_batch_size = micro_batch_size
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
         self.answers: Answers = {}
@@ -194,7 +198,16 @@ class TaskSetDataModule(lightning.LightningDataModule):
                 yield ItemNumbers(task, tuple(numbers))
             else:
                 items = self.taskset.items(task, "train")
-                yield self._with_context(task, [items[n] for n in numbers[rank::num_ranks]])
+                yield self._in_parts(task, [items[n] for n in numbers[rank::num_ranks]])
+
+    def _in_parts(self, task: str, items: Sequence[Item]) -> Batch | list[Batch]:
+        size, number = self.micro_batch_size, len(items)
+        if size is None or size >= number:
+            return self._with_context(task, items)
+        # Padded as the whole batch: dropout masks go by the size of a row.
+        return [
+            self._with_context(task, items, range(number)[start : start + size]) for start in range(0, number, size)
+        ]
 
     def _train_numbers(self, task: str, number: int, turn: int) -> list[int]:
         """Places of the items of the task's batch number `turn` in the stage."""

@@ -1,62 +1,204 @@
-"""Estimated memory of training, for the dry run."""
+"""What training and evaluation need of memory: counted on steps of one and two items, and extrapolated to a batch.
 
+A step's memory is all that its operations allocate and its backward still needs. It grows by the same bytes with every
+item of a batch of one width, whatever the model is made of, so that nothing needs to be known of layers, vocabulary,
+caches or attention. The items are the longest ones of the data.
+"""
+
+import resource
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from contextlora.gear.planning.model_size import activation_bytes
+from contextlora.backbones.encoding import OptionBatch
+from contextlora.backbones.scoring import option_scores
+from contextlora.tasks.order import lengths_of
+from contextlora.training.module import ContextLoraModule
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Bytes that a pass needs: some, and as many more for every item."""
+
+    fixed_bytes: int
+    item_bytes: int
+
+    def of(self, num_items: int) -> int:
+        """Bytes for a batch."""
+        return self.fixed_bytes + num_items * self.item_bytes
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that training needs beyond Python and its libraries.
+    """Bytes that a run needs on its device; on a CPU with Python and its libraries.
 
     Attributes:
-        weights_bytes: the frozen base.
-        adapter_bytes: all slices and gates, and the best ones so far.
-        optimizer_bytes: gradients and both AdamW moments of the stage that trains most.
-        activations_bytes: what a forward keeps for the backward.
+        loaded_bytes: what is there before the first step: base and slices, on a CPU the process with all libraries.
+        optimizer_bytes: gradients, both AdamW moments and the best values of the stage that trains most.
+        training: of a step, forward and backward.
+        evaluation: of a forward without a backward.
     """
 
-    weights_bytes: int
-    adapter_bytes: int
+    loaded_bytes: int
     optimizer_bytes: int
-    activations_bytes: int
+    training: Growth
+    evaluation: Growth
 
-    @property
-    def total_bytes(self) -> int:
-        """All of them; libraries and the interpreter come on top."""
-        return self.weights_bytes + self.adapter_bytes + self.optimizer_bytes + self.activations_bytes
-
-    def __str__(self) -> str:
+    def total_bytes(self, train_items: int, eval_items: int) -> int:
+        """The peak, with so many items at once."""
         return (
-            f"memory: about {_mib(self.total_bytes)} beyond Python and its libraries (base {_mib(self.weights_bytes)}, "
-            f"LoRA {_mib(self.adapter_bytes)}, gradients and optimizer {_mib(self.optimizer_bytes)}, "
-            f"activations {_mib(self.activations_bytes)})"
+            self.loaded_bytes
+            + self.optimizer_bytes
+            + max(self.training.of(train_items), self.evaluation.of(eval_items))
+        )
+
+    def fitting_items(self, batch_size: int, available_bytes: int) -> int:
+        """The most items of a batch, halved as often as needed, whose training step fits; at least 1."""
+        size = batch_size
+        while size > 1 and self.optimizer_bytes + self.training.of(size) > available_bytes:
+            size = (size + 1) // 2
+        return size
+
+    def describe(self, train_items: int, eval_items: int) -> str:
+        """For the dry run."""
+        return (
+            f"memory: about {_mib(self.total_bytes(train_items, eval_items))} in all: {_mib(self.loaded_bytes)} before "
+            f"the first step, {_mib(self.optimizer_bytes)} gradients and optimizer, "
+            f"{_mib(self.training.of(train_items))} a training step of {train_items} items "
+            f"({_mib(self.evaluation.of(eval_items))} an evaluation of {eval_items})"
         )
 
 
-def estimate_memory(
-    model: PreTrainedModel, num_adapter: int, num_trainable: int, batch_size: int, num_tokens: int
-) -> MemoryEstimate:
-    """Estimates the peak of a training step.
+def estimate_memory(module: ContextLoraModule) -> MemoryEstimate:
+    """Runs steps of one and two of the longest items, on a module before or between its stages; no weight changes.
 
-    Args:
-        model: the base, in its own dtype; its buffers are not counted.
-        num_adapter, num_trainable: numbers in all slices, and in the leaves of the largest stage; float32 each.
-        batch_size, num_tokens: of a batch, num_tokens with padding and image patches.
+    Raises:
+        UserError: the model cannot read these items.
     """
-    # Of the language model alone: below the first slice that trains, nothing is kept for a backward.
-    text = model.config.get_text_config()
-    kept = activation_bytes(num_tokens, text.hidden_size, text.num_attention_heads, model.dtype.itemsize)
-    return MemoryEstimate(
-        # PEFT's layers hold the base's weights too, so each is counted once by its storage.
-        weights_bytes=sum({p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}.values()),
-        adapter_bytes=2 * 4 * num_adapter,
-        optimizer_bytes=3 * 4 * num_trainable,
-        activations_bytes=int(kept * text.num_hidden_layers * batch_size),
-    )
+    device = next(module.adapted.parameters()).device
+    task, (one, two) = _widest(module)
+    loaded = _loaded_bytes(device)
+    stages = [{name: module.plan.uses[name] for name in stage} for stage in module.plan.stages]
+    adapted = module.adapted.train()
+    adapted.begin_stage(next(stage for stage in stages if task in stage))
+
+    def train(batch: OptionBatch) -> None:
+        module.masks.rows, module.masks.batch_size = batch.rows, batch.batch_size
+        with adapted.active(module.plan.uses[task], task):
+            F.cross_entropy(option_scores(adapted.model, batch), batch.answer).backward()
+
+    def evaluate(batch: OptionBatch) -> None:
+        with torch.no_grad(), adapted.active(module.plan.uses[task], task):
+            option_scores(adapted.model, batch)
+
+    try:
+        train(one)  # gradients, which each step has from the one before
+        training = _growth(train, one, two)
+        adapted.eval()
+        evaluation = _growth(evaluate, one, two)
+    finally:
+        adapted.end_stage()
+    # Float32 each: gradient, two moments, and the best values so far.
+    return MemoryEstimate(loaded, 4 * 4 * max(map(adapted.num_trainable, stages)), training, evaluation)
+
+
+def _widest(module: ContextLoraModule) -> tuple[str, tuple[OptionBatch, OptionBatch]]:
+    """The task whose longest items make the widest batch, and batches of one and of two of them."""
+    data, found = module.data, []
+    for task in data.taskset.graph.tasks:
+        items = data.taskset.items(task, "train")
+        longest = [items[int(n)] for n in lengths_of(items).argsort()[::-1][:1]]
+        batches = [
+            data.encode_items(task, rows, [data.right_context(task, item) for item in rows])
+            for rows in (longest, longest * 2)
+        ]
+        found.append((batches[0].inputs["input_ids"].numel() + batches[0].num_read, task, batches))
+    _, task, (one, two) = max(found, key=lambda row: row[0])
+    device = next(module.adapted.parameters()).device
+    return task, (one.to(device), two.to(device))
+
+
+def _growth(run: Callable[[OptionBatch], None], one: OptionBatch, two: OptionBatch) -> Growth:
+    first, second = (_peak_bytes(run, batch) for batch in (one, two))
+    return Growth(max(0, 2 * first - second), second - first)
+
+
+def _peak_bytes(run: Callable[[OptionBatch], None], batch: OptionBatch) -> int:
+    """Most bytes that were allocated at once while `run` ran, beyond those that were before."""
+    device = batch.answer.device
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run(batch)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Counted() as counted:
+        run(batch)
+    return counted.peak_bytes
+
+
+class _Counted(TorchDispatchMode):
+    """Counts the bytes of tensors that operations inside make, until nobody holds them any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = self._bytes = 0
+        self._storages = WeakIdKeyDictionary(ref_type=weakref.ref)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for storage in _storages([args, kwargs]):  # a view of a weight is no new tensor
+            self._storages.setdefault(storage, None)
+        found = func(*args, **kwargs)
+        for storage in _storages(found):
+            if storage not in self._storages:
+                self._storages[storage] = None
+                self._bytes += storage.nbytes()
+                self.peak_bytes = max(self.peak_bytes, self._bytes)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return found
+
+    def _free(self, num_bytes: int) -> None:
+        self._bytes -= num_bytes
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """What may still be allocated on a device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    limits = [soft - _loaded_bytes(device) for soft in resource.getrlimit(resource.RLIMIT_AS)[:1] if soft > 0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        # A container's own limit.
+        most, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limits += [int(most) - int(used)] if most.isdecimal() else []
+    except (OSError, ValueError):  # another system, or no container
+        pass
+    return min(limits, default=None)
+
+
+def _loaded_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:  # macOS has no such file
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.0f} MiB"
+    return f"{num_bytes / 2**20:,.0f} MiB"

@@ -70,6 +70,7 @@ class ContextLoraModule(StagedModule):
         self._stage_is_ready = False
         self._sums: dict[str, list[float]] = {}  # validation: items, right ones, summed loss of each task
         self._epoch_began, self._step_task = 0.0, ""
+        self._parts_left: list[OptionBatch] = []  # of the step's batch, still to be read
 
     def is_finished(self, checkpoint: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was taken after the last stage."""
@@ -177,12 +178,32 @@ class ContextLoraModule(StagedModule):
         self._train_losses = list(torch.tensor(kept, device=self.device))
         self._epoch_began = time.monotonic()
 
-    def on_train_batch_start(self, batch: OptionBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: OptionBatch | list[OptionBatch], batch_idx: int) -> None:
         self._seed_step()
 
-    def training_step(self, batch: OptionBatch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: OptionBatch | list[OptionBatch], batch_idx: int) -> torch.Tensor:
+        if isinstance(batch, list):
+            first, *self._parts_left = batch
+            return self._share_of_loss(first)
         self._seed_step(batch)
         return self.step_loss(batch)
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss, *args, **kwargs)
+        # Only now: Lightning clears the gradients between training_step and here.
+        while self._parts_left:
+            super().backward(self._share_of_loss(self._parts_left.pop(0)), *args, **kwargs)
+
+    def _share_of_loss(self, part: OptionBatch) -> torch.Tensor:
+        """What a part of a batch adds to the step's loss; all parts together log one loss."""
+        self._seed_step(part)
+        share = len(part.rows) / part.batch_size
+        loss = self.step_loss(part) * share
+        logged = self._train_losses.pop() * share
+        if part.rows.start:
+            logged = logged + self._train_losses.pop()
+        self._train_losses.append(logged)
+        return loss
 
     def configure_gradient_clipping(
         self,
@@ -207,7 +228,7 @@ class ContextLoraModule(StagedModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_train_batch_end(self, outputs: Any, batch: OptionBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: OptionBatch | list[OptionBatch], batch_idx: int) -> None:
         if self.latest_loss is not None:
             self.log("loss", self.latest_loss, prog_bar=True)
         # Validation prompts hold what a deployed model would have: answers by the weights of now. They must be there

@@ -65,7 +65,7 @@ def enter(folder, error):
         (UserError("mend this"), 2, "mend this"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "the disk, a quota or a limit of file sizes is full"),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "data cannot be read or written"),
-        (MemoryError(), 2, "the memory is full; lower training.batch_size"),
+        (MemoryError(), 2, "the memory is full; set training.micro_batch_size=auto"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full"),
         (ZeroDivisionError("oops"), 1, None),
     ],
