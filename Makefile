@@ -70,7 +70,7 @@ import: setup ## make a task set of the table SOURCE as MAPPING says, in the fol
 data: setup ## build TASKSET under data/; ARGS=--stats also shows baselines, scenes, tokens
 	@$(CONTEXTLORA) data $(SETTINGS)
 
-data-check: setup ## probe TASKSET for shortcuts; fails where one is found
+data-check: setup ## probe TASKSET for shortcuts; a shipped one must have none, with ARGS=--strict yours too
 	@$(CONTEXTLORA) data-check $(SETTINGS)
 
 backbone: setup ## rebuild the bundled backbone from scratch

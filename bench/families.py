@@ -28,7 +28,7 @@ from contextlora.backbones.load import load_backbone
 from contextlora.commands.bench import read_arguments
 from contextlora.errors import UserError
 from contextlora.evaluation.report import markdown_table
-from contextlora.tasks.prompts import Prompt, render
+from contextlora.tasks.prompts import Prompt
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.optimizer import OptimizerSettings
 from contextlora.training.stages import StageLength
@@ -92,17 +92,7 @@ def check(folder: Path, work: Path, answer_format: str, images: Sequence[str] = 
     export_adapter(adapted, task, module.uses[task], work / "adapter", str(folder))
     ours, untrained = (module.evaluator.predict(task, "test", "gold", use).scores for use in (module.uses[task], None))
     items = data.taskset.items(task, "test")
-    prompts = [
-        render(
-            item,
-            data.taskset.tasks[task],
-            data.right_context(task, item),
-            answer_format=answer_format,
-            image=data.image,
-            folder=work,
-        )
-        for item in items
-    ]
+    prompts = [data.prompt(task, item, data.right_context(task, item)) for item in items]
     plain = Plain(folder, work / "adapter", backbone.image_token)
     theirs = torch.stack([plain.scores(prompt) for prompt in prompts])
     # Of the batch itself: a model that can pack does not where it has a window, or types of tokens.

@@ -4,8 +4,8 @@
     python bench/many_tasks.py write=data/thousand [tasks=1000] [width=10]      the set alone, for `contextlora train`
 
 Tasks stand in generations of two (`width`), each of which needs two tasks of the generation before, so that stages of
-all graphs are alike and the last task computes with the ranks of three; 8 items a task and split, the bundled model. Each size has a process of its
-own, in turn; medians over rounds.
+all graphs are alike and the last task computes with the ranks of three; 8 items a task and split, the bundled model.
+Each size has a process of its own, in turn; medians over rounds.
 """
 
 import json

@@ -26,6 +26,7 @@ from contextlora.evaluation.report import markdown_table
 from contextlora.gear.execution.executor import Shard
 from contextlora.gear.planning.devices import Device
 from contextlora.gear.planning.workload import Workload
+from contextlora.tasks.task import Item
 from contextlora.training.module import ContextLoraModule
 
 WARM_STEPS, TIMED_STEPS = 1, 3
@@ -93,15 +94,15 @@ class _Real:
 
     def loss(self, task: str, numbers: Sequence[int], shard: Shard) -> Tensor:
         items, module = [self.items[number % len(self.items)] for number in numbers], self.module
-        contexts = [self._words(item.scene, row) for item, row in zip(items, shard.answers.tolist(), strict=True)]
+        contexts = [self._words(item, row) for item, row in zip(items, shard.answers.tolist(), strict=True)]
         batch = module.data.encode_items(task, items, contexts, shard.rows)
         # As `training_step` has it: dropout takes the mask of these rows.
         module.masks.rows, module.masks.batch_size = batch.rows, batch.batch_size
         with module.adapted.active(self.use, task):
             return F.cross_entropy(option_scores(module.adapted.model, batch), batch.answer)
 
-    def _words(self, scene: str, choices: Sequence[int]) -> dict[str, str]:
-        options = {name: self.taskset.item(name, "train", scene) for name in self.chain}
+    def _words(self, item: Item, choices: Sequence[int]) -> dict[str, str]:
+        options = {name: self.taskset.parent(name, "train", item) for name in self.chain}
         chosen = zip(self.chain, choices, strict=True)
         return {name: options[name].options[choice] for name, choice in chosen if choice >= 0}
 

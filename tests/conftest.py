@@ -27,6 +27,7 @@ from contextlora.config import RunConfig, load_config
 from contextlora.tasks.task import Item, Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 from tests.messages import recorded_errors, rule_broken
+from tests.paired import paired_folder  # noqa: F401 - a fixture
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored, here and in what is started from here
 

@@ -67,10 +67,16 @@ def test_stats_are_shown_where_they_are_asked_for(calls):
     assert [options for _, _, options in calls] == [{"stats": False}, {"stats": True}]
 
 
-@pytest.mark.parametrize("command", ["compare", "plan", "data-check", "backbone", "bench"])
+@pytest.mark.parametrize("command", ["compare", "plan", "backbone", "bench"])
 def test_a_command_without_a_run_gets_the_configuration(calls, command):
     assert main([command, "taskset.seed=5"]) == 0
     assert calls == [(command.replace("-", "_"), (load_config(["taskset.seed=5"]),), {})]
+
+
+def test_the_data_check_is_strict_where_it_is_told_so(calls):
+    assert main(["data-check", "--strict", "taskset.seed=5"]) == main(["data-check"]) == 0
+    assert calls[0] == ("data_check", (load_config(["taskset.seed=5"]),), {"strict": True})
+    assert calls[1][2] == {"strict": False}
 
 
 def make_run(runs_dir, *settings):

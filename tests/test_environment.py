@@ -49,6 +49,6 @@ def test_every_library_that_the_package_imports_is_required():
     assert {distributions.get(library, library) for library in libraries} - required == set()
 
 
-def test_the_bundled_backbone_is_part_of_the_package():
+def test_the_bundled_backbone_and_the_schemas_are_part_of_the_package():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert data == {"contextlora.backbones": ["bundled/**"]}
+    assert data == {"contextlora.backbones": ["bundled/**"], "contextlora.tasks": ["schema/*.json"]}

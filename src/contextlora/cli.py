@@ -66,7 +66,7 @@ COMMANDS = {
         arguments={"name": "its folder"},
     ),
     "data": Command("build a task set"),
-    "data-check": Command("probe a task set for shortcuts; fails where one is found"),
+    "data-check": Command("probe a task set for shortcuts, and explain what is found; a shipped set must have none"),
     "backbone": Command("rebuild the bundled backbone from scratch"),
     "bench": Command("measure time, memory and accuracy of the default command"),
 }
@@ -80,6 +80,7 @@ SWITCHES = {  # of commands that take settings
     ),
     "export": ("--merge", "also write each task as a whole checkpoint, the adapter merged into the base's weights"),
     "clean-runs": ("--yes", "remove it; only shows otherwise"),
+    "data-check": ("--strict", "fail where something is found in a set of your own too"),
 }
 
 USAGE = """\

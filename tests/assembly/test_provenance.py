@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from contextlora.assembly.build import build_data
 from contextlora.assembly.provenance import identity, taskset_fingerprint
+from contextlora.tasks.prompts import DEFAULT_TEMPLATE
 from contextlora.tasks.task import SPLITS, Item, Task
 from contextlora.tasks.taskset import TaskSet
 
@@ -19,11 +20,23 @@ def test_template_and_image_contents_count_but_the_test_split_does_not(tmp_path)
     items = {("t", split): [Item(split, split, "q", ("x", "y"), 0, image="a.png")] for split in SPLITS}
     made = TaskSet.from_items([Task("t", (), 2)], items, folder=tmp_path)
     before = taskset_fingerprint(made)
-    assert taskset_fingerprint(replace(made, template=made.template + " :")) != before
+    assert taskset_fingerprint(replace(made, template=DEFAULT_TEMPLATE + " :")) != before
+    for words in ({"template": "{question} {options}"}, {"as_context": "{answer}"}):
+        assert taskset_fingerprint(replace(made, tasks={"t": replace(made.tasks["t"], **words)})) != before
+    assert taskset_fingerprint(replace(made, as_context="{answer}")) != before
     mended = {**made.splits, ("t", "test"): (Item("n", "n", "other", ("x", "y"), 1),)}
     assert taskset_fingerprint(replace(made, splits=mended)) == before
     Image.new("L", (4, 4), 2).save(tmp_path / "a.png")
     assert taskset_fingerprint(made) != before
+
+
+def test_which_items_of_a_scene_belong_together_counts(paired_folder):
+    made = TaskSet.load(paired_folder)
+    first, second, *others = made.items("d", "train")
+    swapped = (replace(first, parents=second.parents), replace(second, parents=first.parents), *others)
+    assert taskset_fingerprint(replace(made, splits={**made.splits, ("d", "train"): swapped})) != taskset_fingerprint(
+        made
+    )
 
 
 CALLBACKS = "[{class_path: lightning.pytorch.callbacks.GradientAccumulationScheduler, init_args: {scheduling: {0: 4}}}]"

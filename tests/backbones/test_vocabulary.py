@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from contextlora.backbones.faults import BackboneError
 from contextlora.backbones.load import load_tokenizer
-from contextlora.backbones.vocabulary import check_vocabulary, vocabularies
+from contextlora.backbones.vocabulary import check_vocabulary, reads_sentences, vocabularies
 from contextlora.commands.train import print_unknown_words, show_plan
 from contextlora.config import load_config
 from contextlora.tasks.task import SPLITS, Item, Task
@@ -31,6 +33,17 @@ def test_the_model_knows_every_word_of_the_shipped_set(tokenizer, tmp_path):
     found = vocabularies(resolve_taskset("iov", tmp_path), tokenizer, "bundled", "text")
     assert {(one.num_unknown, one.num_alike) for one in found} == {(0, 0)} and all(one.num_tokens for one in found)
     check_vocabulary(found, "bundled")
+
+
+def test_sentences_are_for_tokenizers_that_know_their_words(tokenizer):
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel()
+    alphabet = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    pieces.train_from_iterator(["some text"], alphabet)
+    assert reads_sentences(PreTrainedTokenizerFast(tokenizer_object=pieces)) and not reads_sentences(tokenizer)
+    words = Tokenizer(models.WordLevel({"The": 0, "task": 1}))  # takes no others
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    assert not reads_sentences(PreTrainedTokenizerFast(tokenizer_object=words))
 
 
 def test_unknown_words_are_counted_and_named(tokenizer):

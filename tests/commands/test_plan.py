@@ -156,7 +156,8 @@ def test_tokens_are_counted_with_the_tokenizer_or_estimated_from_words(
     (bare / "config.json").write_text((model_folder / "config.json").read_text())
     config.model.name = str(bare)
     _, notes = workloads.stage_workloads(config, taskset)
-    assert "estimated at 1.33 a word" in notes[0] and "d 32" in notes[0]
+    # `The a is red. The c is blue. sees p q . d ? Options: - red - blue - green Answer:` has 22
+    assert "estimated at 1.33 a word" in notes[0] and "d 29" in notes[0]
     (bare / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(UserError, match=r"bare/tokenizer\.json is no tokenizer \(EOF while parsing"):
         workloads.stage_workloads(config, taskset)

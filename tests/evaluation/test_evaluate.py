@@ -10,6 +10,7 @@ from contextlora.assembly.build import build_data, build_module
 from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.order import by_length
 from contextlora.tasks.prompts import render
+from contextlora.tasks.task import item_key
 
 
 def build(config):
@@ -39,20 +40,37 @@ def scores_one_by_one(module, task, item, context, use):
         return option_scores(module.adapted.model.eval(), module.data.backbone.encode([prompt]))[0]
 
 
-def chain_by_hand(module, task, scene):
-    """A task's word for a test scene, its prerequisites answered first."""
-    item = module.data.taskset.item(task, "test", scene)
-    context = {name: chain_by_hand(module, name, scene) for name in module.data.taskset.graph.prerequisites(task)}
+def chain_by_hand(module, task, item):
+    """A task's word for a test item, the items that it builds on answered first."""
+    taskset = module.data.taskset
+    above = {name: taskset.parent(name, "test", item) for name in taskset.graph.prerequisites(task)}
+    context = {name: chain_by_hand(module, name, parent) for name, parent in above.items()}
     return item.options[int(scores_one_by_one(module, task, item, context, module.uses[task]).argmax())]
 
 
 def test_the_chain_answers_each_prerequisite_first(module):
     prediction = module.evaluator.predict("d", "test", "predicted")
-    assert prediction.words == tuple(chain_by_hand(module, "d", scene) for scene in prediction.scenes)
-    right = [
-        i.answer_word == word for i, word in zip(module.data.taskset.items("d", "test"), prediction.words, strict=True)
-    ]
+    items = module.data.taskset.items("d", "test")
+    assert prediction.words == tuple(chain_by_hand(module, "d", item) for item in items)
+    right = [item.answer_word == word for item, word in zip(items, prediction.words, strict=True)]
     assert prediction.accuracy == pytest.approx(sum(right) / len(right))
+
+
+def test_several_items_of_a_scene_are_answered_as_those_of_scenes_of_their_own(module, make_config, paired_folder):
+    paired = build(make_config(f"taskset={paired_folder}"))
+    paired.adapted.state.write(module.adapted.state.read())
+    for task in "cd":
+        found, expected = (one.evaluator.predict(task, "test", "predicted") for one in (paired, module))
+        assert found.words == expected.words and torch.equal(found.scores, expected.scores)
+        choices = [one.evaluator.chain_choices(task, range(24), ["a"]) for one in (paired, module)]
+        assert torch.equal(*choices)
+
+
+def test_items_that_build_on_one_item_get_its_answer(module):
+    twins = [replace(item, id=f"twin of {item.id}") for item in module.data.taskset.items("c", "test")[:3]]
+    items = [*module.data.taskset.items("c", "test")[:3], *twins]
+    words = module.evaluator.predicted_words("a", "test", items)
+    assert words[:3] == words[3:] and None not in words
 
 
 @pytest.mark.parametrize("context", ["none", "gold"])
@@ -117,16 +135,17 @@ def test_devices_that_share_batches_start_without_remembered_answers(module):
 def test_chain_answers_take_right_ones_for_the_untrained(module):
     answers = module.evaluator.chain_answers(["c", "d"], "train", untrained={"b"})
     items = module.data.taskset.items("c", "train")
-    assert {name for name, _ in answers} == {"a", "b", "c"}
-    assert all(answers["b", item.scene] == item.prerequisites["b"] for item in items)
-    predicted = module.evaluator.predict("a", "train", "none")
-    assert [answers["a", scene] for scene in predicted.scenes] == list(predicted.words)
+    assert {name for words in answers.values() for name in words} == {"a", "b", "c"}
+    given = [answers[item_key("c", item)] for item in items]
+    assert [words["b"] for words in given] == [item.prerequisites["b"] for item in items]
+    predicted = module.evaluator.predict("a", "train", "none")  # items of one scene stand in one order
+    assert [words["a"] for words in given] == list(predicted.words)
 
 
 def test_max_items_shortens_a_split_but_not_the_chain(make_config):
     module = build(make_config("evaluation.max_items=5"))
     assert len(module.evaluator.predict("d", "test", "predicted").words) == 5
-    assert len({scene for _, scene in module.evaluator.chain_answers(["d"], "train")}) == 24
+    assert len(module.evaluator.chain_answers(["d"], "train")) == 24
 
 
 def test_the_mode_of_training_comes_back(module):

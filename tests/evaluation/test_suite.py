@@ -37,10 +37,10 @@ class Stub:
         k = self.right.get((task, context, slices, self.stage), self.right.get((task, context, slices), 5))
         chosen = torch.tensor([0] * k + [1] * (N - k))
         scores = torch.nn.functional.one_hot(chosen, 2).float()
-        return Prediction(task, tuple(map(str, range(N))), ("w",) * N, scores, torch.zeros(N, dtype=torch.long))
+        return Prediction(task, ("w",) * N, scores, torch.zeros(N, dtype=torch.long))
 
     def predicted_words(self, task, split, items):
-        return {item.scene: "yes" for item in items}
+        return ["yes" for _ in items]
 
     def load(self, stage):
         self.stage = stage

@@ -32,8 +32,7 @@ def predictor(make_predictor):
     return make_predictor()
 
 
-def question_of(predictor, task, scene):
-    item = predictor.data.taskset.item(task, "test", scene)
+def question_of(item):
     return {"question": item.question, "options": item.options}
 
 
@@ -42,8 +41,8 @@ def questions_of(predictor, task):
     taskset = predictor.data.taskset
     ancestors = taskset.graph.prerequisites(task, "ancestors")
     for item in taskset.items(task, "test"):
-        prerequisites = {name: question_of(predictor, name, item.scene) for name in ancestors}
-        yield question_of(predictor, task, item.scene) | {"prerequisites": prerequisites}
+        prerequisites = {name: question_of(taskset.parent(name, "test", item)) for name in ancestors}
+        yield question_of(item) | {"prerequisites": prerequisites}
 
 
 def close(one, other):

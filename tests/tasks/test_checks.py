@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from contextlora.tasks.checks import check_table, check_taskset
+from contextlora.tasks.checks import EXPLAINED, check_table, check_taskset, unprobed
 from contextlora.tasks.task import SPLITS, Item, Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 from contextlora.tasks.tasksets import resolve_taskset
@@ -70,6 +70,7 @@ def test_iov_has_no_shortcut_and_needs_its_graph(iov):
     assert {"inputs + shuffled answers", "rule on gold answers", "copies across splits"} <= probes
     gold = [check.score for check in checks if check.probe == "inputs + gold answers, linear"]
     assert len(gold) == 2 and min(gold) > 0.95
+    assert {check.kind for check in checks} == set(EXPLAINED) and unprobed(iov) == []
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import torch
 
 from contextlora.backbones.encoding import OptionBatch
 from contextlora.tasks.datamodule import TaskSetDataModule
-from contextlora.tasks.task import TaskSetError
+from contextlora.tasks.task import TaskSetError, item_key
 from contextlora.tasks.taskset import TaskSet
 
 
 class Reader:
     """A backbone that reads nothing."""
 
-    is_multimodal = False
+    is_multimodal = reads_sentences = False
 
     def __init__(self, make_batch):
         self.make_batch = make_batch
@@ -74,13 +74,14 @@ def test_validation_goes_through_all_items_of_the_stage(make):
 
 def test_context(make):
     module = make(context="gold")  # right answers too come from the module that trains
-    module.set_answers({("a", item.scene): item.answer_word for item in module.taskset.items("a", "train")})
+    rows = module.taskset.items("b", "train")
+    module.set_answers({item_key("b", item): dict(item.prerequisites) for item in rows})
     texts = [text for batch in train_texts(module, 0, 1, 3) for text in batch if "b ?" in text]
     assert texts and all("given : a " in text for text in texts)
     module = make(context="predicted")
     with pytest.raises(TaskSetError, match="needs an answer of task a"):
         train_texts(module, 0, 0, 2)
-    module.set_answers({("a", f"train{index}"): "green" for index in range(3)})
+    module.set_answers({item_key("b", item): {"a": "green"} for item in rows})
     assert all("given : a green ." in text for text in train_texts(module, 0, 1, 1)[0])
     assert not any("given" in text for batch in train_texts(make(), 0, 0, 6) for text in batch)
     with pytest.raises(TaskSetError, match="context must be one of none, gold, predicted, got 'golden'"):
@@ -91,6 +92,26 @@ def test_encode_items_renders_with_the_settings(make):
     module = make(image="text", answer_format="letter")
     prompt = module.encode_items("a", module.taskset.items("a", "test")[1:2], None)[0]
     assert prompt.text == ("camera : empty . colour 1 in test . a ? options : a red , b green , c blue . answer :")
+
+
+def test_a_model_that_reads_sentences_gets_them_unless_the_set_has_its_own_words(folder):
+    reader = Reader(list)
+    reader.reads_sentences = True
+    module = TaskSetDataModule(TaskSet.load(folder), reader, answer_format="letter")
+    item = module.taskset.items("b", "test")[0]
+    expected = "The a is red. colour 0 in test . b ?\nOptions:\nA. red\nB. green\nC. blue\nAnswer:"
+    assert module.prompt("b", item, {"a": "red"}).text == expected
+    own = replace(TaskSet.load(folder), template="{image}{question}? {context} {options}", as_context="a={answer}")
+    module = TaskSetDataModule(own, reader)
+    assert module.prompt("b", item, {"a": "red"}).text == "colour 0 in test . b ?? a=red red , green , blue"
+
+
+def test_a_template_of_a_task_must_show_all_too(folder):
+    taskset = TaskSet.load(folder)
+    tasks = {**taskset.tasks, "b": replace(taskset.tasks["b"], template="{image} {question} {options}")}
+    with pytest.raises(TaskSetError, match=r"prompt template of task b has no \{context\}, which context gold needs"):
+        TaskSetDataModule(replace(taskset, tasks=tasks), Reader(list), context="gold")
+    assert TaskSetDataModule(replace(taskset, tasks=tasks), Reader(list), context="none")
 
 
 def test_devices_share_a_batch(make):
@@ -180,7 +201,7 @@ def test_a_trainer_follows_the_intervals_without_reloading(make, tmp_path):
 def test_a_template_shows_all_that_prompts_have(folder, template, context, said):
     taskset = replace(TaskSet.load(folder), template=template)
     if said is None:
-        assert TaskSetDataModule(taskset, Mock(is_multimodal=True), context=context)
+        assert TaskSetDataModule(taskset, Mock(is_multimodal=True, reads_sentences=False), context=context)
         return
     with pytest.raises(TaskSetError, match=said):
-        TaskSetDataModule(taskset, Mock(is_multimodal=True), context=context)
+        TaskSetDataModule(taskset, Mock(is_multimodal=True, reads_sentences=False), context=context)

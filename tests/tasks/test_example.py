@@ -2,6 +2,7 @@ import pytest
 
 from contextlora.commands.new_taskset import new_taskset
 from contextlora.errors import UserError
+from contextlora.tasks.prompts import NATURAL_CONTEXT, NATURAL_TEMPLATE
 from contextlora.tasks.task import SPLITS
 from contextlora.tasks.taskset import TaskSet
 
@@ -25,11 +26,13 @@ def test_its_commented_keys_hold_too(tmp_path):
     new_taskset(str(tmp_path / "mine"))
     path = tmp_path / "mine/taskset.yaml"
     text = path.read_text()
-    for key in ("template: ", "context: ", "rule: "):
+    for key in ("template: ", "as_context: ", "metadata: ", "context: ", "rule: "):
         assert f"# {key}" in text
         text = text.replace(f"# {key}", key)
     path.write_text(text)
-    task = TaskSet.load(tmp_path / "mine").tasks["action"]
+    taskset = TaskSet.load(tmp_path / "mine")
+    assert (taskset.template, taskset.as_context) == (NATURAL_TEMPLATE, NATURAL_CONTEXT)
+    task = taskset.tasks["action"]
     assert task.context == ("state",) and task.rule == {("hot",): "stop", ("normal",): "run"}
 
 
@@ -38,7 +41,7 @@ def test_every_question_follows_from_what_it_says(tmp_path):
     taskset = TaskSet.load(tmp_path / "mine")
     for split in SPLITS:
         for item in taskset.items("action", split):
-            state = taskset.item("state", split, item.scene)
+            state = taskset.parent("state", split, item)
             words = state.question.replace(",", "").split()
             assert state.answer_word == ("hot" if int(words[1]) > int(words[3]) else "normal")
             assert f"{state.answer_word} {item.answer_word}" in item.question

@@ -79,7 +79,7 @@ def refusal(folder):
         ({"prerequisites": {"a": 0}}, "got 0 for a"),
         ({"prerequisites": {"a": "red"}}, "a of scene train1 is 'green' there, 'red' here"),
         ({"prerequisites": {"a": "banana"}}, "a of scene train1 is 'green' there, 'banana' here"),
-        ({"prerequisites": {"zzz": "red"}}, "answers zzz, no prerequisite of b"),
+        ({"prerequisites": {"zzz": "red"}}, "names zzz, no prerequisite of b"),
         ({"scene": "apart", "prerequisites": {"a": "banana"}}, "a of scene apart must be an option of a, got 'banana'"),
         ({"fields": "abc"}, "fields must map names to text or numbers, got 'abc'"),
         ({"fields": {"k": [1]}}, "got [1] for k"),
@@ -197,7 +197,7 @@ def test_right_answers_that_are_left_out_come_from_the_scene(change):
 
 
 class Blind:
-    is_multimodal = False
+    is_multimodal = reads_sentences = False
 
 
 @pytest.mark.parametrize("context", ["gold", "predicted"])

@@ -48,13 +48,33 @@ def test_a_template_of_ones_own_keeps_its_spaces_and_lines():
     assert render(ITEM, TASK, template=template).text == "Q:  lane c2 . route ?\n\nmain , bridge\nA:"
 
 
+def test_lines_of_options_and_sentences_of_context():
+    given = {"hazard_class": "fixed", "grip": "dry"}
+    words = {"hazard_class": "The {task} is {answer}.", "grip": None}
+    template = "{image} {context} {question}\n{option_lines}\nAnswer:"
+    prompt = render(ITEM, TASK, given, template=template, as_context=words, image="text")
+    first = "camera : dog c1 r3 . given : grip dry . The hazard class is fixed. lane c2 . route ?"
+    assert prompt.text == f"{first}\n- main\n- bridge\nAnswer:"
+    assert prompt.continuations == ("main", "bridge")
+    prompt = render(ITEM, TASK, template=template, answer_format="letter")
+    assert prompt.text == "<image> lane c2 . route ?\nA. main\nB. bridge\nAnswer:" and prompt.continuations == (
+        "A",
+        "B",
+    )
+
+
+def test_an_answer_with_braces_is_no_field():
+    given = render(ITEM, TASK, {"hazard": "{task}"}, as_context={"hazard": "{answer} of {task}"}).text
+    assert "{task} of hazard options" in given
+
+
 def test_context_modes():
-    predicted = {("hazard", "s"): "agile", ("grip", "s"): "wet"}
+    predicted = {"hazard": "agile", "grip": "wet"}
     assert context_of(ITEM, ("hazard", "grip"), "none", predicted) == {}
     assert context_of(ITEM, ("grip", "other"), "gold", predicted) == {"grip": "dry"}
     assert context_of(ITEM, ("hazard", "grip"), "predicted", predicted) == {"hazard": "agile", "grip": "wet"}
-    with pytest.raises(TaskSetError, match="needs an answer of task grip for scene s"):
-        context_of(ITEM, ("hazard", "grip"), "predicted", {("hazard", "s"): "agile"})
+    with pytest.raises(TaskSetError, match="needs an answer of task grip for item i"):
+        context_of(ITEM, ("hazard", "grip"), "predicted", {"hazard": "agile"})
     with pytest.raises(TaskSetError, match="must be one of none, gold, predicted, got 'all'"):
         context_of(ITEM, (), "all", {})
 

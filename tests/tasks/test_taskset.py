@@ -1,24 +1,25 @@
 import json
+import shutil
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from contextlora.tasks.faults import TaskSetError
-from contextlora.tasks.prompts import DEFAULT_TEMPLATE
 from contextlora.tasks.task import SPLITS, Item, Task
 from contextlora.tasks.taskset import TaskSet, write_taskset
 
 
 def test_reads_what_was_written(folder):
     taskset = TaskSet.load(folder)
-    assert (taskset.name, taskset.graph.tasks, taskset.template) == ("small", ("a", "b"), DEFAULT_TEMPLATE)
+    assert (taskset.name, taskset.graph.tasks, taskset.template) == ("small", ("a", "b"), None)
     assert taskset.tasks["b"].rule == {("red",): "red", ("green",): "green", ("blue",): "blue"}
     item = taskset.items("b", "test")[1]
     assert (item.scene, item.answer_word, item.prerequisites) == ("test1", "green", {"a": "green"})
-    assert taskset.item("a", "test", "test1") is taskset.items("a", "test")[1]
-    assert taskset.item("a", "test", "train1") is None
+    assert taskset.parent("a", "test", item) is taskset.items("a", "test")[1]
+    assert taskset.parent("b", "test", taskset.items("a", "test")[1]) is None
     assert taskset.has_images
 
 
@@ -43,19 +44,22 @@ def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
         ("train/b.jsonl", '"answer": 0', '"answer": true', "answer must be the index of an option"),
         ("train/b.jsonl", '"answer": 0, ', "", r"b\.jsonl:1: item b0 lacks answer"),
         ("train/b.jsonl", '"scene"', '"scenes"', "lacks scene"),
-        ("train/b.jsonl", '"id"', '"note": 1, "id"', "unknown keys note"),
+        ("train/b.jsonl", '"id"', '"note": 1, "id"', "unknown keys note; put what is your own into metadata"),
         ("train/b.jsonl", '["red", "green", "blue"]', '["red", "red"]', "two or more different words"),
         ("train/b.jsonl", '["red", "green", "blue"]', '"red"', "must be a list of words"),
         ("train/b.jsonl", '["red", "green", "blue"]', '["red", "x", "y", "z"]', "has 4 options, its task at most 3"),
         ("train/b.jsonl", "images/one.png", "images/two.png", r"jsonl:2: item b1: image images/two.png not found"),
-        ("train/b.jsonl", '{"a": "red"}', '{"c": "red"}', "item b0 answers c, no prerequisite of b"),
-        ("train/b.jsonl", "train1", "train0", "scene train0 already has an item of task b in train"),
-        ("test/b.jsonl", "test1", "train0", "scene train0 already has an item of task b in train"),
+        ("train/b.jsonl", '{"a": "red"}', '{"c": "red"}', "item b0 names c, no prerequisite of b"),
+        ("train/b.jsonl", '"fields"', '"parents": {"c": 1}, "fields"', "item b0 names c, no prerequisite of b"),
+        ("train/b.jsonl", '"fields"', '"parents": "a0", "fields"', "parents must map tasks to the ids of their items"),
+        ("train/b.jsonl", '"fields"', '"parents": {"a": "a1"}, "fields"', r"b\.jsonl:1: .* item a1 of a, .* has: a0"),
+        ("train/a.jsonl", "train1", "train0", r'b\.jsonl:1: item b0 must say .* a0, a1; add "parents": \{"a": "a0"\}'),
+        ("test/b.jsonl", "test1", "train0", r"scene train0 is in train too \(train/a\.jsonl:1\)"),
         ("train/b.jsonl", "{", "", r"b\.jsonl:1: not valid JSON"),
         ("train/b.jsonl", '{"id": "b0"', '[]\n{"id": "b0"', "must be a JSON object"),
         ("taskset.yaml", "tasks:", "tasks: [", "is no valid YAML"),
         ("taskset.yaml", "tasks:", "works:", "must hold the keys name and tasks"),
-        ("taskset.yaml", "name: small", "nam: small", "unknown keys nam"),
+        ("taskset.yaml", "name: small", "nam: small", "unknown keys nam; put what is your own into metadata"),
         ("taskset.yaml", "name: small", "template: '{question} {image}'", r"template has no \{options\}"),
         ("taskset.yaml", "name: small", "template: '{options}'", r"template has no \{question\}"),
         ("taskset.yaml", "name: small", "template: '{question} {options} {options}'", r"\{options\} twice; mend it"),
@@ -64,6 +68,26 @@ def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
         ("taskset.yaml", "name: small", "template: '{question!r} {options}'", r"'\{question!r\}', but braces may"),
         ("taskset.yaml", "name: small", "template: '{question} {options} }'", r"'\}', but braces may"),
         ("taskset.yaml", "name: small", "template: '{options} {picture}'", r"unknown field \{picture\}"),
+        (
+            "taskset.yaml",
+            "name: small",
+            "template: '{question} {options} {option_lines}'",
+            r"\{options\} twice; mend it",
+        ),
+        ("taskset.yaml", "name: small", "template: [a]", r"yaml: template must be text, got \['a'\]"),
+        ("taskset.yaml", "name: small", "as_context: 'it is so'", r"the as_context has no \{answer\}; mend it"),
+        (
+            "taskset.yaml",
+            "  b:",
+            "  b:\n    template: '{question}'",
+            r"yaml:\d+: task b: .* has no \{options\}; mend it",
+        ),
+        (
+            "taskset.yaml",
+            "  b:",
+            "  b:\n    as_context: '{word}'",
+            r"yaml:\d+: task b: .* field \{word\} beside task, answer",
+        ),
         ("taskset.yaml", "num_options: 3", "num_options: 1", "num_options must be a whole number of at least 2"),
         ("taskset.yaml", "num_options", "options", "with the keys prerequisites, num_options"),
         ("taskset.yaml", "[a]", "a", "prerequisites must be a list"),
@@ -108,6 +132,58 @@ def test_the_example_of_the_documentation_loads(tmp_path):
     assert taskset.graph.prerequisites("route") == ("hazard",)
     [loaded] = taskset.items("hazard", "train")
     assert (loaded.options, loaded.answer, loaded.image_text) == (("light", "heavy"), 1, "c2 r1 lorry")
+
+
+def test_a_task_has_words_of_its_own_where_it_brings_any(edit):
+    edit("taskset.yaml", "name: small", "name: small\ntemplate: '{context} {question} {options}'")
+    taskset = TaskSet.load(edit("taskset.yaml", "  a:", "  a:\n    as_context: 'It is {answer}.'"))
+    item = taskset.items("b", "test")[0]
+    assert taskset.prompt("b", item, {"a": "red"}).text == "It is red. colour 0 in test . b ? red , green , blue"
+    own = replace(taskset.tasks["b"], template="{question}\n{option_lines}\n=")
+    changed = replace(taskset, tasks={**taskset.tasks, "b": own})
+    assert changed.prompt("b", item, {"a": "red"}).text == "colour 0 in test . b ?\n- red\n- green\n- blue\n="
+    assert changed.prompt("a", item, None).text == "colour 0 in test . b ? red , green , blue"
+    with pytest.raises(TaskSetError, match="task b: the prompt template has no"):
+        TaskSet.from_items([taskset.tasks["a"], replace(own, template="{options}")], taskset.splits)
+
+
+@pytest.mark.parametrize("value", [0, "words", [1, {"a": None}], {"a": {"b": 1.5}}, False])
+def test_metadata_may_be_anything_and_is_kept(value, edit, tmp_path):
+    edit("taskset.yaml", "name: small", f"name: small\nmetadata: {json.dumps(value)}")
+    edit("taskset.yaml", "num_options: 3", f"num_options: 3\n    metadata: {json.dumps(value)}")
+    taskset = TaskSet.load(edit("train/a.jsonl", '"fields"', f'"metadata": {json.dumps(value)}, "fields"'))
+    assert taskset.items("a", "train")[0].metadata == value and taskset.items("a", "train")[1].metadata is None
+    write_taskset(tmp_path / "again", "again", taskset.tasks.values(), taskset.splits)
+    shutil.copytree(taskset.folder / "images", tmp_path / "again" / "images")
+    again = TaskSet.load(tmp_path / "again")
+    assert (again.tasks, again.splits) == (taskset.tasks, taskset.splits)
+
+
+def test_items_of_one_scene_belong_together_by_their_ids(taskset, paired_folder):
+    paired = TaskSet.load(paired_folder)
+    for key, items in taskset.splits.items():
+        for item, other in zip(items, paired.splits[key], strict=True):
+            assert (other.prerequisites, other.parents) == (item.prerequisites, item.parents)
+    assert paired.items("d", "test")[1].parents == dict.fromkeys("abc", "test-1")
+
+
+def test_an_ancestor_that_parents_do_not_share_is_left_out_or_named():
+    """a has two items of a scene; d needs b and c, which build on one each."""
+    needs = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
+    tasks = [Task(name, above, 2) for name, above in needs.items()]
+
+    def load(**given):
+        items = {}
+        for split in SPLITS:
+            own = {"scene": split, "question": "which ?", "options": ("x", "y")}
+            items["a", split] = [Item(id=str(n), answer=n, **own) for n in range(2)]
+            items["b", split] = [Item(id="b", answer=0, parents={"a": "0"}, **own)]
+            items["c", split] = [Item(id="c", answer=0, parents={"a": "1"}, **own)]
+            items["d", split] = [Item(id="d", answer=0, parents=given, **own)]
+        return TaskSet.from_items(tasks, items).items("d", "test")[0]
+
+    assert load().parents == {"b": "b", "c": "c"} and load().prerequisites == {"b": "x", "c": "x"}
+    assert load(a="1").prerequisites == {"a": "y", "b": "x", "c": "x"}
 
 
 def test_a_task_may_show_some_prerequisites_only(tmp_path):

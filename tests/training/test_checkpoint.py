@@ -21,7 +21,10 @@ from contextlora.training.checkpoint import (
 )
 from contextlora.trees import to_bytes
 
-GOOD = {KEY: {"format": FORMAT, "answers": {("a", "scene-1"): "red"}}, "state_dict": {"w": torch.arange(3.0)}}
+GOOD = {
+    KEY: {"format": FORMAT, "answers": {("b", "scene-1", "1"): {"a": "red"}}},
+    "state_dict": {"w": torch.arange(3.0)},
+}
 
 
 @pytest.fixture

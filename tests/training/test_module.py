@@ -9,6 +9,7 @@ from contextlora.assembly.build import build_data, build_module
 from contextlora.errors import UserError
 from contextlora.methods.per_task import PerTask
 from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.tasks.task import item_key
 from contextlora.training.fit import TrainerSettings, fit
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.optimizer import OptimizerSettings
@@ -24,7 +25,8 @@ def prompts(monkeypatch):
 
     def spy(self, task, items, rows=None):
         names = self.taskset.graph.prerequisites(task)
-        seen.extend((task, item, {name: self.answers.get((name, item.scene)) for name in names}) for item in items)
+        given = [self.answers.get(item_key(task, item), {}) for item in items]
+        seen.extend((task, item, {n: words.get(n) for n in names}) for item, words in zip(items, given, strict=True))
         return with_context(self, task, items, rows)
 
     monkeypatch.setattr(TaskSetDataModule, "_with_context", spy)
@@ -46,8 +48,19 @@ def test_train_prompts_hold_the_mode_s_answers_and_validation_prompts_predicted_
         assert asked
         for item, given in asked:
             right = {name: item.prerequisites[name] for name in ("a", "b")}
-            predicted = {name: answers[name, item.scene] for name in ("a", "b")}
+            predicted = answers[item_key("c", item)]
             assert given == (right if expected == "gold" else predicted)
+
+
+@pytest.mark.parametrize("method", ["contextlora", "joint"])
+def test_several_items_of_a_scene_train_as_those_of_scenes_of_their_own(
+    method, make_config, paired_folder, train, tmp_path
+):
+    found, expected = (
+        train(make_config(f"method={method}", *settings), tmp_path / str(len(settings))).adapted.state.read()
+        for settings in ((f"taskset={paired_folder}",), ())
+    )
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_joint_training_starts_with_right_answers_and_goes_on_with_its_own(make_config, train, tmp_path, prompts):

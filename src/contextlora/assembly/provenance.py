@@ -35,17 +35,24 @@ def taskset_fingerprint(taskset: TaskSet, splits: Sequence[str] = ("train", "val
     The test split is left out by default: it changes no weight, so that an item of it can be mended and the run go on.
     """
     digest = hashlib.sha256(repr(taskset.template).encode())
+    digest.update(repr(taskset.as_context).encode() if taskset.as_context else b"")
     for name, task in taskset.tasks.items():
-        shown = () if task.context is None else (task.context,)  # nothing more, where older runs had nothing
+        # Nothing more, where older runs had nothing.
+        shown = tuple(one for one in (task.context, task.template, task.as_context) if one is not None)
         digest.update(repr((name, task.prerequisites, *shown)).encode())
     images: dict[str, str] = {}
+    # Where a scene has one item of each task, it says itself which belong together.
+    several = any(
+        len({item.scene for item in items}) < len(items) for key, items in taskset.splits.items() if key[1] in splits
+    )
     for (task, split), items in sorted(taskset.splits.items()):
         for item in items if split in splits else ():
             if item.image and item.image not in images:
                 images[item.image] = hashlib.sha256((taskset.folder / item.image).read_bytes()).hexdigest()
                 digest.update(images[item.image].encode())
             shown = (item.scene, item.question, item.options, item.answer, item.image, item.image_text)
-            digest.update(repr((task, split, *shown, sorted(item.prerequisites.items()))).encode())
+            linked = (item.id, sorted(item.parents.items())) if several else ()
+            digest.update(repr((task, split, *shown, sorted(item.prerequisites.items()), *linked)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ from contextlora.errors import UserError, first_line, tail
 from contextlora.gear.planning.model_size import ModelSize
 from contextlora.gear.planning.workload import Workload, estimate_workloads
 from contextlora.methods import build_method
-from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, render, resolve_image_view
+from contextlora.tasks.prompts import IMAGE_PLACEHOLDER, context_of, resolve_image_view
 from contextlora.tasks.taskset import TaskSet
 
 BUNDLED = Path(__file__).parents[1] / "backbones" / "bundled"
@@ -58,22 +58,17 @@ def count_tokens(
 ) -> tuple[dict[str, int], str]:
     """Tokens of the longest prompt in a first batch of each task, and how they were counted."""
     texts: dict[str, list[str]] = {}
+    count, how, natural = _counter(folder / "tokenizer.json")
+    taskset = taskset.worded(natural)
     for task in taskset.graph.tasks:
         names = taskset.context_tasks(task, config.taskset.scope)
         texts[task] = [
-            render(
-                item,
-                taskset.tasks[task],
-                context_of(item, names, mode, {}),
-                template=taskset.template,
-                image=image,
-                answer_format=config.taskset.answer_format,
-                folder=taskset.folder,
+            taskset.prompt(
+                task, item, context_of(item, names, mode, {}), image=image, answer_format=config.taskset.answer_format
             ).text
             for item in taskset.items(task, "train")[: config.training.batch_size]
         ]
     image_tokens = size.vision.num_image_tokens if size.vision else 0
-    count, how = _counter(folder / "tokenizer.json")
     longest = {
         task: max(
             # The model puts as many image tokens in the place of the placeholder.
@@ -85,18 +80,23 @@ def count_tokens(
     return longest, f"{how}; the longest prompt of a first batch, {', '.join(f'{t} {n}' for t, n in longest.items())}"
 
 
-def _counter(tokenizer_file: Path) -> tuple[Callable[[list[str]], list[int]], str]:
-    """Texts -> tokens of each, and how that is found."""
+def _counter(tokenizer_file: Path) -> tuple[Callable[[list[str]], list[int]], str, bool]:
+    """Texts -> tokens of each, how that is found, and whether the model reads sentences."""
     if not tokenizer_file.is_file():
         how = f"estimated at {TOKENS_PER_WORD:.2f} a word, as the model has no tokenizer.json"
-        return lambda texts: [round(TOKENS_PER_WORD * len(text.split())) for text in texts], how
+        return lambda texts: [round(TOKENS_PER_WORD * len(text.split())) for text in texts], how, True
     from tokenizers import Tokenizer
+
+    from contextlora.backbones.vocabulary import knows_sentences
 
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # a bare one
         raise UserError(f"{tokenizer_file} is no tokenizer ({first_line(error)}); restore the file") from error
-    return lambda texts: [len(row.ids) for row in tokenizer.encode_batch(texts)], "counted with tokenizer.json"
+    unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
+    natural = knows_sentences(lambda text: tokenizer.encode(text).ids, unknown)
+    how = "counted with tokenizer.json"
+    return lambda texts: [len(row.ids) for row in tokenizer.encode_batch(texts)], how, natural
 
 
 def _model_folder(name: str) -> Path:

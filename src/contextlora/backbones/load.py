@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from contextlora.backbones.faults import BackboneError, brings_code, errors_of, warn_of_code
 from contextlora.backbones.fingerprint import fingerprint, part_fingerprints
 from contextlora.backbones.published import MODELS_DIR, PUBLISHED
+from contextlora.backbones.vocabulary import reads_sentences
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
 from contextlora.tasks.prompts import Prompt
@@ -57,7 +58,7 @@ class Backbone:
         tokenizer: the processor's own where there is one.
         processor: of image-and-text models, else None.
         image_token: placeholder of an image in the text, None for text-only models.
-        is_multimodal: whether it takes images.
+        is_multimodal, reads_sentences: whether it takes images, and knows the words of prompts in sentences.
         name: the folder or hub name it was asked for by.
         fingerprint: tells backbones apart, see `fingerprint`.
         part_fingerprints: tell their parts apart, see `part_fingerprints`.
@@ -76,6 +77,7 @@ class Backbone:
     name: str
     fingerprint: str
     part_fingerprints: dict[str, str]
+    reads_sentences: bool = False
     chat_template: bool = False
     packs_options: bool = False
     continues: bool = True
@@ -144,6 +146,7 @@ def load_backbone(
         name=path_or_name,
         fingerprint=fingerprint(model),
         part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
+        reads_sentences=reads_sentences(tokenizer),
         chat_template=bool(template),
         packs_options=packs,
         continues=continues,

@@ -1,7 +1,7 @@
 """Which words of a task set a model's tokenizer does not know: it reads them all as one token, and tells none apart."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,6 +15,8 @@ from contextlora.tasks.taskset import TaskSet
 
 # One word in twenty, about one in a question: more, and what questions are about is likely among them.
 MOST_UNKNOWN = 0.05
+# What prompts in natural language consist of, besides a task set's own words.
+_SENTENCES = "The task is on. Which?\nOptions:\n- one\n- two\nAnswer:"
 _MOST_ITEMS = 512  # of a task: the share is known to about one per cent, in a fraction of a second
 
 
@@ -50,6 +52,25 @@ class Vocabulary:
         if self.num_alike:
             text += f"; {self.num_alike} of {self.num_items} items with options that look alike ({shown(self.alike)})"
         return text
+
+
+def reads_sentences(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts may be written in sentences: a tokenizer knows all of their words and punctuation."""
+    return knows_sentences(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.unk_token_id)
+
+
+def knows_sentences(ids_of: Callable[[str], Sequence[int]], unknown: int | None) -> bool:
+    """As `reads_sentences`, of any tokenizer.
+
+    Args:
+        ids_of: the tokenizer.
+        unknown: the id of what it does not know, if it has one.
+    """
+    try:
+        ids = ids_of(_SENTENCES)
+    except Exception:  # bare ones of tokenizers, which without an unknown token take no other words
+        return False
+    return len(ids) >= len(_SENTENCES.split()) and unknown not in ids  # some leave out what they do not know
 
 
 def vocabularies(taskset: TaskSet, tokenizer: PreTrainedTokenizerBase, name: str, image: str) -> list[Vocabulary]:

@@ -15,10 +15,10 @@ from contextlora.adapters.model import AdaptedModel
 from contextlora.backbones.scoring import OptionBatch, option_scores
 from contextlora.errors import NotFiniteError
 from contextlora.graph.plan import SliceUse
-from contextlora.tasks.datamodule import part_of
+from contextlora.tasks.datamodule import Answers, part_of
 from contextlora.tasks.order import by_length, some_of
 from contextlora.tasks.prompts import context_of
-from contextlora.tasks.task import Item
+from contextlora.tasks.task import Item, item_key
 from contextlora.tasks.taskset import TaskSet
 
 # (task, items, contexts or None) -> batch
@@ -34,13 +34,12 @@ class Prediction:
     """One task's answers on a list of items.
 
     Attributes:
-        scenes, words: each item's scene and the option chosen for it.
+        words: the option chosen for each item.
         scores: (N, K) log-likelihoods.
         answers: (N,) positions of the right options.
     """
 
     task: str
-    scenes: tuple[str, ...]
     words: tuple[str, ...]
     scores: torch.Tensor
     answers: torch.Tensor
@@ -113,7 +112,7 @@ class Evaluator:
             task: the task.
             split: "train", "validation" or "test".
             context: "none", "gold" (right prerequisite answers in the prompt) or "predicted" (each prerequisite is
-                answered first, on the item of the same scene, itself with predicted prerequisites).
+                answered first, on the item that this one builds on, itself with predicted prerequisites).
             use: slices in force for this task; None for the base model alone. Prerequisites in the chain always use
                 their own.
         """
@@ -126,8 +125,8 @@ class Evaluator:
         untrained: Collection[str] = (),
         part: tuple[int, int] = (0, 1),
         most: int | None = None,
-    ) -> dict[tuple[str, str], str]:
-        """Predicted answers of the prerequisites of every item of these tasks: (task, scene) -> word.
+    ) -> Answers:
+        """Predicted answers of the prerequisites of every item of these tasks.
 
         Args:
             tasks: whose items get the answers.
@@ -136,15 +135,17 @@ class Evaluator:
             part: (rank, number of ranks): only the rank's part of each task's items.
             most: of each task's items before they are parted, evenly taken; None for all.
         """
-        answers: dict[tuple[str, str], str] = {}
+        answers: Answers = {}
         for task in tasks:
             items = part_of(some_of(self.taskset.items(task, split), most), *part)
             for name in self.taskset.context_tasks(task, self.scope):
                 if name in untrained:
-                    words = {i.scene: i.prerequisites[name] for i in items if name in i.prerequisites}
+                    words = [item.prerequisites.get(name) for item in items]
                 else:
                     words = self.predicted_words(name, split, items)
-                answers |= {(name, scene): word for scene, word in words.items()}
+                for item, word in zip(items, words, strict=True):
+                    if word is not None:
+                        answers.setdefault(item_key(task, item), {})[name] = word
         return answers
 
     def chain_choices(
@@ -160,26 +161,25 @@ class Evaluator:
                 is remembered between calls, or a device could have an answer for which the others still compute.
 
         Returns:
-            (items, names) positions of the chosen options; -1 where a prerequisite has no item of the scene.
+            (items, names) positions of the chosen options; -1 where an item builds on none of a prerequisite.
         """
         answering = copy(self)
         answering._remembered, answering._score = {}, score or self._score_here
         items = [self.taskset.items(task, "train")[number] for number in numbers]
         choices = torch.full((len(items), len(names)), -1, dtype=torch.long)
         for column, name in enumerate(names):
-            words = answering.predicted_words(name, "train", items)
-            for row, item in enumerate(items):
-                if item.scene in words:
-                    options = self.taskset.item(name, "train", item.scene).options
-                    choices[row, column] = options.index(words[item.scene])
+            for row, word in enumerate(answering.predicted_words(name, "train", items)):
+                if word is not None:
+                    choices[row, column] = self.taskset.parent(name, "train", items[row]).options.index(word)
         return choices
 
-    def predicted_words(self, task: str, split: str, items: Sequence[Item]) -> dict[str, str]:
-        """A task's predicted answer for the scene of each item of another task: scene -> word, where it has an item."""
-        same_scene = [self.taskset.item(task, split, item.scene) for item in items]
-        asked = [item for item in same_scene if item is not None]
-        prediction = self._predict(task, split, asked, "predicted", PLANNED)
-        return dict(zip(prediction.scenes, prediction.words, strict=True))
+    def predicted_words(self, task: str, split: str, items: Sequence[Item]) -> list[str | None]:
+        """A task's predicted answers for the items of another one, None for those that build on no item of it."""
+        parents = [self.taskset.parent(task, split, item) for item in items]
+        asked = {parent.id: parent for parent in parents if parent is not None}  # several may build on one
+        prediction = self._predict(task, split, list(asked.values()), "predicted", PLANNED)
+        words = dict(zip(asked, prediction.words, strict=True))
+        return [words.get(parent.id) if parent is not None else None for parent in parents]
 
     def _predict(
         self, task: str, split: str, items: Sequence[Item], context: str, use: SliceUse | str | None
@@ -199,10 +199,9 @@ class Evaluator:
 
     def _contexts(self, task: str, split: str, items: Sequence[Item], context: str) -> list[dict[str, str]]:
         names = self.taskset.context_tasks(task, self.scope)
-        answers: dict[tuple[str, str], str] = {}
-        for name in names if context == "predicted" else ():
-            answers |= {(name, scene): word for scene, word in self.predicted_words(name, split, items).items()}
-        return [context_of(item, names, context, answers) for item in items]
+        columns = {name: self.predicted_words(name, split, items) for name in names if context == "predicted"}
+        answers = [{name: words[row] for name, words in columns.items() if words[row]} for row in range(len(items))]
+        return [context_of(item, names, context, given) for item, given in zip(items, answers, strict=True)]
 
     @torch.inference_mode()
     def answer(
@@ -224,7 +223,7 @@ class Evaluator:
             raise NotFiniteError(f"scores of task {task} are not")
         words = tuple(item.options[index] for item, index in zip(items, scores.argmax(dim=-1).tolist(), strict=True))
         answers = torch.tensor([item.answer for item in items], dtype=torch.long)
-        return Prediction(task, tuple(item.scene for item in items), words, scores, answers)
+        return Prediction(task, words, scores, answers)
 
     def _score_here(self, task: str, items: Sequence[Item], contexts: Sequence[Mapping[str, str]]) -> torch.Tensor:
         order = by_length(items, self.batch_size)

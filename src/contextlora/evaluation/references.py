@@ -45,15 +45,15 @@ def rule_accuracy(taskset: TaskSet, task: str, prerequisites: Sequence[str], ite
 
 
 def symbolic_accuracy(
-    taskset: TaskSet, task: str, items: Sequence[Item], root_words: Mapping[str, Mapping[str, str]]
+    taskset: TaskSet, task: str, items: Sequence[Item], root_words: Mapping[str, Sequence[str | None]]
 ) -> float:
     """Accuracy of the rules of all ancestors chained from the predicted root answers.
 
     Args:
-        taskset: gives graph, train split and the items of the same scene.
+        taskset: gives graph and train split.
         task: the task whose items are answered; a root's accuracy is that of its predicted words.
         items: items of one split.
-        root_words: root task -> scene -> predicted word.
+        root_words: root task -> the predicted word behind each item, None where it builds on no item of the root.
     """
     rules = {
         name: learn_rule(taskset.items(name, "train"), taskset.graph.prerequisites(name))
@@ -62,12 +62,12 @@ def symbolic_accuracy(
 
     # Or a task below many diamonds would ask for an ancestor's answer once for each path to it.
     @cache
-    def word(name: str, scene: str, options: tuple[str, ...] | None) -> str | None:
+    def word(name: str, row: int, options: tuple[str, ...] | None) -> str | None:
         if name in root_words:
-            return root_words[name].get(scene)
-        answers = tuple(word(above, scene, None) for above in taskset.graph.prerequisites(name))
-        # An ancestor may have no item of this scene, hence no options: it chooses among all words of its train split.
+            return root_words[name][row]
+        answers = tuple(word(above, row, None) for above in taskset.graph.prerequisites(name))
+        # An ancestor may have no item here, hence no options: it chooses among all words of its train split.
         return apply_rule(rules[name], answers, options or list(rules[name][()]))
 
-    right = [word(task, item.scene, item.options) == item.answer_word for item in items]
+    right = [word(task, row, item.options) == item.answer_word for row, item in enumerate(items)]
     return sum(right) / len(right) if right else 0.0

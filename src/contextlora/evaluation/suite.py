@@ -123,10 +123,11 @@ def _validation(evaluator: Evaluator, context: str) -> dict[str, float]:
 
 def _references(evaluator: Evaluator, deployed: dict[str, Prediction], split: str) -> dict[str, dict[str, Any]]:
     taskset = evaluator.taskset
-    roots = [task for task in taskset.graph.tasks if not taskset.graph.prerequisites(task)]
     found = {}
     for task in taskset.graph.tasks:
         items, prerequisites = evaluator.items(task, split), taskset.graph.prerequisites(task)
+        above = taskset.graph.prerequisites(task, "ancestors")
+        roots = [name for name in above if not taskset.graph.prerequisites(name)]
         words = {root: evaluator.predicted_words(root, split, items) for root in roots}
         found[task] = {
             "majority": rule_accuracy(taskset, task, (), items),

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from contextlora.tasks.faults import Faults, label, shown
 from contextlora.tasks.order import TrainingOrder, by_length, some_of
-from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, render, resolve_image_view
-from contextlora.tasks.task import Item, TaskSetError
+from contextlora.tasks.prompts import CONTEXT_MODES, Prompt, context_of, resolve_image_view
+from contextlora.tasks.task import Item, TaskSetError, item_key
 from contextlora.tasks.taskset import TaskSet
 
+Answers = dict[tuple[str, str, str], dict[str, str]]  # key of an item -> prerequisite -> word
 Batch = Any  # whatever the backbone makes: backbones.encoding.OptionBatch, which tasks/ must not import
 
 
@@ -25,6 +26,7 @@ class PromptReader(Protocol):
     """What reads prompts."""
 
     is_multimodal: bool
+    reads_sentences: bool
 
     def encode(self, prompts: Sequence[Prompt], rows: range | None = None) -> Batch:
         """The prompts of one task as a batch, or of this batch some rows."""
@@ -85,14 +87,14 @@ class TaskSetDataModule(lightning.LightningDataModule):
             raise TaskSetError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
         if context not in CONTEXT_MODES:
             raise TaskSetError(f"context must be one of {', '.join(CONTEXT_MODES)}, got {shown(context)}")
-        self.taskset, self.backbone = taskset, backbone
+        self.taskset, self.backbone = taskset.worded(backbone.reads_sentences), backbone
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.context, self.scope, self.answer_format = context, scope, answer_format
         self.length_normalised, self.validation_items = length_normalised, validation_items
         self.micro_batch_size = micro_batch_size
         self.image = resolve_image_view(image, backbone.is_multimodal)
         self._check_prompts()
-        self.answers: Mapping[tuple[str, str], str] = {}
+        self.answers: Answers = {}
         self.by_numbers = False
         self._orders: dict[str, TrainingOrder] = {}
         self.set_interval(0, (), 0, 0)
@@ -100,7 +102,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
     def _check_prompts(self) -> None:
         """Raises `TaskSetError` for all items whose prompt cannot be written, or would lack context without a word."""
         faults = Faults(self.taskset.name)
-        self._check_template(faults)
+        self._check_templates(faults)
         for (task, split), items in self.taskset.splits.items():
             needed = self.taskset.context_tasks(task, self.scope) if self.context != "none" else ()
             places = self.taskset.places.get((task, split)) or [f"{split}/{task}"] * len(items)
@@ -110,32 +112,36 @@ class TaskSetDataModule(lightning.LightningDataModule):
                 except TaskSetError as error:
                     faults.add(where, str(error))
                 for name in needed:
-                    asked = self.taskset.item(name, split, item.scene) is not None
+                    asked = self.taskset.parent(name, split, item) is not None
                     if name not in item.prerequisites or (self.context == "predicted" and not asked):
                         faults.add(
                             where,
                             f"item {label(item.id)}: context {self.context} needs an answer of task {name} for scene "
-                            f"{label(item.scene)}; add an item of {name} for it, or set taskset.context=none",
+                            f"{label(item.scene)}; add an item of {name} for it (where there are several, name it in "
+                            "parents), or set taskset.context=none",
                         )
         faults.raise_any()
 
-    def _check_template(self, faults: Faults) -> None:
+    def _check_templates(self, faults: Faults) -> None:
         """Notes parts that no prompt would show."""
-        template, graph = self.taskset.template, self.taskset.graph
-        if self.context != "none" and "{context}" not in template and any(map(graph.prerequisites, graph.tasks)):
-            mend = "put it in, or set taskset.context=none"
-            faults.add("", f"the prompt template has no {{context}}, which context {self.context} needs; {mend}")
-        if "{image}" not in template and any(
-            item.image or item.image_text for items in self.taskset.splits.values() for item in items
-        ):
-            faults.add("", "the prompt template has no {image}, but items have images; put it in, or leave them out")
+        taskset, tasks = self.taskset, {}
+        for task in taskset.graph.tasks:
+            tasks.setdefault(taskset.template_of(task), []).append(task)
+        for template, names in tasks.items():
+            which = "the prompt template" + (f" of task {label(names[0])}" if template != taskset.template else "")
+            if self.context != "none" and "{context}" not in template and any(map(taskset.graph.prerequisites, names)):
+                mend = "put it in, or set taskset.context=none"
+                faults.add("", f"{which} has no {{context}}, which context {self.context} needs; {mend}")
+            items = (item for (task, _), items in taskset.splits.items() if task in names for item in items)
+            if "{image}" not in template and any(item.image or item.image_text for item in items):
+                faults.add("", f"{which} has no {{image}}, but items have images; put it in, or leave them out")
 
     def set_interval(self, stage: int, tasks: Sequence[str], first_step: int, num_steps: int) -> None:
         """Says what the next iterations yield: steps first_step .. first_step + num_steps - 1 of a stage of tasks."""
         self.stage, self.tasks, self.first_step, self.num_steps = stage, tuple(tasks), first_step, num_steps
 
-    def set_answers(self, answers: Mapping[tuple[str, str], str]) -> None:
-        """Gives the answer words for each (task, scene) that prompts hold where there is context."""
+    def set_answers(self, answers: Answers) -> None:
+        """Gives the answers that prompts hold where there is context."""
         self.answers = answers
 
     @property
@@ -168,16 +174,8 @@ class TaskSetDataModule(lightning.LightningDataModule):
 
     def prompt(self, task: str, item: Item, context: Mapping[str, str] | None) -> Prompt:
         """The prompt of a task's item, with the answers in `context`; None for one without a part for them."""
-        return render(
-            item,
-            self.taskset.tasks[task],
-            context,
-            template=self.taskset.template,
-            image=self.image,
-            answer_format=self.answer_format,
-            length_normalised=self.length_normalised,
-            folder=self.taskset.folder,
-        )
+        settings = {"image": self.image, "answer_format": self.answer_format}
+        return self.taskset.prompt(task, item, context, length_normalised=self.length_normalised, **settings)
 
     def right_context(self, task: str, item: Item) -> dict[str, str]:
         """The right answers of an item's prerequisites, where prompts hold context."""
@@ -227,7 +225,8 @@ class TaskSetDataModule(lightning.LightningDataModule):
         prerequisites = self.taskset.context_tasks(task, self.scope)
         # Right answers too come from the module: prompts of one batch may hold both kinds.
         mode = "none" if self.context == "none" else "predicted"
-        contexts = [context_of(item, prerequisites, mode, self.answers) for item in items]
+        answers = [self.answers.get(item_key(task, item), {}) for item in items]
+        contexts = [context_of(item, prerequisites, mode, given) for item, given in zip(items, answers, strict=True)]
         return self.encode_items(task, items, contexts, rows)
 
 

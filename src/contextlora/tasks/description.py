@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from contextlora.graph.task_graph import GraphError, TaskGraph, declaration_faults
 from contextlora.tasks.faults import Faults, TaskSetError, label, shown
-from contextlora.tasks.prompts import DEFAULT_TEMPLATE, check_template
+from contextlora.tasks.prompts import wording_faults
 from contextlora.tasks.reading import read_lines, read_yaml
 from contextlora.tasks.rules import ItemRules, Placed
 from contextlora.tasks.task import SPLITS, Item, Task
 
+SET_KEYS = ("name", "tasks", "template", "as_context", "metadata")
 _MOST_NAME = 100
 
 
@@ -20,7 +21,8 @@ class Description(NamedTuple):
 
     name: str
     tasks: dict[str, Task]
-    template: str
+    template: str | None
+    as_context: str | None
 
 
 def read_description(path: Path, faults: Faults) -> Description:
@@ -36,11 +38,16 @@ def read_description(path: Path, faults: Faults) -> Description:
     except TaskSetError as error:
         faults.add(path.name, str(error))
         faults.raise_any()
-    unknown = [label(key) for key in found if key not in ("name", "template", "tasks")]
+    unknown = [label(key) for key in found if key not in SET_KEYS]
     if unknown:
-        faults.add(path.name, f"has unknown keys {', '.join(unknown[:5])}; known: name, template, tasks")
+        listed = ", ".join(unknown[:5])
+        faults.add(
+            path.name, f"has unknown keys {listed}; put what is your own into metadata. Known: {', '.join(SET_KEYS)}"
+        )
     tasks = {}
     for name, config in found["tasks"].items():
+        for fault in wording_faults(*_wording(config if isinstance(config, dict) else {})):
+            faults.add(f"{path.name}:{lines.get(name, 1)}", f"task {label(name)}: {fault}")
         try:
             tasks[name] = Task.from_config(name, config)
         except TaskSetError as error:
@@ -49,7 +56,14 @@ def read_description(path: Path, faults: Faults) -> Description:
             tasks[name] = _loose(name, config, found["tasks"])
     _note_graph_faults(path.name, tasks, lines, faults)
     name = taskset_name(found.get("name"), path.parent.name, path.name, faults)
-    return Description(name, tasks, _template(path, found, faults))
+    template, as_context = _wording(found)
+    for fault in wording_faults(template, as_context):
+        faults.add(path.name, fault)
+    return Description(name, tasks, template, as_context)
+
+
+def _wording(found: Mapping[str, Any]) -> tuple[Any, Any]:
+    return tuple(None if found.get(key) in (None, "None") else found[key] for key in ("template", "as_context"))
 
 
 def read_items(folder: Path, rules: ItemRules) -> dict[tuple[str, str], list[Placed]]:
@@ -117,15 +131,3 @@ def taskset_name(given: Any, default: str, where: str, faults: Faults) -> str:
         elif len(plain) > _MOST_NAME:
             faults.add(where, f"name must have at most {_MOST_NAME} characters, got {len(plain)}")
     return plain
-
-
-def _template(path: Path, found: Mapping[str, Any], faults: Faults) -> str:
-    template = DEFAULT_TEMPLATE if found.get("template") in (None, "None") else found["template"]
-    if not isinstance(template, str):
-        faults.add(path.name, f"template must be text, got {shown(template)}")
-        return DEFAULT_TEMPLATE
-    try:
-        check_template(template, where="template")
-    except TaskSetError as error:
-        faults.add(path.name, str(error))
-    return template

@@ -2,11 +2,14 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 from contextlora.files import replace_folder, slug
 
+SCHEMAS = Path(__file__).parent / "schema"  # of taskset.yaml and of an item's line
 _DESCRIPTION = """\
+# yaml-language-server: $schema=taskset.schema.json
 # A task set is a folder: this file, and <split>/<task>.jsonl with an item a line; splits: train, validation, test.
 #   make data-check TASKSET={folder}
 #   make train TASKSET={folder}
@@ -14,8 +17,13 @@ _DESCRIPTION = """\
 # In tables, folders of runs and tracked runs.
 name: {name}
 
-# What a model reads; {{image}}, {{question}} and {{context}} are left out where an item has none. The default:
-# template: "{{image}} {{question}} {{context}} options : {{options}} . answer :"
+# What a model reads; {{image}} and {{context}} are left out where an item has none. Without one it is, for most models:
+# template: "{{image}} {{context}} {{question}}\\nOptions:\\n{{option_lines}}\\nAnswer:"
+# And how the answers of prerequisites are told in {{context}}; both may also stand in a task:
+# as_context: "The {{task}} is {{answer}}."
+
+# Whatever is your own, of any form; nothing reads it. Tasks and items may have it too.
+# metadata: {{source: made up}}
 
 tasks:
   state:
@@ -44,7 +52,9 @@ tasks:
 #   image           a file in this folder
 #   image_text      what a model that cannot see reads instead
 #   prerequisites   right answers of the tasks that it needs, as words; else those of their items of the same scene
+#   parents         where the scene has several items of a task that it needs: which one, as {{"state": id}}
 #   fields          named inputs behind the question; for `make data-check`, never shown to a model
+#   metadata        whatever is your own; nothing reads it
 """
 _NUM_SCENES = {"train": 200, "validation": 50, "test": 50}
 
@@ -54,6 +64,8 @@ def write_example(folder: Path) -> None:
     with replace_folder(folder) as unfinished:
         text = _DESCRIPTION.format(name=json.dumps(slug(folder.name), ensure_ascii=False), folder=folder)
         (unfinished / "taskset.yaml").write_text(text, encoding="utf-8")
+        for path in SCHEMAS.iterdir():  # copies: a folder that is passed on keeps them
+            shutil.copyfile(path, unfinished / path.name)
         for split, count in _NUM_SCENES.items():
             (unfinished / split).mkdir()
             scenes = [_scene(f"{split}-{number}") for number in range(count)]

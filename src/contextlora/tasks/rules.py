@@ -1,11 +1,11 @@
 """Rules that join an item with its task, its files and other items."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from contextlora.errors import tail
+from contextlora.errors import listed, tail
 from contextlora.tasks.faults import Faults, label, shown
 from contextlora.tasks.images import ImageCheck
 from contextlora.tasks.task import SPLITS, Item, Task, item_faults
@@ -38,9 +38,13 @@ class ItemRules:
             if foreign:
                 listed = ", ".join(foreign[:3])
                 faults.add("", f"task {label(task.name)}: context must list tasks that it needs, got {listed}")
+        # Before each ancestor all those that need it.
+        self._downwards = {
+            name: sorted(above, key=lambda one: (-len(self.ancestors.get(one, ())), one))
+            for name, above in self.ancestors.items()
+        }
         self._images = ImageCheck(folder)
         self._ids: set[tuple[str, str, str]] = set()
-        self._task_scenes: dict[tuple[str, str], tuple[str, str]] = {}  # (task, scene) -> split and place
         self._scenes: dict[str, tuple[str, str]] = {}  # scene -> split, where it stands first
 
     def well_formed(self, found: Sequence[Placed]) -> list[Placed]:
@@ -60,18 +64,21 @@ class ItemRules:
     def complete(
         self, items: Mapping[tuple[str, str], Sequence[Placed]]
     ) -> tuple[dict[tuple[str, str], tuple[Item, ...]], dict[tuple[str, str], tuple[str, ...]]]:
-        """The items with all the right answers of their scene's ancestors, and their places.
+        """The items with all their parents and these' right answers, and their places.
 
-        Given answers that are not right go to the faults.
+        Given answers that are not right go to the faults, as do parents that are not there or not named.
         """
-        words, offered = {}, {}
+        offered: dict[str, set[str]] = {}
         for (task, _), rows in items.items():
-            words |= {(task, placed.item.scene): placed.item.answer_word for placed in rows}
             offered.setdefault(task, set()).update(word for placed in rows for word in placed.item.options)
-        splits = {
-            (task, split): tuple(self._with_gold(task, placed, words, offered) for placed in rows)
-            for (task, split), rows in items.items()
-        }
+        found: _Families = {}
+        splits = dict.fromkeys(items)
+        # Parents come first: whatever a task needs has fewer ancestors than the task itself.
+        for task, split in sorted(items, key=lambda key: len(self.ancestors[key[0]])):
+            rows = [self._with_parents(task, placed, found) for placed in items[task, split]]
+            splits[task, split] = tuple(self._with_gold(task, placed, found, offered) for placed in rows)
+            for item in splits[task, split]:
+                found.setdefault((task, item.scene), {})[item.id] = item
         return splits, {key: tuple(placed.where for placed in rows) for key, rows in items.items()}
 
     def _own(self, task: Task, item: Item) -> Iterator[str]:
@@ -79,10 +86,10 @@ class ItemRules:
         if len(item.options) > task.num_options:
             yield f"{name} has {len(item.options)} options, its task at most {task.num_options}; raise num_options"
         ancestors = self.ancestors[task.name]
-        unknown = [label(needed) for needed in item.prerequisites if needed not in ancestors]
+        unknown = [label(needed) for needed in {**item.prerequisites, **item.parents} if needed not in ancestors]
         if unknown and ancestors <= self.tasks.keys():  # else the graph is at fault, which is reported once
             few = f"give only {', '.join(sorted(ancestors)[:5])}" if ancestors else "leave them out"
-            yield f"{name} answers {', '.join(unknown[:3])}, no prerequisite of {label(task.name)}; {few}"
+            yield f"{name} names {', '.join(unknown[:3])}, no prerequisite of {label(task.name)}; {few}"
         # Found out now, not when training comes to the item.
         fault = self._images.fault(item.image) if item.image else ""
         if fault:
@@ -93,21 +100,39 @@ class ItemRules:
         if (task.name, split, item.id) in self._ids:
             yield f"id {label(item.id)} stands twice in {split}/{task.name}.jsonl; give each item an id of its own"
         self._ids.add((task.name, split, item.id))
-        before, place = self._task_scenes.setdefault((task.name, item.scene), (split, placed.where))
         first_split, first = self._scenes.setdefault(item.scene, (split, placed.where))
-        if place != placed.where:
-            yield (
-                f"scene {scene} already has an item of task {task.name} in {before} ({place}); "
-                "give each item a scene of its own, and no scene to two splits"
-            )
-        elif first_split != split:
+        if first_split != split:
             yield f"scene {scene} is in {first_split} too ({first}); no scene may be in two splits"
 
-    def _with_gold(
-        self, task: str, placed: Placed, words: Mapping[tuple[str, str], str], offered: Mapping[str, set[str]]
-    ) -> Item:
+    def _with_parents(self, task: str, placed: Placed, found: "_Families") -> Placed:
+        """The item with the id of an item of each ancestor: as given, its parents' own, or the scene's only one."""
+        item, ids = placed.item, dict(placed.item.parents)
+        for name, one in item.parents.items():
+            here = found.get((name, item.scene), {})
+            if one not in here and name in self.ancestors[task]:
+                fault = f"item {label(item.id)}: parents names item {label(one)} of {label(name)}, which its scene"
+                self.faults.add(placed.where, f"{fault} {label(item.scene)} lacks; name one that it has: {_few(here)}")
+        # Whom the parents build on, which may be items that are not the same.
+        above: dict[str, set[str]] = {}
+        for name in self._downwards[task]:
+            here = found.get((name, item.scene), {})
+            is_direct = name in self.tasks[task].prerequisites
+            if name not in ids:
+                may_be = above.get(name) or set(here)
+                if len(may_be) == 1:
+                    [ids[name]] = may_be
+                elif may_be and is_direct:
+                    fault = f"item {label(item.id)} must say which item of {label(name)} it builds on: {_few(may_be)}"
+                    self.faults.add(placed.where, f'{fault}; add "parents": {{"{label(name)}": "{min(may_be)}"}}')
+            if is_direct and ids.get(name) in here:
+                for upper, one in here[ids[name]].parents.items():
+                    above.setdefault(upper, set()).add(one)
+        return placed if ids == item.parents else Placed(placed.where, replace(item, parents=ids))
+
+    def _with_gold(self, task: str, placed: Placed, found: "_Families", offered: Mapping[str, set[str]]) -> Item:
         item = placed.item
-        right = {name: words[name, item.scene] for name in self.ancestors[task] if (name, item.scene) in words}
+        families = {name: found.get((name, item.scene), {}) for name in item.parents}
+        right = {name: families[name][one].answer_word for name, one in item.parents.items() if one in families[name]}
         for name, word in item.prerequisites.items():
             scene = f"item {label(item.id)}: {label(name)} of scene {label(item.scene)}"
             if word != right.get(name, word):
@@ -119,6 +144,13 @@ class ItemRules:
             if right.keys() <= item.prerequisites.keys()
             else replace(item, prerequisites={**right, **item.prerequisites})
         )
+
+
+_Families = dict[tuple[str, str], dict[str, Item]]  # (task, scene) -> id -> item
+
+
+def _few(ids: Collection[str]) -> str:
+    return listed(map(label, sorted(ids)))
 
 
 def note_stray_files(folder: Path, tasks: Mapping[str, Task], faults: Faults) -> None:

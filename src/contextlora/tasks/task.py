@@ -24,7 +24,9 @@ class Item:
         image: path of the image file, relative to the task set's folder.
         image_text: what the image shows, for models that cannot see.
         prerequisites: right answers (words) of the task's ancestors for this scene.
+        parents: ancestor -> id of its item that this one builds on, of the same scene; a loaded item names them all.
         fields: named inputs behind question and image, read by the data check only, never shown to a model.
+        metadata: whatever is the user's own; nothing reads it.
     """
 
     id: str
@@ -35,7 +37,9 @@ class Item:
     image: str | None = None
     image_text: str | None = None
     prerequisites: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    parents: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     fields: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    metadata: Any = None
 
     @property
     def answer_word(self) -> str:
@@ -44,7 +48,7 @@ class Item:
 
     def __post_init__(self) -> None:
         # As scripts pass them; what is none of these is for `item_faults` to name.
-        for key in ("prerequisites", "fields"):
+        for key in ("prerequisites", "parents", "fields"):
             if getattr(self, key) is None:
                 object.__setattr__(self, key, _EMPTY)
         if isinstance(self.options, list):
@@ -61,11 +65,18 @@ class Item:
         if faults:
             raise TaskSetError(faults[0], faults)
         given = {key: value for key, value in record.items() if value is not None}
-        for key in {"prerequisites", "fields"} & set(given):
+        for key in {"prerequisites", "parents", "fields"} & set(given):
             given[key] = {name: value for name, value in given[key].items() if value is not None}
+        if "parents" in given:
+            given["parents"] = {name: str(parent) for name, parent in given["parents"].items()}
         # Scenes join the items of tasks by equality: 7 in one file and "7" in another are one scene.
         named = {"id": str(record["id"]), "scene": str(record["scene"]), "options": tuple(record["options"])}
         return cls(**{**given, **named})
+
+
+def item_key(task: str, item: Item) -> tuple[str, str, str]:
+    """Names an item among those of all tasks and splits: ids are unique in a split, scenes tell splits apart."""
+    return task, item.scene, item.id
 
 
 _REQUIRED = ("id", "scene", "question", "options", "answer")
@@ -81,7 +92,8 @@ def item_faults(record: Any) -> Iterator[str]:
     # A misspelt key would leave its field empty without a word.
     unknown = [label(key) for key in record if key not in known]
     if missing or unknown:
-        problem = f"lacks {', '.join(missing)}; add it." if missing else f"has unknown keys {', '.join(unknown[:3])};"
+        own = f"has unknown keys {', '.join(unknown[:3])}; put what is your own into metadata."
+        problem = f"lacks {', '.join(missing)}; add it." if missing else own
         yield f"{name} {problem} Known: {', '.join(known)}"
     for key in ("id", "scene"):
         value = record.get(key, "?")
@@ -96,8 +108,14 @@ def item_faults(record: Any) -> Iterator[str]:
     for key in ("image", "image_text"):
         if not isinstance(record.get(key), str | None) or (key == "image" and record.get(key) == ""):
             yield f"{name}: {key} must be text or left out, got {shown(record[key])}"
+    yield from (f"{name}: {fault}" for fault in _mapping_faults(record))
+    yield from (f"{name}: {fault}" for fault in _option_faults(record.get("options"), record.get("answer"), missing))
+
+
+def _mapping_faults(record: Mapping[str, Any]) -> Iterator[str]:
     for key, kinds, what in (
         ("prerequisites", str | None, "tasks to their right answers, as words"),
+        ("parents", str | int | None, "tasks to the ids of their items"),
         ("fields", str | int | float | None, "names to text or numbers"),
     ):
         value = record.get(key, {})
@@ -105,12 +123,11 @@ def item_faults(record: Any) -> Iterator[str]:
             continue
         if not isinstance(value, Mapping):
             # A null of prerequisites may be an answer that an export lost, and context would be another without it.
-            yield f"{name}: {key} must map {what}, got {shown(value)}; leave the key out where there are none"
+            yield f"{key} must map {what}, got {shown(value)}; leave the key out where there are none"
             continue
         wrong = next((part for part in value.items() if not isinstance(part[1], kinds)), None)
         if wrong:
-            yield f"{name}: {key} must map {what}, got {shown(wrong[1])} for {label(wrong[0])}"
-    yield from (f"{name}: {fault}" for fault in _option_faults(record.get("options"), record.get("answer"), missing))
+            yield f"{key} must map {what}, got {shown(wrong[1])} for {label(wrong[0])}"
 
 
 def _option_faults(options: Any, answer: Any, missing: Sequence[str]) -> Iterator[str]:
@@ -137,6 +154,9 @@ class Task:
         description: what is asked, in one sentence.
         rule: right answer for each tuple of the prerequisites' answers, where the task is such a rule; else None.
         context: prerequisites whose answers its prompts may show; None shows all.
+        template: of its prompts, see `contextlora.tasks.prompts`; None for the task set's.
+        as_context: how its answer is worded in prompts of tasks that need it, likewise.
+        metadata: whatever is the user's own; nothing reads it.
     """
 
     name: str
@@ -145,6 +165,9 @@ class Task:
     description: str = ""
     rule: Mapping[tuple[str, ...], str] | None = None
     context: tuple[str, ...] | None = None
+    template: str | None = None
+    as_context: str | None = None
+    metadata: Any = None
 
     @classmethod
     def from_config(cls, name: str, config: Any) -> "Task":
@@ -158,10 +181,13 @@ class Task:
             raise TaskSetError(faults[0], faults)
         prerequisites, rows = _listed(config, "prerequisites"), _listed(config, "rule")
         rule = {tuple(row[:-1]): row[-1] for row in rows} if rows else None
-        context = config.get("context")
-        context = None if context in (None, "None") else tuple(context)
+        own = {
+            key: config[key] for key in ("template", "as_context", "metadata") if config.get(key) not in (None, "None")
+        }
+        if config.get("context") not in (None, "None"):
+            own["context"] = tuple(config["context"])
         description = str(config.get("description") or "")
-        return cls(name, tuple(prerequisites), config["num_options"], description, rule, context)
+        return cls(name, tuple(prerequisites), config["num_options"], description, rule, **own)
 
     def to_config(self) -> dict[str, Any]:
         """The inverse of `from_config`, without the name."""
@@ -172,11 +198,12 @@ class Task:
             config["context"] = list(self.context)
         if self.rule:
             config["rule"] = [[*answers, answer] for answers, answer in self.rule.items()]
-        return config
+        own = {key: getattr(self, key) for key in ("template", "as_context", "metadata")}
+        return config | {key: value for key, value in own.items() if value is not None}
 
 
 _MOST_OPTIONS = 10_000
-_TASK_KEYS = ("prerequisites", "num_options", "description", "context", "rule")
+TASK_KEYS = ("prerequisites", "num_options", "description", "context", "rule", "template", "as_context", "metadata")
 
 
 def _listed(config: Mapping[str, Any], key: str) -> Any:
@@ -186,8 +213,8 @@ def _listed(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _task_faults(config: Any) -> Iterator[str]:
-    if not isinstance(config, dict) or set(config) - set(_TASK_KEYS):
-        yield f"must be a mapping with the keys {', '.join(_TASK_KEYS)}, got {shown(config)}"
+    if not isinstance(config, dict) or set(config) - set(TASK_KEYS):
+        yield f"must be a mapping with the keys {', '.join(TASK_KEYS)} (for what is your own), got {shown(config)}"
     if not isinstance(config, dict):
         return
     num_options = config.get("num_options")

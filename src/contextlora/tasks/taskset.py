@@ -1,7 +1,6 @@
 """A task set is a folder; what users bring and what we generate have the same form.
 
-taskset.yaml            name, template (optional), tasks: {name: {prerequisites, num_options, description, rule,
-                        context}}
+taskset.yaml            name, tasks: {name: {prerequisites, num_options, description, rule, context, ...}}, template ...
 <split>/<task>.jsonl    one item a line, for the splits train, validation and test
 images/...              image files that the items name
 """
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,7 +19,14 @@ from contextlora.files import write_atomically
 from contextlora.graph.task_graph import TaskGraph
 from contextlora.tasks.description import read_description, read_items
 from contextlora.tasks.faults import Faults, shown
-from contextlora.tasks.prompts import DEFAULT_TEMPLATE, check_template
+from contextlora.tasks.prompts import (
+    DEFAULT_TEMPLATE,
+    NATURAL_CONTEXT,
+    NATURAL_TEMPLATE,
+    Prompt,
+    render,
+    wording_faults,
+)
 from contextlora.tasks.rules import ItemRules, Placed, note_stray_files
 from contextlora.tasks.task import SPLITS, Item, Task
 
@@ -35,7 +42,7 @@ class TaskSet:
         folder: where the images are found.
         tasks: by name, in the order of `taskset.yaml`.
         graph: which task needs which.
-        template: prompt template, see `contextlora.tasks.prompts`.
+        template, as_context: of the prompts, see `contextlora.tasks.prompts`; None leaves them to the model.
         splits: the items of each (task, split).
         places: where each of them stands, such as `train/route.jsonl:3`; for messages.
     """
@@ -44,9 +51,10 @@ class TaskSet:
     folder: Path
     tasks: Mapping[str, Task]
     graph: TaskGraph
-    template: str
+    template: str | None
     splits: Mapping[tuple[str, str], tuple[Item, ...]]
     places: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict, repr=False)
+    as_context: str | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> "TaskSet":
@@ -63,7 +71,8 @@ class TaskSet:
         note_stray_files(folder, description.tasks, faults)
         faults.raise_any()
         graph = TaskGraph({task.name: task.prerequisites for task in description.tasks.values()})
-        return cls(description.name, folder, description.tasks, graph, description.template, splits, places)
+        words = description.template, splits, places, description.as_context
+        return cls(description.name, folder, description.tasks, graph, *words)
 
     @classmethod
     def from_items(
@@ -73,7 +82,8 @@ class TaskSet:
         *,
         name: str = "taskset",
         folder: str | Path = ".",
-        template: str = DEFAULT_TEMPLATE,
+        template: str | None = None,
+        as_context: str | None = None,
     ) -> "TaskSet":
         """A task set made in memory, checked like one that is read.
 
@@ -82,7 +92,7 @@ class TaskSet:
             items: (task, split) -> items, for the splits train, validation and test.
             name: of the set.
             folder: what the items' image paths are relative to.
-            template: of the prompts, see `contextlora.tasks.prompts`.
+            template, as_context: of the prompts, see `contextlora.tasks.prompts`.
 
         Raises:
             TaskSetError: an item breaks a rule, or a task has no items in a split.
@@ -90,8 +100,13 @@ class TaskSet:
         """
         tasks, folder = tuple(tasks), Path(folder)
         graph = TaskGraph((task.name, task.prerequisites) for task in tasks)
-        check_template(template, where=name)
         known, faults = {task.name: task for task in tasks}, Faults(name)
+        for where, one, other in (
+            ("", template, as_context),
+            *((f"task {t.name}: ", t.template, t.as_context) for t in tasks),
+        ):
+            for fault in wording_faults(one, other):
+                faults.add("", f"{where}{fault}")
         rules = ItemRules(folder, known, faults)
         placed = {}
         for task, split in itertools.product(graph.tasks, SPLITS):
@@ -105,7 +120,7 @@ class TaskSet:
             faults.add("", f"items must be of a known task and split, got {shown(key)}")
         splits, places = rules.complete(placed)
         faults.raise_any()
-        return cls(name, folder, known, graph, template, splits, places)
+        return cls(name, folder, known, graph, template, splits, places, as_context)
 
     @cached_property
     def has_images(self) -> bool:
@@ -119,6 +134,21 @@ class TaskSet:
             self, splits={key: items[:most] if key[1] == "train" else items for key, items in self.splits.items()}
         )
 
+    def worded(self, in_sentences: bool) -> "TaskSet":
+        """With words for a model where the set brings none: sentences, or those of the bundled model."""
+        template, as_context = (NATURAL_TEMPLATE, NATURAL_CONTEXT) if in_sentences else (DEFAULT_TEMPLATE, None)
+        return replace(self, template=self.template or template, as_context=self.as_context or as_context)
+
+    def template_of(self, task: str) -> str:
+        """The template of the task's prompts."""
+        return self.tasks[task].template or self.template or DEFAULT_TEMPLATE
+
+    def prompt(self, task: str, item: Item, context: Mapping[str, str] | None, **settings: Any) -> Prompt:
+        """The prompt of a task's item, with the answers in `context`; settings are further arguments of `render`."""
+        words = {name: self.tasks[name].as_context or self.as_context for name in context or ()}
+        form = {"template": self.template_of(task), "as_context": words, "folder": self.folder}
+        return render(item, self.tasks[task], context, **form, **settings)
+
     def context_tasks(self, task: str, scope: str) -> tuple[str, ...]:
         """The prerequisites whose answers may stand in the task's prompts."""
         shown = self.tasks[task].context
@@ -128,13 +158,13 @@ class TaskSet:
         """Items of one task and split, in file order."""
         return self.splits[task, split]
 
-    def item(self, task: str, split: str, scene: str) -> Item | None:
-        """The task's item about a scene, or None where it has none."""
-        return self._by_scene[task, split].get(scene)
+    def parent(self, task: str, split: str, item: Item) -> Item | None:
+        """The task's item that an item of another task builds on, or None where it has none."""
+        return self._by_id[task, split].get(item.parents.get(task))
 
     @cached_property
-    def _by_scene(self) -> dict[tuple[str, str], dict[str, Item]]:
-        return {key: {item.scene: item for item in items} for key, items in self.splits.items()}
+    def _by_id(self) -> dict[tuple[str, str], dict[str, Item]]:
+        return {key: {item.id: item for item in items} for key, items in self.splits.items()}
 
 
 def write_taskset(
@@ -153,4 +183,4 @@ def write_taskset(
 
 def _record(item: Item) -> dict[str, object]:
     record = {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(item).items()}
-    return {key: value for key, value in record.items() if value not in (None, {})}
+    return {key: value for key, value in record.items() if value is not None and value != {}}

@@ -16,7 +16,7 @@ from contextlora.files import write_atomically
 from contextlora.limits import shown
 from contextlora.trees import from_bytes, to_bytes
 
-FORMAT = 3
+FORMAT = 4
 KEY = "contextlora"  # our part of a Lightning checkpoint
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _SEAL = b"contextlora-sha256:"  # begins what stands behind a checkpoint's own bytes

@@ -80,7 +80,7 @@ def _longest_context(
 ) -> Mapping[str, str]:
     """The longest answers that a model can give to the prerequisites."""
     right = data.right_context(task, item)
-    found = {name: data.taskset.item(name, split, item.scene) for name in right}
+    found = {name: data.taskset.parent(name, split, item) for name in right}
     return {name: max(one.options, key=lengths.get) if (one := found[name]) else word for name, word in right.items()}
 
 

@@ -14,11 +14,9 @@ from contextlora.evaluation.evaluate import Evaluator
 from contextlora.graph.plan import SliceUse
 from contextlora.methods import Method, StageView
 from contextlora.methods.contextlora import ContextLora
-from contextlora.tasks.datamodule import TaskSetDataModule
+from contextlora.tasks.datamodule import Answers, TaskSetDataModule
 from contextlora.training.gradients import slice_gradients
 from contextlora.training.stages import Progress, StageLength
-
-Answers = dict[tuple[str, str], str]  # (task, scene) -> word
 
 
 class StagedModule(lightning.LightningModule):
@@ -173,7 +171,9 @@ class StagedModule(lightning.LightningModule):
     @property
     def _stage_feeds_itself(self) -> bool:
         """Whether a task of the stage trains together with one of its prerequisites, as in one joint stage."""
-        return self.data.context == "predicted" and any(name in self.stage_tasks for name, _ in self.answers)
+        return self.data.context == "predicted" and any(
+            name in self.stage_tasks for words in self.answers.values() for name in words
+        )
 
     def _announce_interval(self) -> None:
         """Tells the data what the next interval trains."""

@@ -92,6 +92,15 @@ def test_all_processes_end_as_one_that_trains_alone(
             assert_alike(found, reference(config))
 
 
+def test_several_items_of_a_scene_get_their_own_answers(
+    make_config, paired_folder, reference, train_together, assert_alike, tmp_path
+):
+    """By ids: the weights are those of the set whose items have scenes of their own."""
+    [by_process] = train_together(2, [(make_config(f"taskset={paired_folder}"), tmp_path / "paired", ONE)])
+    for found in by_process:
+        assert_alike(found, reference(make_config()))
+
+
 def test_a_stage_that_feeds_itself_answers_anew_after_every_interval(
     make_config, reference, train_together, assert_alike, tmp_path
 ):

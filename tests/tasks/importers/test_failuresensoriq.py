@@ -83,5 +83,5 @@ def test_failuresensoriq_is_split_by_cell(tmp_path):
     for split in SPLITS:
         for child, parent in pairs:  # every cell of the child is one of its parent, whose answer its question names
             for item in taskset.items(child, split):
-                assert taskset.item(parent, split, item.scene).answer_word == item.prerequisites[parent]
+                assert taskset.parent(parent, split, item).answer_word == item.prerequisites[parent]
                 assert item.prerequisites[parent] in item.question and item.answer_word in item.scene

@@ -211,7 +211,7 @@ def test_images_are_copied_once_and_checked(made, tmp_path):
         (("options: [a, b, c]", "answer_as: letter"), "answer_as must be text where no options are given"),
         (("prerequisites: [cause]", "prerequisites: [caus]"), "caus"),
         (("prerequisites: [cause]", "prerequisites: [action]"), "action"),
-        (('"{site}-{machine}"', "site"), "already has an item of task cause"),
+        (('"{site}-{machine}"', "site"), "must say which item of cause it builds on"),
         (("seed: 1", "seed: 1, by: given, column: site"), "names must say what 's0' in column site means"),
         (("name: machines", "name: a/b"), "name must be one printable line"),
     ],

@@ -21,6 +21,7 @@ from contextlora.gear.execution.strategy import GearStage
 from contextlora.gear.planning.roles import StageRoles
 from contextlora.methods import Method
 from contextlora.tasks.datamodule import ItemNumbers
+from contextlora.tasks.task import Item, item_key
 from contextlora.training.checkpoint import KEY
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.staged import Answers
@@ -132,7 +133,7 @@ class GearedContextLoraModule(ContextLoraModule):
         self.snapshot = self.adapted.state.read(self.adapted.state.changed | self.stage_owners)
         self._list_chains(untrained)
         right = self.evaluator.chain_answers(self.stage_tasks, "train", set(self.uses))  # right ones: no pass is run
-        return {key: word for key, word in right.items() if key[0] in untrained}
+        return {key: {name: words[name] for name in words if name in untrained} for key, words in right.items()}
 
     def _take_snapshot(self) -> None:
         super()._take_snapshot()
@@ -152,26 +153,27 @@ class GearedContextLoraModule(ContextLoraModule):
     def _items(self, task: str) -> Sequence[Any]:
         return self.data.taskset.items(task, "train")
 
-    def _option_of(self, name: str, scene: str) -> tuple[str, ...]:
-        """The options that a prerequisite has for a scene; none where it has no item of it."""
-        item = self.data.taskset.item(name, "train", scene)
-        return item.options if item is not None else ()
+    def _options_of(self, name: str, item: Item) -> tuple[str, ...]:
+        """The options of a prerequisite's item that this one builds on; none where there is no such item."""
+        parent = self.data.taskset.parent(name, "train", item)
+        return parent.options if parent is not None else ()
 
     def _enter_answers(self, task: str, numbers: Sequence[int], choices: Tensor) -> None:
         items = self._items(task)
         for number, row in zip(numbers, choices.tolist(), strict=True):
-            scene = items[number].scene
+            item = items[number]
+            words = self.answers.setdefault(item_key(task, item), {})
             for name, choice in zip(self.chains.get(task, ()), row, strict=True):
-                if choice >= 0:  # -1: the prerequisite has no item of this scene
-                    self.answers[name, scene] = self._option_of(name, scene)[choice]
+                if choice >= 0:  # -1: the item builds on none of the prerequisite
+                    words[name] = self._options_of(name, item)[choice]
 
     def _known(self) -> dict[tuple[str, int], Tensor]:
         """The answers so far, as the executor holds them: items with all their prerequisites' answers."""
         known = {}
         for task, names in self.chains.items():
             for number, item in enumerate(self._items(task) if names else ()):
-                options = [self._option_of(name, item.scene) for name in names]
-                words = [self.answers.get((name, item.scene)) for name in names]
+                options = [self._options_of(name, item) for name in names]
+                words = [self.answers.get(item_key(task, item), {}).get(name) for name in names]
                 if all(word is not None for word, some in zip(words, options, strict=True) if some):
                     row = [some.index(word) if some else -1 for word, some in zip(words, options, strict=True)]
                     known[task, number] = torch.tensor(row)
