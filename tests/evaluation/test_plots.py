@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.text import Text
 from PIL import Image
@@ -124,3 +125,24 @@ def test_long_names_leave_room_for_the_picture(recwarn):
 def test_letters_that_no_font_has_are_drawn_without_a_word(recwarn):
     png(matrix_figure({"\U00012000": [0.5]}, [("\U00012000",)]))
     assert not recwarn.list
+
+
+def test_pictures_of_many_tasks_are_drawn_at_once():
+    """As pixels: names and arrows of hundreds of tasks would overlap, and take minutes."""
+    names = [f"t{number}" for number in range(300)]
+    graph = TaskGraph({name: names[number - 1 : number] if number else [] for number, name in enumerate(names)})
+    plan = ContextLora(ContextLoraSettings(rank=2, delta=0.5)).plan(graph)
+    (axes,) = plan_figure(graph, plan).axes
+    pixels = axes.images[0].get_array()
+    assert pixels.shape == (300, 300, 3)
+    assert to_hex(pixels[5, 5]) == STATUS_COLOURS["train"]
+    assert to_hex(pixels[5, 9]) == STATUS_COLOURS["mask"]
+    half = [(a + b) / 2 for a, b in zip(*(to_rgb(STATUS_COLOURS[one]) for one in ("train", "freeze")), strict=True)]
+    assert np.allclose(pixels[5, 4], half)
+    matrix = {name: [None] * number + [0.5] * (300 - number) for number, name in enumerate(names)}
+    values = matrix_figure(matrix, plan.stages).axes[0].images[0].get_array()
+    assert values.shape == (300, 300) and values[0, 299] == 50.0 and np.isnan(values[299, 0])
+    history = [{"step": n, "stage": n, f"accuracy/{name}": 0.5} for n, name in enumerate(names)]
+    figure = learning_figure(history)
+    assert len(figure.axes[0].lines) == 300 + 299 and figure.axes[0].get_legend() is None
+    assert png(figure)[:4] == b"\x89PNG"

@@ -11,7 +11,9 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed, and none is looked for
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
@@ -23,10 +25,16 @@ STATUS_COLOURS = {"train": "#2a9d5c", "freeze": "#5b8fd6", "mask": "#e3e5e8"}
 INK, GREY, PALE = "#22272e", "#6b7280", "#f6f7f9"
 DPI = 160
 LONGEST_NAME, INCHES_A_LETTER = 23, 0.09
+MOST_NAMED = 40  # tasks whose names, arrows and figures a picture has room for; those of 1,000 would take hours to draw
 
 
 def plan_figure(graph: TaskGraph, plan: TrainingPlan) -> Figure:
-    """Left the task graph by generation, right the ranks of every slice, stage by stage, coloured by status."""
+    """Left the task graph by generation, right the ranks of every slice, stage by stage, coloured by status.
+
+    Of many tasks only the ranks, a pixel for every slice and stage in the mixture of its statuses' colours.
+    """
+    if len(graph.tasks) > MOST_NAMED:
+        return _many_stages_figure(plan)
     widest = max(len(generation) for generation in graph.generations)
     height = max(3.0, 1.3 + 0.8 * max(widest, len(plan.stages)))
     num_columns = len(graph.generations)
@@ -35,6 +43,24 @@ def plan_figure(graph: TaskGraph, plan: TrainingPlan) -> Figure:
     )
     _draw_graph(left, graph)
     _draw_stages(right, plan)
+    return figure
+
+
+def _many_stages_figure(plan: TrainingPlan) -> Figure:
+    colours = np.array([to_rgb(colour) for colour in STATUS_COLOURS.values()])  # (3, 3)
+    names, rows = list(plan.partition.ranks), []
+    for tasks in plan.stages:
+        statuses = plan.statuses(tasks)
+        counts = np.array([[statuses[name][status] for status in STATUS_COLOURS] for name in names])
+        rows.append(counts / counts.sum(axis=1, keepdims=True) @ colours)
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    extent = (0.5, len(names) + 0.5, len(rows) + 0.5, 0.5)
+    axes.imshow(np.stack(rows), aspect="auto", interpolation="nearest", extent=extent)
+    axes.set(xlabel="slice of the LoRA", ylabel="stage")
+    handles = [Rectangle((0, 0), 1, 1, facecolor=colour) for colour in STATUS_COLOURS.values()]
+    axes.legend(handles, STATUS_COLOURS, ncols=3, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    title = f"the {plan.partition.total_rank} ranks of the LoRA, stage by stage"
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
     return figure
 
 
@@ -123,6 +149,8 @@ def _name(text: str) -> str:
 def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence[Sequence[str]]) -> Figure:
     """Accuracy of each task (rows) after each stage (columns), in percent; empty before the task is trained."""
     names = list(map(_name, matrix))
+    if len(names) > MOST_NAMED:
+        return _many_accuracies_figure(matrix)
     width = 1.6 + 1.35 * len(stages) + INCHES_A_LETTER * max(0, max(map(len, names)) - 10)
     figure, axes = plt.subplots(figsize=(width, 1.1 + 0.5 * len(matrix)), layout="constrained")
     values = [[float("nan") if value is None else 100 * value for value in row] for row in matrix.values()]
@@ -141,6 +169,17 @@ def matrix_figure(matrix: Mapping[str, Sequence[float | None]], stages: Sequence
     axes.tick_params(which="both", length=0)
     for side in axes.spines.values():
         side.set_visible(False)
+    axes.set_title("accuracy in % after each stage", fontsize=11, color=INK, loc="left")
+    return figure
+
+
+def _many_accuracies_figure(matrix: Mapping[str, Sequence[float | None]]) -> Figure:
+    values = np.array([[np.nan if value is None else 100 * value for value in row] for row in matrix.values()])
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    extent = (0.5, values.shape[1] + 0.5, len(values) + 0.5, 0.5)
+    image = axes.imshow(values, cmap="Greens", vmin=0, vmax=100, aspect="auto", interpolation="nearest", extent=extent)
+    figure.colorbar(image)
+    axes.set(xlabel="stage", ylabel="task")
     axes.set_title("accuracy in % after each stage", fontsize=11, color=INK, loc="left")
     return figure
 
@@ -216,12 +255,12 @@ def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
                 steps, values = curves.setdefault(key.removeprefix("accuracy/"), ([], []))
                 steps.append(row["step"])
                 values.append(100 * row[key])
-    names = [_name(task) for task in curves]
+    names = [_name(task) if len(curves) <= MOST_NAMED else "" for task in curves]
     num_columns = max(1, min(4, len(names), 60 // (5 + max(map(len, names), default=0))))
-    height = 3.2 + 0.2 * -(-len(names) // num_columns)  # of which the legend takes a line for every row
+    height = 3.2 + 0.2 * -(-len([*filter(None, names)]) // num_columns)  # the legend takes a line for every row
     figure, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
     for name, (steps, values) in zip(names, curves.values(), strict=True):
-        axes.plot(steps, values, marker="o", markersize=4, label=name)
+        axes.plot(steps, values, marker="o", markersize=4, label=name or "_")  # "_": not in the legend
     for row, following in pairwise(history):
         if row["stage"] != following["stage"]:
             axes.axvline(row["step"], color=GREY, linestyle=":", linewidth=1)
@@ -229,7 +268,8 @@ def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=num_columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if any(names):
+        axes.legend(frameon=False, ncols=num_columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
