@@ -63,8 +63,8 @@ def test_help_into_a_closed_pipe_is_quiet(arguments):
 def stub(words):
     return (
         "from types import ModuleType; from contextlora.commands import CONSOLE; found = ModuleType('found'); "
-        f"found.data = lambda config: CONSOLE.print({words!r}); sys.modules['contextlora.commands.data'] = found; "
-        "sys.exit(main(['data']))"
+        f"found.data = lambda config, stats: CONSOLE.print({words!r}); "
+        "sys.modules['contextlora.commands.data'] = found; sys.exit(main(['data']))"
     )
 
 

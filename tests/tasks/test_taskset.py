@@ -37,6 +37,25 @@ def test_a_learning_curve_takes_the_first_train_items_of_every_task(folder):
     assert whole.with_train_items(None).splits == whole.splits
 
 
+def test_a_learning_curve_keeps_items_with_those_that_they_build_on():
+    """Tasks need not ask of the same scenes in the same order."""
+
+    def item(name, prerequisites=None):
+        return Item(name, name, "sees what ?", ("red", "blue"), 0, prerequisites=prerequisites)
+
+    scenes = {"a": "pqrs", "b": "zsrqp"}
+    tasks = [Task("a", (), 2), Task("b", ("a",), 2)]
+    items = {
+        (task, split): [item(f"{split}{one}", {"a": "red"} if task == "b" and one != "z" else None) for one in names]
+        for task, names in scenes.items()
+        for split in SPLITS
+    }
+    part = TaskSet.from_items(tasks, items).with_train_items(2)
+    assert [one.scene for one in part.items("a", "train")] == ["trainp", "trainq"]
+    assert [one.scene for one in part.items("b", "train")] == ["trainz", "trainq"]
+    assert part.places["b", "train"] == ("train/b[0]", "train/b[3]")
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [

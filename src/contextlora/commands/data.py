@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from rich.table import Table
 
 from contextlora.backbones.load import load_tokenizer
-from contextlora.backbones.vocabulary import vocabularies
+from contextlora.backbones.vocabulary import reads_sentences, vocabularies
 from contextlora.commands import CONSOLE
 from contextlora.config import RunConfig
 from contextlora.errors import tail
@@ -61,10 +61,10 @@ def _tokens_table(config: RunConfig, taskset: TaskSet) -> Table:
     model = config.model
     tokenizer, takes_images = load_tokenizer(model.name, model.trust_remote_code)
     # Its checks of context are those of a training, which this comes before.
-    reader = SimpleNamespace(is_multimodal=takes_images)
+    reader = SimpleNamespace(is_multimodal=takes_images, reads_sentences=reads_sentences(tokenizer))
     chosen = config.taskset
     writer = TaskSetDataModule(taskset, reader, context="none", image=chosen.image, answer_format=chosen.answer_format)
-    unknown = {one.task: one for one in vocabularies(taskset, tokenizer, model.name, writer.image)}
+    unknown = {one.task: one for one in vocabularies(writer.taskset, tokenizer, model.name, writer.image)}
     rows = []
     for task in taskset.graph.tasks:
         prompts = _prompts(config, writer, task)

@@ -106,7 +106,7 @@ class TaskSetDataModule(lightning.LightningDataModule):
         for (task, split), items in self.taskset.splits.items():
             needed = self.taskset.context_tasks(task, self.scope) if self.context != "none" else ()
             places = self.taskset.places.get((task, split)) or [f"{split}/{task}"] * len(items)
-            for where, item in zip(places, items, strict=False):  # a learning curve takes the first items only
+            for where, item in zip(places, items, strict=True):
                 try:
                     self.prompt(task, item, None)
                 except TaskSetError as error:

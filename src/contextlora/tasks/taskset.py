@@ -128,11 +128,24 @@ class TaskSet:
         return any(item.image for items in self.splits.values() for item in items)
 
     def with_train_items(self, most: int | None) -> "TaskSet":
-        """With the first `most` train items of every task; None takes all."""
-        # The first of every task: in generated sets those of the same scenes, so that chains stay whole.
-        return replace(
-            self, splits={key: items[:most] if key[1] == "train" else items for key, items in self.splits.items()}
-        )
+        """With the first `most` train items of every task that build on items which are kept too; None takes all."""
+        if most is None:
+            return self
+        splits, places, kept = dict(self.splits), dict(self.places), {}
+        for task in self.graph.tasks:  # in topological order: those that they build on first
+            items = self.items(task, "train")
+            whole = [
+                number
+                for number, item in enumerate(items)
+                if all(parent in kept[name] for name, parent in item.parents.items())
+            ]
+            # Where none is whole, what a prompt lacks is said when prompts are checked.
+            chosen = (whole or range(len(items)))[:most]
+            splits[task, "train"] = tuple(items[number] for number in chosen)
+            if where := self.places.get((task, "train")):
+                places[task, "train"] = tuple(where[number] for number in chosen)
+            kept[task] = {item.id for item in splits[task, "train"]}
+        return replace(self, splits=splits, places=places)
 
     def worded(self, in_sentences: bool) -> "TaskSet":
         """With words for a model where the set brings none: sentences, or those of the bundled model."""
