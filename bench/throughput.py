@@ -33,7 +33,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextlora.adapters.targets import resolve_targets
 from contextlora.assembly.build import build_data, build_module
-from contextlora.assembly.provenance import peak_memory_bytes
 from contextlora.backbones.encoding import OptionBatch
 from contextlora.backbones.scoring import option_scores
 from contextlora.commands.bench import read_arguments
@@ -42,7 +41,7 @@ from contextlora.evaluation.report import markdown_table
 from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.taskset import TaskSet
 from contextlora.training.fit import silence
-from contextlora.training.memory import estimate_memory
+from contextlora.training.memory import estimate_memory, peak_memory_bytes
 from contextlora.training.optimizer import OptimizerSettings, build_optimizer
 
 ARMS = ("stock", "tricks", "ours")

@@ -1,5 +1,7 @@
 """The README.md of an exported adapter: what someone needs to know who has nothing but its folder."""
 
+from collections.abc import Mapping
+
 from contextlora.training.module import ContextLoraModule
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # which its `max_lora_rank` may be
@@ -51,12 +53,13 @@ _MERGED = {
 _FIGURES = """
 ## Accuracy
 
-{accuracy:.1%} on the run's evaluation split, end to end.
+{end_to_end:.1%} of {n} items of the run's evaluation split, end to end; the base without the adapter {zero_shot:.1%},
+chance {chance:.1%}.
 """
 
 
 def adapter_card(
-    module: ContextLoraModule, task: str, base: str, accuracy: float | None = None, merged: bool = False
+    module: ContextLoraModule, task: str, base: str, figures: Mapping[str, float] | None = None, merged: bool = False
 ) -> str:
     """Markdown with the metadata that the hub reads.
 
@@ -64,7 +67,7 @@ def adapter_card(
         module: the trained model.
         task: whose adapter it is.
         base: hub id or folder of its base.
-        accuracy: of the task, end to end; None where the run was not evaluated.
+        figures: the task's row of results.json; None where the run was not evaluated.
         merged: whether the card is of a checkpoint that the adapter was merged into.
     """
     data, use = module.data, module.uses[task]
@@ -79,7 +82,7 @@ def adapter_card(
         base=base,
         task=task,
         taskset=data.taskset.name,
-        method=type(module.method).__name__,
+        method=module.method.settings.name or type(module.method).__name__,
         rank=rank,
         alpha=config.scale * rank,
         vllm=next((size for size in _VLLM_RANKS if size >= rank), rank),
@@ -94,5 +97,5 @@ def adapter_card(
         answer=prompt.continuations[prompt.answer],
         normalised=", divided by its characters" if data.length_normalised else "",
         ending=repr(data.backbone.tokenizer.eos_token or " ."),
-        figures="" if accuracy is None else _FIGURES.format(accuracy=accuracy),
+        figures="" if figures is None else _FIGURES.format(**figures),
     )

@@ -11,6 +11,7 @@ from contextlora.gear.planning.devices import Device, Fleet, Link
 from contextlora.gear.planning.plan import Plan, plan_training
 from contextlora.gear.planning.roles import StageRoles, stage_roles
 from contextlora.tasks.taskset import TaskSet
+from contextlora.training import fit
 
 # Processes of one machine: the plan depends on no more than that they are equal, that links are fast, and that a call
 # of a small model takes some milliseconds however few items it computes.
@@ -29,6 +30,11 @@ def num_processes(config: RunConfig) -> int:
         raise ConfigError(
             f"training.micro_batch_size is not for contextgear, which cuts batches as its plan says: got "
             f"{config.training.micro_batch_size} with {size} devices. Set it to null."
+        )
+    most = 4 * (os.cpu_count() or 1)
+    if not launched and size > most and fit.compute_device(config.training.accelerator).type == "cpu":
+        raise ConfigError(
+            f"training.devices must be at most {most}, four times the processors of this machine, got {size}; lower it"
         )
     return size
 

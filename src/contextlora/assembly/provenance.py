@@ -2,8 +2,6 @@
 
 import hashlib
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -106,9 +104,3 @@ def describe(config: RunConfig, module: ContextLoraModule) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-
-
-def peak_memory_bytes() -> int:
-    """Most resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

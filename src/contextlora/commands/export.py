@@ -44,12 +44,8 @@ def export_tasks(module: ContextLoraModule, run: RunFolder, results: Mapping[str
     """
     base = source_of(module.data.backbone.name)
     for task, use in module.uses.items():
-        card = adapter_card(module, task, base, _accuracy(results, task))
+        card = adapter_card(module, task, base, results.get("tasks", {}).get(task))
         export_adapter(module.adapted, task, use, run.folder("adapters") / task, base, card)
-
-
-def _accuracy(results: Mapping[str, Any], task: str) -> float | None:
-    return results["tasks"][task]["end_to_end"] if task in results.get("tasks", {}) else None
 
 
 def _merge_tasks(config: RunConfig, module: ContextLoraModule, run: RunFolder, results: Mapping[str, Any]) -> None:
@@ -60,7 +56,7 @@ def _merge_tasks(config: RunConfig, module: ContextLoraModule, run: RunFolder, r
         base = load_backbone(name, dtype="float32", trust_remote_code=config.model.trust_remote_code)
         if number == 0:
             _check_space(run, len(module.uses), sum(p.numel() for p in base.model.parameters()) * dtype.itemsize)
-        card = adapter_card(module, task, source_of(name), _accuracy(results, task), merged=True)
+        card = adapter_card(module, task, source_of(name), results.get("tasks", {}).get(task), merged=True)
         adapter, folder = run.path / "adapters" / task, run.folder("merged") / task
         with quiet():
             write_merged(base.model, base.processor or base.tokenizer, adapter, folder, dtype, card)

@@ -18,7 +18,7 @@ from contextlora.adapters import AdaptedModel
 from contextlora.adapters.targets import experts_left_out
 from contextlora.assembly.build import build_data, build_module, compute_device, trainer_settings
 from contextlora.assembly.placement import num_processes, plan_processes
-from contextlora.assembly.provenance import describe, facts, peak_memory_bytes
+from contextlora.assembly.provenance import describe, facts
 from contextlora.backbones.vocabulary import Vocabulary, check_vocabulary, vocabularies
 from contextlora.commands import CONSOLE
 from contextlora.commands.evaluate import measure, print_results
@@ -44,7 +44,7 @@ from contextlora.tracking import Tracker, open_tracker
 from contextlora.training.callbacks import LAST
 from contextlora.training.fit import fit
 from contextlora.training.loggers import TrackerLogger
-from contextlora.training.memory import available_bytes, estimate_memory
+from contextlora.training.memory import available_bytes, estimate_memory, peak_memory_bytes
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.plugins import build_plugins, check_plugins
 from contextlora.training.prompt_check import check_forward, check_prompts
@@ -129,6 +129,8 @@ def _checked_data(config: RunConfig) -> TaskSetDataModule:
     check_plugins(config.training.loggers, Logger, "training.loggers", Path())
     trainer_settings(config).check()
     data = build_data(config)
+    if config.model.attn_implementation == "auto" and is_first_process():
+        CONSOLE.print(f"attention: {data.backbone.model.config._attn_implementation}")
     found = vocabularies(data.taskset, data.backbone.tokenizer, config.model.name, data.image)
     if is_first_process():
         print_unknown_words(found)

@@ -6,6 +6,7 @@ caches or attention. The items are the longest ones of the data.
 """
 
 import resource
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def estimate_memory(module: ContextLoraModule) -> MemoryEstimate:
         training = _growth(train, one, two)
         adapted.eval()
         evaluation = _growth(evaluate, one, two)
+        # What libraries take at their first backward; on a CPU the most that was resident, less what was counted.
+        loaded = max(loaded, (peak_memory_bytes() if device.type == "cpu" else 0) - training.of(2))
     finally:
         adapted.end_stage()
     # Float32 each: gradient, two moments, and the best values so far.
@@ -197,7 +200,13 @@ def _loaded_bytes(device: torch.device) -> int:
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:  # macOS has no such file
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def _mib(num_bytes: int) -> str:
