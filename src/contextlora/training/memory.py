@@ -24,7 +24,6 @@ from contextlora.backbones.scoring import option_scores
 from contextlora.tasks.order import lengths_of
 from contextlora.training.module import ContextLoraModule
 
-
 # Batches of other widths leave gaps that glibc cannot fill: 1.2 for SmolLM2-135M with 4 to 24 items of real text.
 _HELD_ON_CPU = 1.2
 
