@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from contextlora.adapters.targets import resolve_targets
-from contextlora.assembly.build import build_data, build_module
+from contextlora.assembly.build import build_data, build_module, optimizer_settings
 from contextlora.backbones.encoding import OptionBatch
 from contextlora.backbones.scoring import option_scores
 from contextlora.commands.bench import read_arguments
@@ -42,7 +42,7 @@ from contextlora.tasks.datamodule import TaskSetDataModule
 from contextlora.tasks.taskset import TaskSet
 from contextlora.training.fit import silence
 from contextlora.training.memory import estimate_memory, peak_memory_bytes
-from contextlora.training.optimizer import OptimizerSettings, build_optimizer
+from contextlora.training.optimizer import build_optimizer
 
 ARMS = ("stock", "tricks", "ours")
 WARM_STEPS = 2
@@ -86,11 +86,7 @@ class PeftModule(lightning.LightningModule):
             target_modules=resolve_targets(model, config.model.target_modules),
         )
         self.model = get_peft_model(model, lora)
-        training = config.training
-        self.settings = OptimizerSettings(
-            training.learning_rate * config.method.learning_rate_scale, training.weight_decay, training.warmup_share
-        )
-        self.steps = steps
+        self.settings, self.steps = optimizer_settings(config), steps
 
     def on_train_epoch_start(self) -> None:
         self.model.train()  # a backbone is loaded for inference

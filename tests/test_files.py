@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -95,6 +96,20 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
             (scratch / text).write_text(text)
     assert [path.name for path in (tmp_path / "above").iterdir()] == ["folder"]
     assert [path.name for path in (tmp_path / "above" / "folder").iterdir()] == ["new"]
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path):
+    """safetensors makes files that only their owner may read."""
+    before = os.umask(0o027)
+    try:
+        with replace_folder(tmp_path / "folder") as scratch:
+            for name, mode in (("weights", 0o600), ("script", 0o755)):
+                (scratch / name).write_text(name)
+                (scratch / name).chmod(mode)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "folder").iterdir()}
+    assert modes == {"weights": 0o640, "script": 0o755}
 
 
 @pytest.fixture

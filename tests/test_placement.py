@@ -1,6 +1,7 @@
 """Training on several processes of this machine through the workflow, and what is refused before it starts."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contextlora.assembly.placement import plan_processes
+from contextlora.assembly.placement import num_processes, plan_processes
 from contextlora.commands.train import train
 from contextlora.config import RunConfig, to_yaml
 from contextlora.errors import ConfigError
@@ -115,3 +116,10 @@ def test_a_catalogue_has_one_device_for_each_process(make_config, taskset_folder
     assert len(roles) == 3
     with pytest.raises(ConfigError, match=r"gear.devices must list one device for each process: laptops2 lists 2"):
         plan_processes(config, taskset, 3)
+
+
+def test_more_processes_than_a_machine_can_run_are_refused(make_config, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert num_processes(make_config("training.devices=8", "training.accelerator=cpu")) == 8
+    with pytest.raises(ConfigError, match=r"devices must be at most 8, four times the processors.*, got 9; lower it"):
+        num_processes(make_config("training.devices=9", "training.accelerator=cpu"))

@@ -92,10 +92,10 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 def put_in_place(scratch: Path, path: Path) -> None:
     """Makes a folder that is whole the one at `path`; a folder that lies there goes last, when nothing can fail."""
-    os.umask(mask := os.umask(0o077))  # there is no other way to ask for it
+    readers = scratch.stat().st_mode & 0o666  # as the umask has it
     for file in scratch.rglob("*"):
         if file.is_file():
-            file.chmod(0o666 & ~mask)  # safetensors writes files that nobody else may read
+            file.chmod(file.stat().st_mode | readers)  # safetensors writes files that nobody else may read
         _sync(file)
     old = beside(path, "old")
     # A folder that is not empty cannot be replaced by a rename: the old one steps aside.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,3 +237,8 @@ def test_a_model_that_cannot_read_is_named_before_there_is_a_run(make_config, tm
     with pytest.raises(BackboneError, match="its forward of a first prompt: index out of range"):
         train(make_config())
     assert not [*tmp_path.glob("runs/*/*")]
+
+
+def test_the_attention_that_was_measured_is_said(make_config, capsys):
+    train(make_config("model.attn_implementation=auto"), dry_run=True)
+    assert re.search(r"^attention: (eager|sdpa)$", capsys.readouterr().out, re.MULTILINE)

@@ -1,5 +1,7 @@
 """The memory estimate against what torch's own profiler counts, and the choice of micro-batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -63,6 +65,10 @@ def test_batches_are_halved_until_they_fit():
     assert memory.fitting_items(8, 219) == 4
     assert memory.fitting_items(9, 160) == 5
     assert memory.fitting_items(8, 0) == 1
+    held = replace(memory, held=2.0)  # the allocator's share goes with the step, not with what is loaded
+    assert held.total_bytes(8, 4) == 100 + 10 + 2 * (50 + 8 * 20)
+    assert held.fitting_items(8, 2 * 210 + 10) == 8
+    assert held.fitting_items(8, 2 * 210 + 9) == 4
 
 
 def test_auto_computes_as_many_items_at_once_as_memory_holds(make_config, monkeypatch, capsys, tmp_path):

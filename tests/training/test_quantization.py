@@ -6,15 +6,10 @@ import pytest
 import torch
 import transformers as hf
 
-from contextlora.backbones import load
+from contextlora.backbones import load, quantization
 from contextlora.backbones.faults import BackboneError
 
 BITS = ("8bit", "4bit")
-
-
-@pytest.fixture(autouse=True)
-def _bitsandbytes():
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install -e '.[quantization]')")
 
 
 @pytest.fixture
@@ -34,6 +29,7 @@ def wide_model_folder(model_folder, tmp_path):
 def test_a_quantised_base_trains_and_scores_nearly_as_the_whole_one(
     bits, make_config, wide_model_folder, train, tmp_path
 ):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install -e '.[quantization]')")
     settings = (f"model={wide_model_folder}", "taskset.context=gold", "training.steps_per_task=20")
     module = train(make_config(*settings, f"model.quantization={bits}"), tmp_path / bits)
     whole = train(make_config(*settings), tmp_path / "whole")
@@ -42,12 +38,13 @@ def test_a_quantised_base_trains_and_scores_nearly_as_the_whole_one(
     assert layer.weight.dtype in (torch.int8, torch.uint8)
     found, expected = (one.evaluator.predict("a", "test", "none").scores for one in (module, whole))
     assert (found - expected).abs().mean() < 0.5
-    assert module.progress.history[-1]["train_loss"] < module.progress.history[0]["train_loss"] + 0.1
+    first_stage = [row["train_loss"] for row in module.progress.history if row["stage"] == 0]
+    assert first_stage[-1] < first_stage[0]
 
 
 def test_an_unknown_number_of_bits_and_a_missing_library_are_named(model_folder, monkeypatch):
     with pytest.raises(BackboneError, match="quantization must be none, 8bit or 4bit, got '3bit'"):
         load.load_backbone(str(model_folder), quantization="3bit")
-    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match=r"quantization=4bit needs bitsandbytes: .*\[quantization\]"):
         load.load_backbone(str(model_folder), quantization="4bit")

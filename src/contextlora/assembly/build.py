@@ -55,14 +55,30 @@ def build_data(config: RunConfig) -> TaskSetDataModule:
         # auto: chosen once the model is adapted, see commands.train
         micro_batch_size=None if config.training.micro_batch_size == "auto" else config.training.micro_batch_size,
     )
-    # Each of several processes would measure for itself, and they must not differ.
-    if model.attn_implementation == "auto" and os.environ.get("WORLD_SIZE", "1") == "1":
-        task = taskset.graph.tasks[0]
-        items = taskset.items(task, "train")[: min(data.batch_size, 8)]
-        with suppress(Exception):  # it will happen again in the checks of all prompts and of a forward, which say more
-            batch = data.encode_items(task, items, [data.right_context(task, item) for item in items])
-            choose_attention(backbone.model, batch.to(backbone.model.device))
+    if model.attn_implementation == "auto":
+        _choose_attention(data)
     return data
+
+
+def _choose_attention(data: TaskSetDataModule) -> None:
+    # Each of several processes would measure for itself, and they must not differ.
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return
+    task, model = data.taskset.graph.tasks[0], data.backbone.model
+    items = data.taskset.items(task, "train")[: min(data.batch_size, 8)]
+    with suppress(Exception):  # it will happen again in the checks of all prompts and of a forward, which say more
+        batch = data.encode_items(task, items, [data.right_context(task, item) for item in items])
+        choose_attention(model, batch.to(model.device))
+
+
+def optimizer_settings(config: RunConfig) -> OptimizerSettings:
+    """Of every stage, at the method's own scale of the learning rate."""
+    training = config.training
+    return OptimizerSettings(
+        learning_rate=training.learning_rate * config.method.learning_rate_scale,
+        weight_decay=training.weight_decay,
+        warmup_share=training.warmup_share,
+    )
 
 
 def build_module(
@@ -77,11 +93,7 @@ def build_module(
         data,
         build_method(config.method),
         length=StageLength(training.steps_per_task, training.validate_every_steps, training.patience),
-        optimizer=OptimizerSettings(
-            learning_rate=training.learning_rate * config.method.learning_rate_scale,
-            weight_decay=training.weight_decay,
-            warmup_share=training.warmup_share,
-        ),
+        optimizer=optimizer_settings(config),
         target_modules=config.model.target_modules,
         seed=config.seed,
         identity=identity(config, data),

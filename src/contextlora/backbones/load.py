@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from contextlora.backbones.faults import BackboneError, brings_code, errors_of, warn_of_code
 from contextlora.backbones.fingerprint import fingerprint, part_fingerprints
 from contextlora.backbones.published import MODELS_DIR, PUBLISHED
+from contextlora.backbones.quantization import few_bits
 from contextlora.backbones.vocabulary import reads_sentences
 from contextlora.errors import first_line, is_out_of_memory, tail
 from contextlora.limits import shown
@@ -127,23 +126,33 @@ def load_backbone(
     with errors_of(path_or_name, "processor or tokenizer"):
         processor = AutoProcessor.from_pretrained(source, **trust) if is_multimodal else None
         tokenizer = processor.tokenizer if is_multimodal else _load_tokenizer(source, **trust)
-    chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
-    quantized = _quantized(quantization, chosen, device)
-    with errors_of(path_or_name, "weights"):
-        model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust, **quantized)
     template = getattr(processor or tokenizer, "chat_template", None) if chat_template == "auto" else None
+    chosen = fastest_dtype(device) if dtype == "auto" else _DTYPES[dtype]
+    bits = few_bits(quantization, chosen, device)
+    with errors_of(path_or_name, "weights"):
+        model = _load_model(source, auto_class(config), chosen, attn_implementation, **trust, **bits)
+    return _assembled((model if bits else model.to(device)).eval(), tokenizer, processor, template, path_or_name)
+
+
+def _assembled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: ProcessorMixin | None,
+    template: str | None,
+    name: str,
+) -> Backbone:
+    """With what is tried out on the parts, or read off them."""
     from contextlora.backbones.continuing import ways_to_read  # which needs this module's class
 
-    model = (model if quantized else model.to(device)).eval()
-    with errors_of(path_or_name, "forward"):
+    with errors_of(name, "forward"):
         packs, continues = ways_to_read(model)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
         processor=processor,
-        image_token=_image_token(processor) if is_multimodal else None,
-        is_multimodal=is_multimodal,
-        name=path_or_name,
+        image_token=_image_token(processor) if processor else None,
+        is_multimodal=processor is not None,
+        name=name,
         fingerprint=fingerprint(model),
         part_fingerprints=part_fingerprints(model, tokenizer, processor, template),
         reads_sentences=reads_sentences(tokenizer),
@@ -151,7 +160,7 @@ def load_backbone(
         packs_options=packs,
         continues=continues,
         # A layer that sees only the last so many columns would see too many through a mask of pairs.
-        window=getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize,
+        window=getattr(model.config.get_text_config(), "sliding_window", None) or sys.maxsize,
     )
 
 
@@ -179,30 +188,13 @@ def _load_tokenizer(source: str, **trust: bool) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _quantized(quantization: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a base of few bits; none for an ordinary one."""
-    if quantization == "none":
-        return {}
-    if quantization not in ("8bit", "4bit"):
-        raise BackboneError(f"model quantization must be none, 8bit or 4bit, got {shown(quantization)}")
-    if not find_spec("bitsandbytes"):
-        raise BackboneError(
-            f"model.quantization={quantization} needs bitsandbytes: .venv/bin/pip install -e '.[quantization]'"
-        )
-    bits = {"load_in_8bit": True}
-    if quantization == "4bit":
-        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    # bitsandbytes moves weights as it loads them, and never again.
-    return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}
-
-
 def _load_model(
     source: str,
     model_class: _AutoClass,
     dtype: torch.dtype,
     attn_implementation: str,
     trust_remote_code: bool,
-    **quantized: Any,
+    **bits: Any,
 ) -> PreTrainedModel:
     model, loaded = model_class.from_pretrained(
         source,
@@ -212,7 +204,7 @@ def _load_model(
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # else it only says that there are some
-        **quantized,
+        **bits,
     )
     if wrong := sorted(loaded["mismatched_keys"], key=str):
         name, found, expected = wrong[0]

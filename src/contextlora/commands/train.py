@@ -44,7 +44,7 @@ from contextlora.tracking import Tracker, open_tracker
 from contextlora.training.callbacks import LAST
 from contextlora.training.fit import fit
 from contextlora.training.loggers import TrackerLogger
-from contextlora.training.memory import available_bytes, estimate_memory, peak_memory_bytes
+from contextlora.training.memory import MemoryEstimate, available_bytes, estimate_memory, peak_memory_bytes
 from contextlora.training.module import ContextLoraModule
 from contextlora.training.plugins import build_plugins, check_plugins
 from contextlora.training.prompt_check import check_forward, check_prompts
@@ -114,7 +114,7 @@ def module_and_plan(config: RunConfig, peers: Peers | None) -> tuple[ContextLora
             if is_first_process():
                 CONSOLE.print(f"ddp: {peers.size} processes share every batch", highlight=False)
         if config.training.micro_batch_size == "auto":
-            _choose_micro_batches(module)
+            _choose_micro_batches(module, estimate_memory(module))
         return module, None
     plan, roles = plan_processes(config, data.taskset, peers.size)
     if is_first_process():
@@ -164,14 +164,15 @@ def show_plan(config: RunConfig) -> None:
     total = adapted.num_parameters()
     CONSOLE.print(f"trainable: {total:,} numbers, {100 * total / num_base:.1f} % of the base's {num_base:,}")
     _note_experts(adapted)
+    memory = estimate_memory(module)
     if training.micro_batch_size == "auto":
-        _choose_micro_batches(module)
+        _choose_micro_batches(module, memory)
     at_once = min(data.micro_batch_size or training.batch_size, training.batch_size)
     evaluated = min(config.evaluation.batch_size, max(map(len, data.taskset.splits.values())))
-    CONSOLE.print(estimate_memory(module).describe(at_once, evaluated), soft_wrap=True)
+    CONSOLE.print(memory.describe(at_once, evaluated), soft_wrap=True)
 
 
-def _choose_micro_batches(module: ContextLoraModule) -> None:
+def _choose_micro_batches(module: ContextLoraModule, memory: MemoryEstimate) -> None:
     """Computes as many items of a step at once as memory holds."""
     data, device = module.data, next(module.adapted.parameters()).device
     available = available_bytes(device)
@@ -180,7 +181,7 @@ def _choose_micro_batches(module: ContextLoraModule) -> None:
     if device.type == "cpu":
         available //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of one machine share its memory
     # A tenth stays free: other programs need some too, and allocators cannot use all.
-    data.micro_batch_size = estimate_memory(module).fitting_items(data.batch_size, int(0.9 * available))
+    data.micro_batch_size = memory.fitting_items(data.batch_size, int(0.9 * available))
     if data.micro_batch_size < data.batch_size and is_first_process():
         CONSOLE.print(f"memory: {data.micro_batch_size} of a step's {data.batch_size} items are computed at once")
 

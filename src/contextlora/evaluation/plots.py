@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -57,11 +58,16 @@ def _many_stages_figure(plan: TrainingPlan) -> Figure:
     extent = (0.5, len(names) + 0.5, len(rows) + 0.5, 0.5)
     axes.imshow(np.stack(rows), aspect="auto", interpolation="nearest", extent=extent)
     axes.set(xlabel="slice of the LoRA", ylabel="stage")
+    _name_statuses(axes, plan, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _name_statuses(axes: Axes, plan: TrainingPlan, **where: Any) -> None:
+    """The title, and a legend of the statuses' colours."""
     handles = [Rectangle((0, 0), 1, 1, facecolor=colour) for colour in STATUS_COLOURS.values()]
-    axes.legend(handles, STATUS_COLOURS, ncols=3, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(handles, STATUS_COLOURS, ncols=3, frameon=False, fontsize=10, **where)
     title = f"the {plan.partition.total_rank} ranks of the LoRA, stage by stage"
     axes.set_title(title, fontsize=11, color=INK, loc="left")
-    return figure
 
 
 def _draw_graph(axes: Axes, graph: TaskGraph) -> None:
@@ -130,10 +136,8 @@ def _draw_stages(axes: Axes, plan: TrainingPlan) -> None:
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    handles = [Rectangle((0, 0), 1, 1, facecolor=colour) for colour in STATUS_COLOURS.values()]
     below = {"bbox_to_anchor": (total / 2, len(plan.stages) + 0.05), "bbox_transform": axes.transData}
-    axes.legend(handles, STATUS_COLOURS, ncols=3, loc="upper center", frameon=False, fontsize=10, **below)
-    axes.set_title(f"the {total} ranks of the LoRA, stage by stage", fontsize=11, color=INK, loc="left")
+    _name_statuses(axes, plan, loc="upper center", **below)
 
 
 def _short(tasks: Sequence[str]) -> str:
@@ -255,12 +259,12 @@ def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
                 steps, values = curves.setdefault(key.removeprefix("accuracy/"), ([], []))
                 steps.append(row["step"])
                 values.append(100 * row[key])
-    names = [_name(task) if len(curves) <= MOST_NAMED else "" for task in curves]
+    names, has_legend = [_name(task) for task in curves], 0 < len(curves) <= MOST_NAMED
     num_columns = max(1, min(4, len(names), 60 // (5 + max(map(len, names), default=0))))
-    height = 3.2 + 0.2 * -(-len([*filter(None, names)]) // num_columns)  # the legend takes a line for every row
+    height = 3.2 + 0.2 * -(-len(names) // num_columns) * has_legend  # which takes a line for every row
     figure, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
     for name, (steps, values) in zip(names, curves.values(), strict=True):
-        axes.plot(steps, values, marker="o", markersize=4, label=name or "_")  # "_": not in the legend
+        axes.plot(steps, values, marker="o", markersize=4, label=name)
     for row, following in pairwise(history):
         if row["stage"] != following["stage"]:
             axes.axvline(row["step"], color=GREY, linestyle=":", linewidth=1)
@@ -268,7 +272,7 @@ def learning_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(names):
+    if has_legend:
         axes.legend(frameon=False, ncols=num_columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 

@@ -48,9 +48,11 @@ def task_statistics(taskset: TaskSet, task: str) -> TaskStatistics:
 
 
 def shared_scenes(taskset: TaskSet, parent: str, child: str) -> dict[str, int]:
-    """By split, how many of the child's items have an item of the parent in their scene, whose answer can be shown."""
-    scenes = {split: {item.scene for item in taskset.items(parent, split)} for split in SPLITS}
-    return {split: sum(item.scene in scenes[split] for item in taskset.items(child, split)) for split in SPLITS}
+    """By split, how many of the child's items build on an item of the parent, whose answer can be shown."""
+    return {
+        split: sum(taskset.parent(parent, split, item) is not None for item in taskset.items(child, split))
+        for split in SPLITS
+    }
 
 
 @dataclass(frozen=True)

@@ -170,14 +170,7 @@ def render(
             "add it"
         )
     shows_image = image == "image" and item.image is not None
-    in_lines = "{option_lines}" in template
-    continuations, before = item.options, ["- " if in_lines else ""] * len(item.options)
-    if answer_format == "letter":
-        if len(item.options) > len(ascii_lowercase):
-            raise TaskSetError(f"item {label(item.id)} has more options than letters; set taskset.answer_format=word")
-        continuations = tuple((ascii_uppercase if in_lines else ascii_lowercase)[: len(item.options)])
-        before = [f"{letter}. " if in_lines else f"{letter} " for letter in continuations]
-    listed = [start + word for start, word in zip(before, item.options, strict=True)]
+    listed, continuations = _listed(item, answer_format, in_lines="{option_lines}" in template)
     fields = {
         "image": IMAGE_PLACEHOLDER if shows_image else item.image_text or "",
         "question": item.question,
@@ -190,6 +183,17 @@ def render(
     text = _filled(template, fields).rstrip()
     image_path = folder / item.image if shows_image else None
     return Prompt(task.name, text, image_path, continuations, item.answer, length_normalised)
+
+
+def _listed(item: Item, answer_format: str, in_lines: bool) -> tuple[list[str], tuple[str, ...]]:
+    """The options as the prompt lists them, and what answers it: themselves, or their letters."""
+    if answer_format == "word":
+        return [f"- {word}" if in_lines else word for word in item.options], item.options
+    if len(item.options) > len(ascii_lowercase):
+        raise TaskSetError(f"item {label(item.id)} has more options than letters; set taskset.answer_format=word")
+    letters = tuple((ascii_uppercase if in_lines else ascii_lowercase)[: len(item.options)])
+    dot = "." if in_lines else ""
+    return [f"{letter}{dot} {word}" for letter, word in zip(letters, item.options, strict=True)], letters
 
 
 def _given(context: Mapping[str, str], as_context: Mapping[str, str | None]) -> str:

@@ -117,19 +117,20 @@ def estimate_memory(module: ContextLoraModule) -> MemoryEstimate:
 
 
 def _widest(module: ContextLoraModule) -> tuple[str, tuple[OptionBatch, OptionBatch]]:
-    """The task whose longest items make the widest batch, and batches of one and of two of them."""
-    data, found = module.data, []
-    for task in data.taskset.graph.tasks:
+    """The task with the widest of all items, and batches that hold this item once and twice."""
+    data, device = module.data, next(module.adapted.parameters()).device
+
+    def batch(task: str, times: int) -> OptionBatch:
         items = data.taskset.items(task, "train")
-        longest = [items[int(n)] for n in lengths_of(items).argsort()[::-1][:1]]
-        batches = [
-            data.encode_items(task, rows, [data.right_context(task, item) for item in rows])
-            for rows in (longest, longest * 2)
-        ]
-        found.append((batches[0].inputs["input_ids"].numel() + batches[0].num_read, task, batches))
-    _, task, (one, two) = max(found, key=lambda row: row[0])
-    device = next(module.adapted.parameters()).device
-    return task, (one.to(device), two.to(device))
+        item = items[int(lengths_of(items).argmax())]
+        return data.encode_items(task, [item] * times, [data.right_context(task, item)] * times)
+
+    def width(task: str) -> int:
+        found = batch(task, 1)
+        return found.inputs["input_ids"].numel() + found.num_read
+
+    task = max(data.taskset.graph.tasks, key=width)
+    return task, (batch(task, 1).to(device), batch(task, 2).to(device))
 
 
 def _growth(run: Callable[[OptionBatch], None], one: OptionBatch, two: OptionBatch) -> Growth:
@@ -185,7 +186,8 @@ def available_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    limits = [soft - _loaded_bytes(device) for soft in resource.getrlimit(resource.RLIMIT_AS)[:1] if soft > 0]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [address_space - _loaded_bytes(device)] if address_space != resource.RLIM_INFINITY else []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]

@@ -3,7 +3,6 @@
 Dropout, weight decay, gates and predicted answers are on.
 """
 
-import shutil
 from dataclasses import replace
 
 import lightning
@@ -12,10 +11,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from contextlora.assembly.build import build_data, build_module
 from contextlora.errors import ConfigError
-from contextlora.methods import METHODS
 from contextlora.training.shared_batches import leave_unwrapped
 from tests.gear.execution.conftest import Trained
-from tests.gear.execution.test_resume import LENGTH, Restless, RestlessSettings
+from tests.gear.execution.test_resume import LENGTH
 
 pytestmark = pytest.mark.processes
 # Batches of 3 have uneven shares, of 1 none for one process. AdamW's first steps go by the sign of a gradient, and with
@@ -42,27 +40,6 @@ def test_processes_end_as_one_that_trains_alone(make_config, train_alone, train_
         for ours in by_process:
             assert_alike(ours, alone)
             assert ours.history == by_process[0].history  # or processes could part ways
-
-
-def test_penalties_changing_uses_and_checkpoints_are_those_of_one_process(
-    make_config, train_alone, train_together, assert_alike, tmp_path, keep_checkpoints
-):
-    """Uses change to something else in each process; checkpoints are of a stage's start and of its middle."""
-    keep_checkpoints.setitem(METHODS, "restless", Restless)
-    config = make_config(*LENGTH)
-    config = replace(config, method=RestlessSettings(**vars(config.method) | {"name": "restless"}))
-    (whole,) = train_together(2, [(config, tmp_path / "two", None)])
-    alone = train_alone(config, tmp_path / "one")
-    for found in whole:
-        assert_alike(found, alone)
-    for number in (2, 3):
-        shutil.copytree(tmp_path / f"two-{number}", tmp_path / f"alone-{number}")
-    names = ["two-2", "two-3", "one-2", "one-3"]
-    for name, by_process in zip(names, train_together(2, [(config, tmp_path / n, None) for n in names]), strict=True):
-        for ours, theirs in zip(by_process, whole, strict=True):
-            assert_alike(ours, theirs, exact=name.startswith("two"))
-    for number in (2, 3):
-        assert_alike(train_alone(config, tmp_path / f"alone-{number}"), alone)
 
 
 def _train_by_script(config):

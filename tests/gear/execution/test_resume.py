@@ -117,18 +117,23 @@ class Restless(ContextLora):
         }
 
 
-def test_penalties_and_changing_uses_are_those_of_one_process(
-    make_config, train_alone, train_together, assert_alike, tmp_path, keep_checkpoints
+@pytest.mark.parametrize("roles", [HALVES, None], ids=["contextgear", "ddp"])
+def test_penalties_changing_uses_and_checkpoints_are_those_of_one_process(
+    roles, make_config, train_alone, train_together, assert_alike, tmp_path, keep_checkpoints
 ):
     """Seen to fail for a penalty counted once in each process, or in none, and for uses of each process's own."""
     keep_checkpoints.setitem(METHODS, "restless", Restless)
     config = make_config(*LENGTH)
     config = replace(config, method=RestlessSettings(**vars(config.method) | {"name": "restless"}))
-    (whole,) = train_together(2, [(config, tmp_path / "two", HALVES)])
+    (whole,) = train_together(2, [(config, tmp_path / "two", roles)])
     alone = train_alone(config, tmp_path / "one")
     for found in whole:
         assert_alike(found, alone)
-    kept = [tmp_path / f"two-{number}" for number in (2, 3)]  # the second stage's start, and its middle
-    for by_process in train_together(2, [(config, folder, HALVES) for folder in kept]):
+    for number in (2, 3):  # the second stage's start, and its middle
+        shutil.copytree(tmp_path / f"two-{number}", tmp_path / f"alone-{number}")
+    names = ["two-2", "two-3", "one-2", "one-3"]
+    for name, by_process in zip(names, train_together(2, [(config, tmp_path / n, roles) for n in names]), strict=True):
         for ours, theirs in zip(by_process, whole, strict=True):
-            assert_alike(ours, theirs, exact=True)
+            assert_alike(ours, theirs, exact=name.startswith("two"))
+    for number in (2, 3):
+        assert_alike(train_alone(config, tmp_path / f"alone-{number}"), alone)
