@@ -94,7 +94,7 @@ class ModelConfig(Section):
         "faster; eager is fastest on CPU at short lengths",
     )
     gradient_checkpointing: bool = setting(
-        False, "keep less for the backward, which repeats each block's forward: less memory, a third more time"
+        False, "keep less for the backward, which repeats each block's forward: far less memory, some 40 % more time"
     )
     target_modules: str = setting(
         "language-linear",

@@ -107,20 +107,20 @@ def encode(backbone: Backbone, prompts: Sequence[Prompt], rows: range | None = N
     option_ids = torch.tensor([[ids + [0] * (length - len(ids)) for ids in row] for row in options])
     lengths = torch.tensor([[len(ids) for ids in row] for row in options])
     option_mask = torch.arange(length) < lengths[..., None]
-    own_rows = length > 1 and not backbone.continues
+    inputs = _pad_prompts(backbone, encoded, images, width)
+    num_read = num_read if packs(backbone, inputs, width + num_read) else 0
+    own_rows = length > 1 and not num_read and not backbone.continues
     if own_rows:
         # An option's last token is predicted, never read.
         encoded = [replace(row, ids=row.ids + ids[:-1]) for row in encoded for ids in _filled(row.options, num_options)]
         images = [image for image in images for _ in range(num_options)]
-        width = rows_width
-    inputs = _pad_prompts(backbone, encoded, images, width)
+        inputs = _pad_prompts(backbone, encoded, images, rows_width)
     answer = torch.tensor([prompt.answer for prompt in prompts])
     characters = None
     if prompts[0].length_normalised:
         words = [[len(word) for word in prompt.continuations] for prompt in prompts]
         # 1, not 0, where there is no option: -inf / 0 would be no number.
         characters = torch.tensor([row + [1] * (num_options - len(row)) for row in words])
-    num_read = num_read if packs(backbone, inputs, width + num_read) else 0
     return OptionBatch(
         inputs, option_ids, option_mask, answer, prompts[0].task, rows, batch_size, num_read, own_rows, characters
     )
